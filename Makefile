@@ -1,0 +1,63 @@
+# make demo | test | check | clean     Everything runs in .venv, made on demand; nothing else is touched.
+# PYTHON=python3.12 picks another interpreter, VENV=path another place.
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= cpu,video,export,dev
+OUT ?= out
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+BUNDLE := $(OUT)/reference.bundle
+CHECKPOINT := checkpoints/reference
+CHECKPOINT_FILES := $(shell find $(CHECKPOINT) -type f 2>/dev/null)
+EXPORT_FILES := $(shell find t2v_edge export/t2v_export devices -type f -name '*.py' -o -type f -name '*.toml' 2>/dev/null)
+
+DEMO_FIRST := 一个人正在打篮球
+DEMO_THEN := a woman in a red shirt and blue jeans is dancing
+
+.PHONY: demo test check lint types clean install help
+
+help:
+	@sed -n 's/^# //p' Makefile | head -2
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here: try make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "the toolchain needs Python 3.10 to 3.13, $(PYTHON) is $$($(PYTHON) -V 2>&1): try make PYTHON=python3.12 ..." >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv module: install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(BUNDLE)/manifest.json: $(CHECKPOINT_FILES) $(EXPORT_FILES) | $(STAMP)
+	@test -f $(CHECKPOINT)/config.json || { echo "$(CHECKPOINT) is not here: clone the whole repository" >&2; exit 1; }
+	@mkdir -p $(OUT)
+	$(BIN)/t2v-edge export $(CHECKPOINT) --device cpu -o $(BUNDLE)
+	@touch $@
+
+# Six seconds of each caption at the model's own 16 frames a second.
+demo: $(STAMP) $(BUNDLE)/manifest.json
+	$(BIN)/t2v-edge run $(BUNDLE) "$(DEMO_FIRST)" --then 6 "$(DEMO_THEN)" --seconds 12 --seed 7 \
+	  -o $(OUT)/demo.mp4 --sheet $(OUT)/demo.png
+	@echo "$(OUT)/demo.mp4 and $(OUT)/demo.png are done"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +

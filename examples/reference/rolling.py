@@ -1,0 +1,144 @@
+"""Free-running motion and caption switches, measured on the motion graph that a bundle ships.
+
+The figures are those of `rollout.py` (frozen below 0.3, exploded above 2.5 of the data's mean joint speed in the second
+half of a run), taken from motion vectors alone, as any user of a bundle could.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from examples.reference.measures import markdown_table, percent, proportion
+from examples.reference.play import Job, Studio, Take, read_jobs
+from examples.reference.vocabulary import ACTIONS, FLOOR_SLICE, FPS, HIP_HEIGHT, JOINT_SCALE, JOINT_SLICE, PARENTS
+
+FROZEN, EXPLODED = 0.3, 2.5
+STAY_S, AFTER_S = 4, 1
+JUMP_S = 1.0
+
+
+def world_joints(motion: np.ndarray) -> np.ndarray:
+    """Joints (T, 20, 3) in metres, floor at 0, of motion vectors (T, 75); the start's place is lost modulo 2 m.
+
+    The floor phase is sin and cos of pi times the hip's place: its change, wrapped, is the hip's step (below 1 m).
+    """
+    joints = motion[:, JOINT_SLICE].astype(np.float64).reshape(-1, 20, 3) / JOINT_SCALE + [0, HIP_HEIGHT, 0]
+    sines, cosines = np.split(motion[:, FLOOR_SLICE].astype(np.float64), 2, 1)
+    place = np.unwrap(np.arctan2(sines, cosines), axis=0) / np.pi
+    joints[..., 0] += place[:, :1]
+    joints[..., 2] += place[:, 1:]
+    return joints
+
+
+def joint_speed(motion: np.ndarray) -> np.ndarray:
+    """Speed of every joint (T - 1, 20) in the world, metres a second."""
+    return np.linalg.norm(np.diff(world_joints(motion), axis=0), axis=-1) * FPS
+
+
+def bone_lengths(motion: np.ndarray) -> np.ndarray:
+    """Length of every bone (T, 19) in metres, joint 1 on."""
+    joints = world_joints(motion)
+    return np.linalg.norm(joints[:, 1:] - joints[:, list(PARENTS[1:])], axis=-1)
+
+
+def data_motion(data: Path) -> tuple[dict[str, float], np.ndarray]:
+    """Mean joint speed of each action's training clips, m/s, and the skeleton's bone lengths (19,). Needs torch."""
+    from examples.reference.motion_data import features, load_clips, to_motion_vectors
+
+    speeds: dict[str, list[np.ndarray]] = {action: [] for action in ACTIONS}
+    bones = None
+    for clip in load_clips(data):
+        if clip.split == "train":
+            motion = to_motion_vectors(features(clip)[None])[0].numpy()
+            speeds[clip.action].append(joint_speed(motion).mean(1))
+            bones = bone_lengths(motion).mean(0) if bones is None else bones
+    if bones is None:
+        raise ValueError(f"{data} holds no training clips")
+    return {action: float(np.concatenate(parts).mean()) for action, parts in speeds.items() if parts}, bones
+
+
+def caption_of(action: str) -> str:
+    return f"a person is {action}"
+
+
+def measure_run(motion: np.ndarray, speed: float, bones: np.ndarray) -> dict[str, float]:
+    """One free run against the data: speed ratios, and the largest relative error of any bone at any time."""
+    if not np.isfinite(motion).all():
+        return {"ratio": float("inf"), "late": float("inf"), "bones": float("inf")}
+    moved = joint_speed(motion).mean(1)
+    error = np.abs(bone_lengths(motion) / bones - 1)
+    return {"ratio": float(moved.mean() / speed), "late": float(moved[len(moved) // 2 :].mean() / speed),
+            "bones": float(error.max())}
+
+
+def measure_rollouts(studio: Studio, steps: int, streams: int, seed: int, data: Path, quiet: bool) -> dict[str, Any]:
+    """`streams` free runs of `steps` base steps of every action through the bundle's motion graph."""
+    speeds, bones = data_motion(data)
+    actions: dict[str, Any] = {}
+    stuck = 0
+    for number, action in enumerate(tqdm([a for a in ACTIONS if a in speeds], "rollouts", disable=quiet)):
+        runs = [
+            measure_run(studio.take([(0, caption_of(action))], seed + number * streams + k, steps).motion,
+                        speeds[action], bones)
+            for k in range(streams)
+        ]
+        frozen, exploded = (sum(r["late"] < FROZEN for r in runs), sum(not r["late"] <= EXPLODED for r in runs))
+        stuck += frozen + exploded
+        actions[action] = {
+            "speed_ratio": round(float(np.mean([r["ratio"] for r in runs])), 4), "frozen": frozen, "exploded": exploded,
+            "bone_error": round(max(r["bones"] for r in runs), 5), "data_speed_m_s": round(speeds[action], 4),
+        }
+    return {"engine": "onnxruntime", "steps": steps, "streams_per_action": streams,
+            "frozen_or_exploded": proportion(stuck, streams * len(actions)), "actions": actions}
+
+
+def jump(take: Take, change: int) -> float:
+    """Peak joint speed within a second of step `change`, over the mean peak of the seconds elsewhere."""
+    peak = joint_speed(take.motion).max(1)
+    span = int(JUMP_S * FPS)
+    at = peak[change - 1 : change - 1 + span].max()
+    starts = [s for s in range(span, len(peak) - span + 1, span) if s + span <= change - 1 or s >= change - 1 + span]
+    elsewhere = np.mean([peak[s : s + span].max() for s in starts])
+    return float(at / max(elsewhere, 1e-6))
+
+
+def measure_switches(studio: Studio, seed: int, processes: int, quiet: bool) -> dict[str, Any]:
+    """Every ordered pair of actions: does the evaluator read the new one from a second after, and do joints jump?"""
+    fps = studio.manifest.video.fps
+    change = STAY_S * fps
+    pairs = [(a, b) for a in ACTIONS for b in ACTIONS if a != b]
+    jobs = [Job(((0, caption_of(a)), (change, caption_of(b))), seed + i, STAY_S + AFTER_S)
+            for i, (a, b) in enumerate(pairs)]
+    read = list(tqdm(read_jobs(studio, jobs, processes), "switches", len(jobs), disable=quiet))
+    labels = studio.describe()["slots"]["action"]
+    right = [labels[found[0]] == b for found, (_, b) in zip(read, pairs)]
+    jumps = [jump(studio.take(job.script, job.seed, 2 * change), change) for job in jobs]
+    return {
+        "pairs": len(pairs), "read": proportion(sum(right), len(right)), "window_starts_s_after": AFTER_S,
+        "jump_mean": round(float(np.mean(jumps)), 4), "jump_p95": round(float(np.quantile(jumps, 0.95)), 4),
+        "missed": [f"{a} -> {b}: read {labels[found[0]]}"
+                   for ok, (a, b), found in zip(right, pairs, read) if not ok],
+    }
+
+
+def rollout_tables(report: dict[str, Any]) -> str:
+    """Markdown of `measure_rollouts` and `measure_switches`."""
+    rolled, switched = report["rollouts"], report["switches"]
+    rows = [[action, f"{row['speed_ratio']:.2f}", str(row["frozen"]), str(row["exploded"]), f"{100 * row['bone_error']:.2f}"]
+            for action, row in rolled["actions"].items()]
+    head = ("action", "joint speed / data's", "frozen", "exploded", "largest bone error, %")
+    return "\n".join([
+        f"{rolled['steps']:,} free-running steps of the bundle's motion graph, {rolled['streams_per_action']} streams an "
+        f"action; frozen or exploded: {percent(rolled['frozen_or_exploded'])} %.",
+        "",
+        markdown_table(head, rows),
+        "",
+        f"Caption switches, all {switched['pairs']} ordered pairs of actions: the new action is read from a window that "
+        f"starts {switched['window_starts_s_after']} s after the switch in {percent(switched['read'])} %; the peak joint "
+        f"speed around the switch is {switched['jump_mean']:.2f} of that elsewhere (95th percentile "
+        f"{switched['jump_p95']:.2f}).",
+    ])

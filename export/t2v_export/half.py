@@ -1,0 +1,181 @@
+"""Float16 variants of a float32 graph. Inputs and outputs keep their types; casts are inside."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from t2v_edge.spec import StageSpec
+from t2v_export.graph import WEIGHTED, check_graph
+
+HALF_MAX = 65504.0
+# Stands for minus infinity in masks; added to a score it still fits.
+MASK_FLOOR = -6e4
+# Sums over many numbers, or wide ranges: kept in float32 even between float16 neighbours.
+FULL_OPS = {"LayerNormalization", "ReduceMean", "ReduceSum", "ReduceL2", "Pow", "Sqrt", "Exp", "Log", "Reciprocal",
+            "ReduceSumSquare", "InstanceNormalization", "CumSum"}
+PIXEL_OPS = {"Cast", "Transpose", "Round", "Clip", "Add", "Mul", "Tanh", "Sigmoid", "Identity"}
+# Inputs that the operator wants in float32 or as integers whatever it computes in.
+FIXED_INPUTS = {"Resize": (1, 2, 3)}
+SMALL = 4096
+
+
+def store_half(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
+    """Weights stored in float16 and computed in float32, for recurrent stages whose state would gather rounding.
+
+    A small constant that float16 cannot hold exactly stays as it is.
+    """
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    graph = model.graph
+    casts, renamed = [], {}
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        full = numpy_helper.to_array(tensor)
+        if full.size < 2 or float(np.abs(full).max()) > HALF_MAX:
+            continue
+        half = full.astype(np.float16)
+        if full.size <= SMALL and not np.array_equal(half.astype(np.float32), full):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], name=f"/half/{name}", to=TensorProto.FLOAT))
+        renamed[name] = f"{name}.half"
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    check_graph(model, spec)
+    return model
+
+
+def compute_half(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
+    """Float16 arithmetic from the first weights on.
+
+    Kept in float32: what comes before the first layer with weights (coordinates and masks lose most and cost
+    least), the pixels' conversion at the end, normalisations and long sums, and layers with weights beyond
+    float16's range.
+    """
+    typed = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    kinds = {v.name: v.type.tensor_type.elem_type for v in [*typed.graph.value_info, *typed.graph.input, *typed.graph.output]}
+    kinds.update({t.name: t.data_type for t in typed.graph.initializer})
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    _Halving(model.graph, kinds, spec).run()
+    check_graph(model, spec)
+    return model
+
+
+class _Halving:
+    """One conversion of one graph, in place: decides each node's arithmetic, then puts casts at the borders."""
+
+    def __init__(self, graph: onnx.GraphProto, kinds: dict[str, int], spec: StageSpec) -> None:
+        self.graph, self.kinds, self.spec = graph, kinds, spec
+        self.weights = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type == TensorProto.FLOAT}
+        self.half_values: set[str] = set()
+        self.casts: dict[tuple[str, int], str] = {}
+        self.nodes: list[onnx.NodeProto] = []
+        self.added: dict[str, onnx.TensorProto] = {}
+
+    def run(self) -> None:
+        outputs = {o.name for o in self.graph.output}
+        half_nodes = self._choose()
+        for index, node in enumerate(list(self.graph.node)):
+            half = index in half_nodes
+            for position, name in self._float_inputs(node):
+                node.input[position] = self._as(name, half)
+            if half and node.op_type == "Cast" and self._to(node) == TensorProto.FLOAT:
+                node.attribute[0].i = TensorProto.FLOAT16
+            self.nodes.append(node)
+            for position, name in enumerate(node.output):
+                if half and self.kinds.get(name) == TensorProto.FLOAT:
+                    if name in outputs:
+                        node.output[position] = f"{name}.half"
+                        self.nodes.append(self._cast(f"{name}.half", name, TensorProto.FLOAT))
+                        self.casts[name, TensorProto.FLOAT16] = f"{name}.half"
+                    else:
+                        self.half_values.add(name)
+        self._replace()
+
+    def _choose(self) -> set[int]:
+        """Indices of the nodes that compute in float16."""
+        nodes = list(self.graph.node)
+        tail = self._pixel_tail(nodes)
+        after: set[str] = set()
+        chosen = set()
+        for index, node in enumerate(nodes):
+            weighted = node.op_type in WEIGHTED or (node.op_type == "Gather" and node.input[0] in self.weights)
+            if not (after.intersection(node.input) or (weighted and any(i in self.weights for i in node.input))):
+                continue
+            after.update(o for o in node.output if self.kinds.get(o) == TensorProto.FLOAT)
+            used = [self.weights[i] for i in node.input if i in self.weights]
+            fits = all(w.size == 0 or float(w.max()) <= HALF_MAX for w in used) and (
+                node.op_type not in WEIGHTED or all(w.size == 0 or float(w.min()) >= -HALF_MAX for w in used))
+            if node.op_type not in FULL_OPS and index not in tail and fits:
+                chosen.add(index)
+        return chosen
+
+    def _pixel_tail(self, nodes: list[onnx.NodeProto]) -> set[int]:
+        if self.spec.stage != "render":
+            return set()
+        made_by = {o: i for i, node in enumerate(nodes) for o in node.output}
+        tail: set[int] = set()
+        index = made_by.get(self.spec.outputs[0].name)
+        while index is not None and nodes[index].op_type in PIXEL_OPS:
+            tail.add(index)
+            index = next((made_by[i] for i in nodes[index].input if i in made_by), None)
+        return tail
+
+    def _float_inputs(self, node: onnx.NodeProto) -> Iterator[tuple[int, str]]:
+        fixed = FIXED_INPUTS.get(node.op_type, ())
+        for position, name in enumerate(node.input):
+            if name and position not in fixed and self.kinds.get(name) == TensorProto.FLOAT:
+                yield position, name
+
+    def _as(self, name: str, half: bool) -> str:
+        """The name under which a float value is had in float16 or float32, with a cast where it needs one."""
+        if name in self.weights:
+            if not half:
+                return name
+            rounded = np.maximum(self.weights[name], np.float32(MASK_FLOOR)).astype(np.float16)
+            self.added.setdefault(f"{name}.half", numpy_helper.from_array(rounded, f"{name}.half"))
+            return f"{name}.half"
+        if half == (name in self.half_values):
+            return name
+        kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+        if (name, kind) not in self.casts:
+            cast = f"{name}.{'half' if half else 'full'}"
+            source = name
+            if half and self.kinds.get(name) == TensorProto.FLOAT and self._may_overflow(name):
+                source = self._clamped(name)
+            self.nodes.append(self._cast(source, cast, kind))
+            self.casts[name, kind] = cast
+        return self.casts[name, kind]
+
+    def _may_overflow(self, name: str) -> bool:
+        """Whether a mask made before the weights holds float32's lowest number (a Where with such a constant)."""
+        maker = next((n for n in self.nodes if name in n.output), None)
+        return maker is not None and any(i in self.weights and self.weights[i].size and float(self.weights[i].min()) < -HALF_MAX for i in maker.input)
+
+    def _clamped(self, name: str) -> str:
+        floor = "mask.floor"
+        self.added.setdefault(floor, numpy_helper.from_array(np.asarray(MASK_FLOOR, dtype=np.float32), floor))
+        self.nodes.append(helper.make_node("Max", [name, floor], [f"{name}.clamped"], name=f"/clamp/{name}"))
+        return f"{name}.clamped"
+
+    @staticmethod
+    def _to(node: onnx.NodeProto) -> int:
+        return next(int(a.i) for a in node.attribute if a.name == "to")
+
+    @staticmethod
+    def _cast(source: str, target: str, kind: int) -> onnx.NodeProto:
+        return helper.make_node("Cast", [source], [target], name=f"/cast/{target}", to=kind)
+
+    def _replace(self) -> None:
+        used = {i for node in self.nodes for i in node.input}
+        kept = [t for t in [*self.graph.initializer, *self.added.values()] if t.name in used]
+        for repeated, values in ((self.graph.node, self.nodes), (self.graph.initializer, kept)):
+            copied = [type(v).FromString(v.SerializeToString()) for v in values]
+            del repeated[:]
+            repeated.extend(copied)

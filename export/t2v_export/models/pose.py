@@ -1,0 +1,176 @@
+"""A renderer that is told where the limbs are: the reference model's frame generator.
+
+Motion is a pose before a known camera. Beside the usual linear stem, the network gets maps of its limbs, as
+pose-conditioned image generators do (Ma et al., 2017; Chan et al., "Everybody Dance Now", 2019): for each bone a
+Gaussian of the distance to its segment on the screen, and the same weighted with depth, which tells what hides
+what. They are computed inside the graph, from plain element-wise operators.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from t2v_edge.spec import NoiseSpec, StageSpec
+from t2v_export.models.contract import render_spec
+from t2v_export.models.upsample import Stem, ToPixels, UpBlock
+
+
+class Choice(nn.Module):
+    """Settle what the caption left open: groups of probabilities -> nearly one-hot choices.
+
+    In each group of K, `p` from the text is squared and normalised; where it is uniform (nothing was said) noise of
+    the stream decides instead, faded by K min(p), so that a condition that is blended from one caption to the next
+    cross-fades and what a caption names is never overruled.
+
+    forward: probabilities (batch, sum of groups), normal noise of the same shape -> weights of the same shape.
+    """
+
+    def __init__(self, groups: Sequence[int], noise_gain: float = 30.0) -> None:
+        super().__init__()
+        self.groups = tuple(groups)
+        self.noise_gain = noise_gain
+
+    def forward(self, probability: Tensor, noise: Tensor) -> Tensor:
+        chosen = []
+        for p, n in zip(probability.split(self.groups, 1), noise.split(self.groups, 1)):
+            open_share = p.amin(1, keepdim=True).clamp(0.0, 1.0) * p.shape[1]
+            logits = 2.0 * torch.log(p.clamp(min=0.0) + 1e-3) + self.noise_gain * open_share * n
+            chosen.append(torch.softmax(logits, 1))
+        return torch.cat(chosen, 1)
+
+
+class LimbMaps(nn.Module):
+    """Maps of limbs and props on the screen, made from the motion vector.
+
+    `layout` says where in the motion vector things lie: `joints` (start, count), `prop` (start) of the prop's two
+    ends, `presence` (start, count), the `lift` (metres added to y) and `scale` (divides coordinates) that give
+    metres, `bones` (pairs of joints) and the `camera` (distance, height, pitch in radians, focal length in
+    half-images).
+    """
+
+    def __init__(self, layout: Mapping[str, Any], resolution: int, depth: bool, gain: float = 4.0) -> None:
+        super().__init__()
+        self.layout = dict(layout)
+        self.depth = depth
+        self.gain = gain
+        self.sigma = max(2.4 / resolution, 0.05)
+        bones = layout["bones"]
+        self.start = [bone[0] for bone in bones]
+        self.end = [bone[1] for bone in bones]
+        self.channels = len(bones) * (2 if depth else 1) + layout["presence"][1]
+        self.register_buffer("grid", (torch.arange(resolution) + 0.5) / resolution * 2 - 1, persistent=False)
+
+    def points(self, motion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Joints and the prop's ends on the screen: u, v in [-1, 1] and depth relative to the hip, each (batch, joints + 2)."""
+        layout, camera = self.layout, self.layout["camera"]
+        first, count = layout["joints"]
+        flat = torch.cat([motion[:, first : first + 3 * count], motion[:, layout["prop"] : layout["prop"] + 6]], 1)
+        place = flat.reshape(-1, count + 2, 3) / layout["scale"]
+        cos, sin = math.cos(camera["pitch"]), math.sin(camera["pitch"])
+        y, z = place[..., 1] + (layout["lift"] - camera["height"]), place[..., 2] + camera["distance"]
+        depth = z * cos - y * sin
+        scale = camera["focal"] / depth
+        return place[..., 0] * scale, -(y * cos + z * sin) * scale, depth - camera["distance"]
+
+    def forward(self, motion: Tensor) -> Tensor:
+        """Motion (batch, M) -> maps (batch, channels, resolution, resolution)."""
+        u, v, depth = self.points(motion)
+        joints = self.layout["joints"][1]
+        start, end = [*self.start, joints], [*self.end, joints + 1]
+        au, av, az = (x[:, start, None, None] for x in (u, v, depth))
+        bu, bv, bz = (x[:, end, None, None] for x in (u, v, depth))
+        du, dv = bu - au, bv - av
+        px, py = self.grid[None, None, None, :], self.grid[None, None, :, None]
+        along = ((px - au) * du + (py - av) * dv) / (du * du + dv * dv + 1e-4)
+        along = along.clamp(0.0, 1.0)
+        off_u, off_v = px - au - along * du, py - av - along * dv
+        near = torch.exp((off_u * off_u + off_v * off_v) * (-1.0 / self.sigma**2)) * self.gain
+        limbs, prop = near[:, :-1], near[:, -1:]
+        first, count = self.layout["presence"]
+        maps = [limbs, prop * motion[:, first : first + count, None, None]]
+        if self.depth:
+            deep = (az + along * (bz - az))[:, :-1]
+            maps.append(limbs * (deep * 2.0).clamp(-2.0, 2.0))
+        return torch.cat(maps, 1)
+
+
+class PoseRenderer(nn.Module):
+    """A frame from a pose and a look.
+
+    Options: `channels`, the widths from the 4x4 stem to the last level, one more than there are doublings; `upsample` and
+    `residual` as in `UpBlock`; `look`, the [start, size] of each group of probabilities in the condition that says
+    how things look (their sum is the size of the noise ``look``, normal, drawn once a stream); `layout` as in
+    `LimbMaps`; `maps`, the levels (their sizes) that get limb maps, `depth_maps`, those that get depth as well;
+    `bias_levels`, the levels whose block adds a bias made from the look.
+    """
+
+    pixel_range = "0..1"
+
+    def __init__(
+        self,
+        *,
+        condition_size: int,
+        motion_size: int,
+        height: int,
+        width: int,
+        look: Sequence[Sequence[int]],
+        layout: Mapping[str, Any],
+        channels: Sequence[int] = (256, 320, 256, 160, 96, 48, 32),
+        stem_width: int = 512,
+        look_width: int = 64,
+        maps: Sequence[int] = (16, 32, 64),
+        depth_maps: Sequence[int] = (16, 32),
+        bias_levels: Sequence[int] = (16, 32, 64, 128),
+        upsample: str = "resize",
+        residual: bool = False,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        if height != width or 4 << (len(channels) - 1) != height:
+            raise ValueError(f"{len(channels)} channels make {4 << (len(channels) - 1)} pixels square, not {width}x{height}")
+        self.sizes = condition_size, motion_size, height, width
+        self.look = [(int(start), int(size)) for start, size in look]
+        groups = [size for _, size in self.look]
+        self.choice = Choice(groups)
+        self.embed = nn.Linear(sum(groups), look_width)
+        self.mix = nn.Sequential(
+            nn.Linear(motion_size + look_width, stem_width), nn.BatchNorm1d(stem_width), nn.LeakyReLU(0.2)
+        )
+        self.stem = Stem(stem_width, channels[0], 4, 4)
+        self.maps = nn.ModuleDict({str(size): LimbMaps(layout, size, size in depth_maps) for size in maps})
+        self.blocks = nn.ModuleList()
+        self.biases = nn.ModuleDict()
+        for level, (inputs, outputs) in enumerate(zip(channels[:-1], channels[1:])):
+            size = 4 << level
+            extra = self.maps[str(size)].channels if size in maps else 0
+            self.blocks.append(UpBlock(inputs + extra, outputs, upsample, residual=residual))
+            if size * 2 in bias_levels:
+                self.biases[str(size * 2)] = nn.Linear(sum(groups), outputs)
+        self.pixels = ToPixels(channels[-1], self.pixel_range)
+
+    @property
+    def spec(self) -> StageSpec:
+        condition_size, motion_size, height, width = self.sizes
+        noise = NoiseSpec("look", (1, sum(size for _, size in self.look)))
+        return render_spec(condition_size, motion_size, height, width, (noise,))
+
+    def forward(self, motion: Tensor, condition: Tensor, noise: Tensor) -> Tensor:
+        """Motion (batch, M), condition (batch, C), noise (batch, L) -> frames (batch, 3, H, W) in [0, 1]."""
+        named = torch.cat([condition[:, start : start + size] for start, size in self.look], 1)
+        return self.frame(motion, self.choice(named, noise))
+
+    def frame(self, motion: Tensor, look: Tensor) -> Tensor:
+        """Motion (batch, M) and a settled look (batch, L) -> frames (batch, 3, H, W) in [0, 1]."""
+        x = self.stem(self.mix(torch.cat([motion, self.embed(look)], 1)))
+        size = 4
+        for block in self.blocks:
+            if str(size) in self.maps:
+                x = torch.cat([x, self.maps[str(size)](motion).to(x.dtype)], 1)
+            size *= 2
+            bias = self.biases[str(size)](look)[:, :, None, None] if str(size) in self.biases else None
+            x = block(x, bias)
+        return self.pixels(x)

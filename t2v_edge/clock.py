@@ -1,0 +1,120 @@
+"""The arithmetic of a stream, apart from engines: when frames are shown, and how conditions and motions flow.
+
+Motion is stepped at the model's own base rate. Shown frame k stands at ``k / fps`` seconds, that is at base
+position ``k * base_fps / fps``, an exact fraction: no rate drifts against another.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Optional, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from t2v_edge.errors import UsageError
+
+Vector = npt.NDArray[np.float32]
+
+MAX_FPS = 1000
+
+
+def exact(value: Union[int, float, Fraction, str], name: str) -> Fraction:
+    """`value` as an exact fraction: 0.1 is 1/10, "30000/1001" is NTSC. Raises `UsageError` naming the option."""
+    try:
+        return Fraction(str(value))
+    except (ValueError, ZeroDivisionError) as error:
+        raise UsageError(f"{name} is {value!r}, expected a number such as 24, 29.97 or 30000/1001") from error
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Shown frames against base steps."""
+
+    base_fps: Fraction
+    fps: Fraction
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps <= MAX_FPS:
+            raise UsageError(f"fps is {self.fps}, expected more than 0 and at most {MAX_FPS}")
+
+    @property
+    def time_base(self) -> Fraction:
+        """Seconds a shown frame lasts; a frame's pts counts these."""
+        return 1 / self.fps
+
+    def position(self, index: int) -> tuple[int, Fraction]:
+        """The base step at or before shown frame `index`, and how far it is to the next one, in [0, 1)."""
+        place = index * self.base_fps / self.fps
+        step = math.floor(place)
+        return step, place - step
+
+    def frames_in(self, seconds: Fraction) -> int:
+        """How many frames are shown in `seconds`: those whose time lies before the end."""
+        return math.ceil(seconds * self.fps)
+
+    def step_of(self, seconds: Fraction) -> int:
+        """The first base step at or after `seconds`."""
+        return math.ceil(seconds * self.base_fps)
+
+
+def mix(one: Vector, other: Vector, share: float) -> Vector:
+    """Linear interpolation, exactly `one` at 0 and `other` at 1."""
+    if share <= 0.0:
+        return one
+    if share >= 1.0:
+        return other
+    return one + (other - one) * np.float32(share)
+
+
+class Blend:
+    """A condition that moves to a new target over a few base steps, in straight lines.
+
+    A new target in mid-blend starts from where the blend is. The recurrent state is no concern of it: that is
+    carried on.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._start: Optional[Vector] = None
+        self._target: Optional[Vector] = None
+        self._current: Optional[Vector] = None
+        self._done = 0
+
+    def retarget(self, condition: Vector) -> None:
+        """Aim at `condition`; the first target is taken at once."""
+        self._start, self._target, self._done = self._current, condition, 0
+
+    def advance(self) -> Vector:
+        """The condition of the next base step."""
+        if self._target is None:
+            raise RuntimeError("no condition was set before the first step")
+        if self._start is None or self._steps == 0:
+            self._current = self._target
+        else:
+            self._done = min(self._done + 1, self._steps)
+            self._current = mix(self._start, self._target, self._done / self._steps)
+        return self._current
+
+
+class Smoother:
+    """A one-pole low-pass over base steps: ``y += (1 - smoothing) * (x - y)``, starting at the first motion.
+
+    `smoothing` in [0, 1): 0 passes motion through; at s it forgets with the time constant
+    ``-1 / (base_fps * ln s)`` seconds, whatever rate frames are shown at (s = 0.5 at 16 fps: 0.09 s).
+    """
+
+    def __init__(self, smoothing: float) -> None:
+        if not 0.0 <= smoothing < 1.0:
+            raise UsageError(f"smoothing is {smoothing}, expected 0 (none) up to but not including 1")
+        self._gain = np.float32(1.0 - smoothing)
+        self._value: Optional[Vector] = None
+
+    def __call__(self, motion: Vector) -> Vector:
+        if self._value is None or self._gain == 1.0:
+            self._value = motion
+        else:
+            self._value = self._value + self._gain * (motion - self._value)
+        return self._value

@@ -1,0 +1,52 @@
+"""Every random number of a stream, from one seeded generator, in the order that docs/formats.md fixes."""
+
+from __future__ import annotations
+
+from typing import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from t2v_edge.errors import UsageError
+from t2v_edge.spec import NoiseSpec, StageSpec, StateSpec
+
+Tensors = dict[str, npt.NDArray[np.float32]]
+
+MAX_SEED = (1 << 64) - 1
+
+
+class Draws:
+    """The noises and start states of one stream; the same seed gives the same numbers.
+
+    `motion` and `render`: stream noises by input name. `states`: start states by input name. `step` draws the
+    noises of the next base step. All float32.
+    """
+
+    def __init__(self, motion: StageSpec, render: StageSpec, seed: int) -> None:
+        if not 0 <= seed <= MAX_SEED:
+            raise UsageError(f"seed is {seed}, expected 0 to {MAX_SEED}")
+        self._generator = np.random.Generator(np.random.PCG64(seed))
+        self._step_noises = tuple(n for n in motion.noises if n.cadence == "step")
+        self.motion = self._noises(n for n in motion.noises if n.cadence == "stream")
+        self.render = self._noises(n for n in render.noises if n.cadence == "stream")
+        self.states: Tensors = {s.input: self._state(s) for s in motion.states}
+
+    def step(self) -> Tensors:
+        return self._noises(self._step_noises)
+
+    def _noises(self, noises: Iterable[NoiseSpec]) -> Tensors:
+        return {noise.input: self._noise(noise) for noise in noises}
+
+    def _noise(self, noise: NoiseSpec) -> npt.NDArray[np.float32]:
+        if noise.distribution == "normal":
+            drawn = self._generator.standard_normal(noise.shape, np.float32)
+        else:
+            drawn = self._generator.random(noise.shape, np.float32)
+        return drawn * np.float32(noise.scale)
+
+    def _state(self, state: StateSpec) -> npt.NDArray[np.float32]:
+        if state.start == "normal":
+            return self._generator.standard_normal(state.shape, np.float32)
+        if state.start == "stored":
+            return np.array(state.value, np.float32).reshape(state.shape)
+        return np.zeros(state.shape, np.float32)

@@ -1,0 +1,68 @@
+"""What every engine does: hold one stage's graph, and run it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Mapping, Optional, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from t2v_edge.errors import EngineError, UsageError
+from t2v_edge.spec import StageSpec
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+MAX_THREADS = 256
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine runs. `threads`: CPU threads inside one operator, or None for the engine's own choice."""
+
+    threads: Optional[int] = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
+            raise UsageError(f"threads is {self.threads}, expected 1 to {MAX_THREADS}")
+
+
+class Engine(Protocol):
+    """A loaded graph. `run` may be called from several threads; close it, or use it as a context manager.
+
+    Arrays given to `run` are read during the call only. Arrays it returns belong to the caller: an engine that
+    reuses buffers copies before it returns.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def spec(self) -> StageSpec: ...
+
+    def run(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph once. Names, shapes and dtypes are those of `spec.inputs` and `spec.outputs`."""
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None: ...
+
+
+def check_feeds(feeds: Arrays, spec: StageSpec) -> None:
+    """Check names, shapes and dtypes against the contract; raises `EngineError` naming the first misfit."""
+    for tensor in spec.inputs:
+        array = feeds.get(tensor.name)
+        if array is None:
+            raise EngineError(f"stage {spec.stage}: input {tensor.name} is missing; feed {[t.name for t in spec.inputs]}")
+        if array.shape != tensor.shape or array.dtype != np.dtype(tensor.dtype):
+            raise EngineError(f"stage {spec.stage}: input {tensor.name} is {array.dtype}{list(array.shape)}, "
+                              f"the graph takes {tensor.dtype}{list(tensor.shape)}")
+    if len(feeds) != len(spec.inputs):
+        extra = sorted(set(feeds) - {t.name for t in spec.inputs})
+        raise EngineError(f"stage {spec.stage}: takes no input {', '.join(extra)}; leave it out")

@@ -1,0 +1,46 @@
+"""Errors that users of the package meet. Each message says what is wrong and names the remedy."""
+
+from __future__ import annotations
+
+
+class T2VError(Exception):
+    """Base of all errors raised on purpose; the command line prints them without a traceback.
+
+    `exit_code` is what the command line exits with: 1 the work failed, 2 wrong use.
+    """
+
+    exit_code = 1
+
+
+class UsageError(T2VError):
+    """A flag, option or argument that cannot be honoured."""
+
+    exit_code = 2
+
+
+class SpecError(T2VError):
+    """A stage does not keep its contract: a name, shape, dtype or state pair is wrong."""
+
+
+class CheckpointError(T2VError):
+    """A checkpoint cannot be read, or holds something that must not be exported."""
+
+
+class BundleError(T2VError):
+    """A bundle is damaged, incomplete, too large, or not what its manifest says."""
+
+
+class EngineError(T2VError):
+    """An inference engine is absent or failed to load or run a graph."""
+
+
+class DeviceError(T2VError):
+    """A device profile is unknown or malformed, or does not fit the bundle."""
+
+
+class CaptionError(T2VError):
+    """A caption that cannot be tokenized: empty, too long, or not text."""
+
+
+class SinkError(T2VError):
+    """Frames cannot be written where they were asked to go."""

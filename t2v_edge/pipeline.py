@@ -1,0 +1,152 @@
+"""A bundle loaded into engines, ready to play any number of streams."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from types import TracebackType
+from typing import Any, Iterable, Mapping, Optional, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from t2v_edge.bundle import Bundle
+from t2v_edge.engine import Engine, EngineOptions, open_engine
+from t2v_edge.engine.base import Arrays
+from t2v_edge.errors import EngineError, UsageError
+from t2v_edge.manifest import Manifest
+from t2v_edge.spec import STAGES
+from t2v_edge.stream import FrameStream, StreamOptions
+from t2v_edge.tokenizer import CaptionTokenizer, normalise
+
+CACHED_CONDITIONS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What the text stage makes of a caption: `vector` float32 (1, C), read-only; the normalised caption; whether cut."""
+
+    vector: npt.NDArray[np.float32]
+    caption: str
+    truncated: bool
+
+
+class Pipeline:
+    """Three engines and a tokenizer. Immutable; share it among threads and streams, each stream has its own state.
+
+    `manifest`: the bundle's. `variants`: stage -> the variant loaded. `engine`: the engine's name.
+    """
+
+    def __init__(
+        self, manifest: Manifest, tokenizer: CaptionTokenizer, engines: Mapping[str, Engine], variants: Mapping[str, str]
+    ) -> None:
+        self.manifest = manifest
+        self.variants = dict(variants)
+        self.engine = engines["render"].name
+        self._tokenizer = tokenizer
+        self._engines = dict(engines)
+        self._conditions: OrderedDict[str, Condition] = OrderedDict()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        path: Union[str, os.PathLike[str]],
+        engine: str = "auto",
+        variant: Optional[str] = None,
+        threads: Optional[int] = None,
+    ) -> Pipeline:
+        """Verify the bundle at `path` and load it.
+
+        engine: a name from `available_engines`, or ``auto``. variant: one variant for every stage that has it (the
+        others keep the manifest's default), or None for the manifest's default. threads: CPU threads an operator may
+        use, None for the engine's choice. Raises `BundleError`, `EngineError` or `UsageError`.
+        """
+        options = EngineOptions(threads)
+        with Bundle.open(path) as bundle, ExitStack() as opened:
+            manifest = bundle.manifest
+            variants = choose_variants(manifest, variant)
+            tokenizer = CaptionTokenizer(bundle.tokenizer_json, manifest.tokenizer.tokens, manifest.tokenizer.pad_id)
+            engines = {}
+            for stage in STAGES:
+                graph = bundle.graph(variants[stage], stage)
+                engines[stage] = open_engine(engine, graph, manifest.stages[stage], options)
+                opened.callback(engines[stage].close)
+            opened.pop_all()
+            return cls(manifest, tokenizer, engines, variants)
+
+    def encode(self, caption: str) -> Condition:
+        """The condition of a caption; an unchanged caption is not encoded again. Raises `CaptionError`."""
+        key = normalise(caption)
+        with self._lock:
+            known = self._conditions.get(key)
+            if known is not None:
+                self._conditions.move_to_end(key)
+                return known
+        tokens = self._tokenizer(caption)
+        result = self.run("text", {"input_ids": tokens.ids, "attention_mask": tokens.mask})
+        vector = result["condition"]
+        vector.setflags(write=False)
+        condition = Condition(vector, tokens.text, tokens.truncated)
+        with self._lock:
+            self._conditions[key] = condition
+            while len(self._conditions) > CACHED_CONDITIONS:
+                self._conditions.popitem(last=False)
+        return condition
+
+    def is_encoded(self, caption: str) -> bool:
+        """Whether `encode` would answer from memory."""
+        with self._lock:
+            return normalise(caption) in self._conditions
+
+    def run(self, stage: str, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Run one stage once; the arrays returned belong to the caller. Raises `EngineError`."""
+        if self._closed:
+            raise EngineError("the pipeline is closed; open it again")
+        return self._engines[stage].run(feeds)
+
+    def stream(
+        self,
+        caption: str,
+        *,
+        then: Iterable[tuple[float, str]] = (),
+        fps: Union[int, float, Fraction, str, None] = None,
+        seconds: Union[int, float, Fraction, None] = None,
+        seed: int = 0,
+        size: Optional[tuple[int, int]] = None,
+        smoothing: float = 0.0,
+        blend_steps: Optional[int] = None,
+    ) -> FrameStream:
+        """A stream of frames of `caption`; the parameters are those of `StreamOptions`, `then` its later captions."""
+        captions = ((0.0, caption), *((at, text) for at, text in then))
+        options = StreamOptions(captions, fps, seconds, seed, size, smoothing, blend_steps)
+        return FrameStream(self, options)
+
+    def close(self) -> None:
+        """Free the engines; streams of this pipeline end with `EngineError`."""
+        self._closed = True
+        for engine in self._engines.values():
+            engine.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+
+def choose_variants(manifest: Manifest, variant: Optional[str]) -> dict[str, str]:
+    """Stage -> variant: `variant` where a stage has it, else the default; raises `UsageError` for an unknown one."""
+    if variant is None:
+        return dict(manifest.default)
+    if variant not in manifest.variants:
+        raise UsageError(f"variant {variant!r} is not in the bundle; choose one of: {', '.join(manifest.variants)}")
+    graphs = manifest.variants[variant]
+    return {stage: variant if stage in graphs else manifest.default[stage] for stage in STAGES}

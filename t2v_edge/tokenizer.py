@@ -1,0 +1,80 @@
+"""Captions to token ids, with the `tokenizers` library alone (no transformers)."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from t2v_edge.errors import BundleError, CaptionError
+
+MAX_CHARACTERS = 512
+_DROPPED = ("Cc", "Cf", "Cs", "Co")
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A tokenized caption: `ids` and `mask` int64 (1, tokens), the normalised text, and whether its end was cut."""
+
+    ids: npt.NDArray[np.int64]
+    mask: npt.NDArray[np.int64]
+    text: str
+    truncated: bool
+
+
+def normalise(caption: str) -> str:
+    """NFKC form without control characters, white space collapsed.
+
+    Raises `CaptionError` for what is not text, is empty, or is longer than `MAX_CHARACTERS`.
+    """
+    if not isinstance(caption, str):
+        raise CaptionError(f"a caption must be a string, not {type(caption).__name__}; decode or join it first")
+    _check_length(caption)
+    spaced = "".join(" " if c.isspace() else c for c in unicodedata.normalize("NFKC", caption))
+    kept = "".join(c for c in spaced if unicodedata.category(c) not in _DROPPED)
+    text = " ".join(kept.split())
+    _check_length(text)
+    if not text:
+        raise CaptionError('the caption is empty; say what should be seen, for example "a person is walking"')
+    return text
+
+
+def _check_length(text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise CaptionError(f"the caption has {len(text)} characters, at most {MAX_CHARACTERS} are taken; shorten it")
+
+
+class CaptionTokenizer:
+    """Turns captions into the text stage's feeds. Immutable after construction and safe to share among threads.
+
+    tokenizer_json: a Hugging Face ``tokenizer.json``. tokens: the static length, padded with `pad_id`.
+    Raises `BundleError` where the file cannot be read or does not fit.
+    """
+
+    def __init__(self, tokenizer_json: bytes, tokens: int, pad_id: int) -> None:
+        try:
+            tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
+            tokenizer.no_padding()
+            tokenizer.enable_truncation(max_length=tokens)
+        except Exception as error:  # tokenizers raises plain Exception for a malformed file
+            raise BundleError(f"tokenizer.json cannot be read ({error}); export the bundle again") from error
+        if not 0 <= pad_id < tokenizer.get_vocab_size():
+            raise BundleError(f"pad_id {pad_id} is not in the tokenizer's vocabulary; export the bundle again")
+        self._tokenizer = tokenizer
+        self._tokens = tokens
+        self._pad_id = pad_id
+
+    def __call__(self, caption: str) -> Tokens:
+        """Tokenize one caption; raises `CaptionError`. What exceeds the token length is cut and flagged."""
+        text = normalise(caption)
+        encoding = self._tokenizer.encode(text)
+        if not encoding.ids:
+            raise CaptionError(f"the caption {text[:40]!r} has no tokens in this model's vocabulary; reword it")
+        ids = np.full((1, self._tokens), self._pad_id, np.int64)
+        mask = np.zeros((1, self._tokens), np.int64)
+        ids[0, : len(encoding.ids)] = encoding.ids
+        mask[0, : len(encoding.ids)] = 1
+        return Tokens(ids, mask, text, bool(encoding.overflowing))
