@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= cpu,video,export,dev
+EXTRAS ?= cpu,video,export,train,dev
 OUT ?= out
 
 BIN := $(VENV)/bin

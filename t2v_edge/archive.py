@@ -11,8 +11,9 @@ import stat
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional, Protocol
+from typing import Any, Optional, Protocol
 
 from t2v_edge.errors import BundleError
 from t2v_edge.manifest import FILE_NAME, MAX_FILES, MAX_TOTAL_BYTES, check_file_name, require
@@ -20,7 +21,7 @@ from t2v_edge.manifest import FILE_NAME, MAX_FILES, MAX_TOTAL_BYTES, check_file_
 CHUNK_BYTES = 1 << 20
 MAX_RATIO = 200
 _RATIO_FLOOR = 1 << 20
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, NotImplementedError, ValueError, OSError)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, ValueError, OSError)
 
 
 class Archive(Protocol):
@@ -39,7 +40,8 @@ def open_archive(path: Path) -> Archive:
     if path.is_dir():
         return FolderArchive(path)
     require(path.exists(), f"{path}: no such bundle; make one with t2v-edge export CHECKPOINT -o {path}")
-    require(path.is_file() and zipfile.is_zipfile(path), f"{path} is neither a bundle folder nor a whole zip; copy it again")
+    require(path.is_file() and zipfile.is_zipfile(path),
+            f"{path} is neither a bundle folder nor a whole zip; copy it again")
     return ZipArchive(path)
 
 
@@ -102,7 +104,8 @@ class ZipArchive:
         files: dict[str, zipfile.ZipInfo] = {}
         for entry in entries:
             # zipfile has already cut the name at a NUL and turned separators; judge what was really stored.
-            require(entry.orig_filename == entry.filename, f"{path}: {entry.orig_filename!r} is not an allowed name; zip it again")
+            require(entry.orig_filename == entry.filename,
+                    f"{path}: {entry.orig_filename!r} is not an allowed name; zip it again")
             name = check_file_name(entry.filename.rstrip("/") if entry.is_dir() else entry.filename)
             self._check_entry(path, name, entry)
             require(name not in files, f"{path}: {name} stands twice; zip the bundle again")
@@ -117,7 +120,8 @@ class ZipArchive:
     @staticmethod
     def _check_entry(path: Path, name: str, entry: zipfile.ZipInfo) -> None:
         kind = stat.S_IFMT(entry.external_attr >> 16)
-        require(kind in (0, stat.S_IFREG, stat.S_IFDIR), f"{path}: {name} is a link or special file; put the file itself there")
+        require(kind in (0, stat.S_IFREG, stat.S_IFDIR),
+                f"{path}: {name} is a link or special file; put the file itself there")
         require(not entry.flag_bits & 1, f"{path}: {name} is encrypted; zip the bundle without a password")
         require(entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
                 f"{path}: {name} is compressed in an uncommon way; zip with store or deflate")

@@ -6,10 +6,11 @@ import hashlib
 import io
 import os
 import zipfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Mapping, Optional, Union
+from typing import Optional, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -59,10 +60,11 @@ class Bundle:
         except OSError as error:
             raise BundleError(f"{where} cannot be read ({error}); check its permissions") from error
         try:
-            require(FILE_NAME in archive.sizes, f"{where} has no {FILE_NAME}; give the folder that t2v-edge export wrote")
+            require(FILE_NAME in archive.sizes,
+                    f"{where} has no {FILE_NAME}; give the folder that t2v-edge export wrote")
             size = archive.sizes[FILE_NAME]
             require(size <= MAX_MANIFEST_BYTES,
-                    f"{where}: {FILE_NAME} has {size} bytes, at most {MAX_MANIFEST_BYTES} are taken; export the bundle again")
+                    f"{where}: {FILE_NAME} has {size} bytes, at most {MAX_MANIFEST_BYTES} are taken; export again")
             manifest = Manifest.from_bytes(b"".join(archive.chunks(FILE_NAME)))
             manifest.check_files()
             bundle = cls(where, archive, manifest)
@@ -80,7 +82,7 @@ class Bundle:
         for name in sorted(listed - present):
             raise BundleError(f"{self.path}: {name} is missing; copy or export the bundle again")
         for name in sorted(present - listed):
-            raise BundleError(f"{self.path}: {name} is not listed in the manifest; remove it or export the bundle again")
+            raise BundleError(f"{self.path}: {name} is not listed in the manifest; remove it or export again")
         for name, entry in self.manifest.files.items():
             size = self._archive.sizes[name]
             require(size == entry.bytes,
@@ -98,7 +100,8 @@ class Bundle:
 
     def read(self, name: str) -> bytes:
         """The bytes of a listed file, its hash checked again."""
-        require(name in self.manifest.files, f"{self.path}: there is no file {name!r}; see t2v-edge inspect {self.path}")
+        require(name in self.manifest.files,
+                f"{self.path}: there is no file {name!r}; see t2v-edge inspect {self.path}")
         data = b"".join(self._archive.chunks(name))
         self._compare(name, hashlib.sha256(data).hexdigest())
         return data
@@ -185,7 +188,8 @@ def write_bundle(path: Union[str, os.PathLike[str]], manifest: Manifest, files: 
     target = Path(os.path.realpath(path))
     for name, data in files.items():
         check_file_name(name)
-        require(len(data) <= MAX_FILE_BYTES, f"{name} has {len(data)} bytes, at most {MAX_FILE_BYTES} are taken; use fp16")
+        require(len(data) <= MAX_FILE_BYTES,
+                f"{name} has {len(data)} bytes, at most {MAX_FILE_BYTES} are taken; use fp16")
     entries = {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())}
     complete = replace(manifest, files=entries)
     complete.check_files()

@@ -66,7 +66,8 @@ def mix(one: Vector, other: Vector, share: float) -> Vector:
         return one
     if share >= 1.0:
         return other
-    return one + (other - one) * np.float32(share)
+    mixed: Vector = one + (other - one) * np.float32(share)
+    return mixed
 
 
 class Blend:

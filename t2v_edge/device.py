@@ -60,7 +60,8 @@ class DeviceProfile:
     Rates are dense (no structured sparsity), of the GPU or CPU alone (no DLA or NPU), in 10^12 operations a second,
     by precision; a multiply-add counts as two. `memory_bytes` is all the memory CPU and GPU share, or the GPU's own
     on a desktop. `precisions` are those an engine of this device runs, most exact first. `sources` cites, for each
-    table of the file, where its numbers come from. None means: no source was found.
+    table of the file, where its numbers come from; a row with a source of its own is named ``TABLE.ROW``. None means:
+    no source was found.
     """
 
     name: str
@@ -101,9 +102,9 @@ class DeviceProfile:
         rates, bandwidth = self.dense_tops, self.bandwidth_gb_s
         if self.gpu_tpcs and self.gpu_mhz:
             scale = mode.gpu_tpcs * mode.gpu_mhz / (self.gpu_tpcs * self.gpu_mhz)
-            rates = MappingProxyType({precision: rate * scale for precision, rate in rates.items()})
+            rates = MappingProxyType({precision: _rounded(rate * scale) for precision, rate in rates.items()})
         if bandwidth is not None and self.memory_mhz:
-            bandwidth *= mode.memory_mhz / self.memory_mhz
+            bandwidth = _rounded(bandwidth * mode.memory_mhz / self.memory_mhz)
         return replace(self, name=f"{self.name}@{mode.name}", power_mode=mode.name, dense_tops=rates,
                        bandwidth_gb_s=bandwidth)
 
@@ -115,6 +116,11 @@ class DeviceProfile:
         data["software"] = [dict(vars(line)) for line in self.software]
         data["opset_cap"] = self.opset_cap
         return data
+
+
+def _rounded(value: float) -> float:
+    """To four digits, more than any data sheet has."""
+    return float(f"{value:.4g}")
 
 
 def list_profiles() -> tuple[str, ...]:
@@ -312,7 +318,8 @@ class _Reader:
             if key not in self.citations:
                 known = ", ".join(self.citations) or "none"
                 raise table.fail("source", f"is {key!r:.60}, which [sources] does not cite (it cites {known})")
-            self.used[table.path] = self.citations[key]
+            citation, group = self.citations[key], table.path.split(".")[0]
+            self.used[group if self.used.get(group, citation) == citation else table.path] = citation
         return table
 
 

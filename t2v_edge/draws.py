@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,8 @@ class Draws:
             drawn = self._generator.standard_normal(noise.shape, np.float32)
         else:
             drawn = self._generator.random(noise.shape, np.float32)
-        return drawn * np.float32(noise.scale)
+        scaled: npt.NDArray[np.float32] = drawn * np.float32(noise.scale)
+        return scaled
 
     def _state(self, state: StateSpec) -> npt.NDArray[np.float32]:
         if state.start == "normal":

@@ -11,9 +11,10 @@ import os
 import secrets
 import shutil
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Optional
 
 if sys.platform != "win32":
     import fcntl

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Optional
+from typing import Any, Optional
 
 from t2v_edge import strict_json
 from t2v_edge.errors import BundleError, SpecError
@@ -33,8 +34,12 @@ def require(condition: bool, message: str) -> None:
         raise BundleError(message)
 
 
+def _sound(condition: bool, message: str) -> None:
+    require(condition, f"manifest: {message}; export the bundle again")
+
+
 def check_file_name(name: Any) -> str:
-    """`name` if it is a plain relative path that every system takes; raises `BundleError` for ``../x``, ``/x``, ``C:x``."""
+    """`name` if it is a plain relative path; raises `BundleError` for ``../x``, ``/x``, ``C:x`` and the like."""
     good = isinstance(name, str) and _FILE.fullmatch(name) is not None
     require(good, f"file name {str(name)[:80]!r} is not allowed in a bundle (plain relative names only); do not use it")
     return str(name)
@@ -43,14 +48,14 @@ def check_file_name(name: Any) -> str:
 def _integer(data: Mapping[str, Any], key: str, low: int, high: int) -> int:
     value = data[key]
     good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-    require(good, f"manifest: {key} is {value!r}, expected an integer from {low} to {high}; export the bundle again")
+    _sound(good, f"{key} is {value!r}, expected an integer from {low} to {high}")
     return int(value)
 
 
 def _text(data: Mapping[str, Any], key: str, pattern: re.Pattern[str] = _WORD) -> str:
     value = data[key]
     good = isinstance(value, str) and pattern.fullmatch(value) is not None
-    require(good, f"manifest: {key} is {str(value)[:80]!r}, which is malformed; export the bundle again")
+    _sound(good, f"{key} is {str(value)[:80]!r}, which is malformed")
     return str(value)
 
 
@@ -70,7 +75,7 @@ class VideoSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> VideoSpec:
-        require(data["colour_range"] == "full", "manifest: colour_range must be 'full'; export the bundle again")
+        _sound(data["colour_range"] == "full", "colour_range must be 'full'")
         return cls(_integer(data, "height", 1, MAX_SIDE), _integer(data, "width", 1, MAX_SIDE),
                    _integer(data, "fps", 1, MAX_FPS), _integer(data, "blend_steps", 0, 10_000))
 
@@ -88,7 +93,8 @@ class TokenizerSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TokenizerSpec:
-        return cls(check_file_name(data["file"]), _integer(data, "tokens", 1, MAX_TOKENS), _integer(data, "pad_id", 0, 1 << 30))
+        return cls(check_file_name(data["file"]), _integer(data, "tokens", 1, MAX_TOKENS),
+                   _integer(data, "pad_id", 0, 1 << 30))
 
 
 @dataclass(frozen=True)
@@ -148,33 +154,32 @@ class Manifest:
         self._check_stages()
         for variant, graphs in self.variants.items():
             _text({"variant": variant}, "variant")
-            require(set(graphs) <= set(STAGES), f"manifest: variant {variant} names unknown stages; export the bundle again")
-        require(set(self.default) == set(STAGES), f"manifest: default must name {', '.join(STAGES)}; export the bundle again")
+            _sound(set(graphs) <= set(STAGES), f"variant {variant} names unknown stages")
+        _sound(set(self.default) == set(STAGES), f"default must name {', '.join(STAGES)}")
         for stage, variant in self.default.items():
-            require(stage in self.variants.get(variant, {}),
-                    f"manifest: default {stage} is {variant!r}, which is not in the bundle; export the bundle again")
-        require(len(self.files) <= MAX_FILES, f"manifest: more than {MAX_FILES} files; export the bundle again")
+            _sound(stage in self.variants.get(variant, {}),
+                    f"default {stage} is {variant!r}, which is not in the bundle")
+        _sound(len(self.files) <= MAX_FILES, f"more than {MAX_FILES} files")
         total = sum(entry.bytes for entry in self.files.values())
-        require(total <= MAX_TOTAL_BYTES, f"manifest: {total} bytes of files, at most {MAX_TOTAL_BYTES} are taken; drop variants")
+        _sound(total <= MAX_TOTAL_BYTES, f"{total} bytes of files, at most {MAX_TOTAL_BYTES} are taken; drop variants")
         folded = {check_file_name(name).lower() for name in self.files}
-        require(len(folded) == len(self.files), "manifest: two file names differ only in case; rename one")
-        require(FILE_NAME not in folded, f"manifest: lists {FILE_NAME} itself; export the bundle again")
+        _sound(len(folded) == len(self.files), "two file names differ only in case; rename one")
+        _sound(FILE_NAME not in folded, f"lists {FILE_NAME} itself")
 
     def _check_stages(self) -> None:
-        require(set(self.stages) == set(STAGES), f"manifest: stages must be {', '.join(STAGES)}; export the bundle again")
+        _sound(set(self.stages) == set(STAGES), f"stages must be {', '.join(STAGES)}")
         try:
             check_stages(*(self.stages[stage] for stage in STAGES))
         except SpecError as error:
             raise BundleError(f"manifest: {error}; export the bundle again") from error
         for stage, spec in self.stages.items():
-            require(spec.stage == stage, f"manifest: stage {stage} holds the contract of {spec.stage}; export the bundle again")
+            _sound(spec.stage == stage, f"stage {stage} holds the contract of {spec.stage}")
         frame = next(t for t in self.stages["render"].results if t.name == "frame")
-        require(frame.shape[1:3] == (self.video.height, self.video.width),
-                f"manifest: the render stage makes {frame.shape}, the video is {self.video.height}x{self.video.width}; "
-                "export the bundle again")
+        _sound(frame.shape[1:3] == (self.video.height, self.video.width),
+                f"the render stage makes {frame.shape}, the video is {self.video.height}x{self.video.width}")
         ids = next(t for t in self.stages["text"].feeds if t.name == "input_ids")
-        require(ids.shape == (1, self.tokenizer.tokens),
-                f"manifest: the text stage takes {ids.shape}, the tokenizer gives {self.tokenizer.tokens}; export the bundle again")
+        _sound(ids.shape == (1, self.tokenizer.tokens),
+                f"the text stage takes {ids.shape}, the tokenizer gives {self.tokenizer.tokens}")
 
     def needed_files(self) -> tuple[str, ...]:
         """Every file that the manifest refers to, in order, without repeats."""
@@ -185,7 +190,7 @@ class Manifest:
     def check_files(self) -> None:
         """Check that every file referred to is listed; raises `BundleError`."""
         for name in self.needed_files():
-            require(name in self.files, f"manifest: refers to {name}, which is not among its files; export the bundle again")
+            _sound(name in self.files, f"refers to {name}, which is not among its files")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -211,7 +216,7 @@ class Manifest:
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
         require(len(data) <= MAX_MANIFEST_BYTES,
-                f"{FILE_NAME} has {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are taken; export the bundle again")
+                f"{FILE_NAME} has {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are taken")
         return cls.from_json(strict_json.loads(data, FILE_NAME))
 
     @classmethod
@@ -221,7 +226,7 @@ class Manifest:
                 f"{FILE_NAME} is not a {FORMAT} manifest; give the folder that t2v-edge export wrote")
         version = data.get("schema_version")
         require(version == SCHEMA_VERSION and not isinstance(version, bool),
-                f"the bundle's schema_version is {version!r}, this t2v-edge reads {SCHEMA_VERSION}; upgrade or export again")
+                f"schema_version is {version!r}, this reads {SCHEMA_VERSION}; upgrade t2v-edge or export again")
         try:
             return cls(
                 name=data["name"],
@@ -238,6 +243,6 @@ class Manifest:
                 provenance=dict(data["provenance"]),
             )
         except KeyError as error:
-            raise BundleError(f"{FILE_NAME} lacks {error}; export the bundle again") from error
+            raise BundleError(f"{FILE_NAME} lacks {error}") from error
         except (TypeError, ValueError, AttributeError, SpecError) as error:
-            raise BundleError(f"{FILE_NAME} is malformed ({error}); export the bundle again") from error
+            raise BundleError(f"{FILE_NAME} is malformed ({error})") from error

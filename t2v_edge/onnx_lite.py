@@ -9,8 +9,9 @@ looked at in place, never copied.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Iterator, Mapping, Union
+from typing import Union
 
 import numpy as np
 import numpy.typing as npt
@@ -247,7 +248,7 @@ class _Reader:
             self.check_finite((np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32), label)
 
     def check_typed(self, fields: _Fields, kind: int, elements: int, label: str) -> None:
-        """Weights in a typed field: floats in 4, doubles in 10, 16-bit floats as integers in 5, integers in 5, 7, 11."""
+        """Weights in a typed field: float in 4, double in 10, 16-bit floats and integers in 5, 7 and 11."""
         count = 0
         for number, layout in _TYPED_DATA.items():
             for value in fields.get(number, []):

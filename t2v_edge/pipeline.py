@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
-from typing import Any, Iterable, Mapping, Optional, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ CACHED_CONDITIONS = 64
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """What the text stage makes of a caption: `vector` float32 (1, C), read-only; the normalised caption; whether cut."""
+    """What the text stage makes: `vector` float32 (1, C), read-only; the normalised caption; whether it was cut."""
 
     vector: npt.NDArray[np.float32]
     caption: str
@@ -42,7 +43,11 @@ class Pipeline:
     """
 
     def __init__(
-        self, manifest: Manifest, tokenizer: CaptionTokenizer, engines: Mapping[str, Engine], variants: Mapping[str, str]
+        self,
+        manifest: Manifest,
+        tokenizer: CaptionTokenizer,
+        engines: Mapping[str, Engine],
+        variants: Mapping[str, str],
     ) -> None:
         self.manifest = manifest
         self.variants = dict(variants)
@@ -77,6 +82,9 @@ class Pipeline:
                 graph = bundle.graph(variants[stage], stage)
                 engines[stage] = open_engine(engine, graph, manifest.stages[stage], options)
                 opened.callback(engines[stage].close)
+            for warm in engines.values():
+                # An engine's first run allocates; it is paid here and not by the first frame.
+                warm.run({tensor.name: np.ones(tensor.shape, tensor.dtype) for tensor in warm.spec.inputs})
             opened.pop_all()
             return cls(manifest, tokenizer, engines, variants)
 
@@ -103,6 +111,10 @@ class Pipeline:
         """Whether `encode` would answer from memory."""
         with self._lock:
             return normalise(caption) in self._conditions
+
+    def is_truncated(self, caption: str) -> bool:
+        """Whether the caption has more tokens than the text stage takes, so that its end is cut."""
+        return self._tokenizer(caption).truncated
 
     def run(self, stage: str, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Run one stage once; the arrays returned belong to the caller. Raises `EngineError`."""

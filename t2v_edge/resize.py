@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 
 class Resizer:
-    """Resizes uint8 (H, W, 3) frames from `made` to `shown`, both (width, height): area when smaller, Lanczos when larger."""
+    """Resizes uint8 (H, W, 3) frames from `made` to `shown`, both (width, height): by area down, by Lanczos up."""
 
     def __init__(self, made: tuple[int, int], shown: tuple[int, int]) -> None:
         self._size = shown

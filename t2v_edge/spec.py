@@ -16,8 +16,9 @@ render   ``motion`` (1, M), ``condition`` (1, C), ``noise.NAME``...      ``frame
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Mapping
+from typing import Any
 
 from t2v_edge.errors import SpecError
 

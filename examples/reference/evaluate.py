@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.reference.captions import Caption
-from examples.reference.measures import Readings, derangement, groups, percent, table_of
+from examples.reference.measures import UNNAMED, Readings, derangement, groups, percent, table_of
 from examples.reference.play import Job, Studio, read_jobs
 from examples.reference.rolling import measure_rollouts, measure_switches, rollout_tables
 from t2v_edge.errors import T2VError, UsageError
@@ -50,7 +50,8 @@ def load_heldout(path: Path, count: int) -> list[Caption]:
 
 def readings_of(captions: list[Caption], read: np.ndarray, slots: dict[str, tuple[str, ...]]) -> Readings:
     """Join what captions named with what was read (n, slots)."""
-    named = [[values.index(c.slots[slot]) if slot in c.slots else -1 for slot, values in slots.items()] for c in captions]
+    named = [[values.index(c.slots[slot]) if slot in c.slots else UNNAMED for slot, values in slots.items()]
+             for c in captions]
     return Readings(tuple(slots), np.array(named), read)
 
 

@@ -16,13 +16,24 @@ from torch import Tensor
 
 from examples.reference.props import draw_props
 from examples.reference.vocabulary import ACTIONS, FPS, JOINTS, MIRRORED, PARENTS
-from t2v_export.models.skeletal import PLACE_PERIOD, POSE_SIZE, PRESENCE, PROP, SPIN, STEP, project_bones, to_camera
+from t2v_export.models.skeletal import (
+    PLACE_PERIOD,
+    POSE_SIZE,
+    PRESENCE,
+    PROP,
+    SPIN,
+    STEP,
+    project_bones,
+    to_camera,
+    travel,
+)
 
 SOURCE_FPS = 30.0
 HELD_OUT_PART = 0.25
 TOE_HEIGHT = 0.03
 _SHORTEST = 13
-_L_THIGH, _R_THIGH, _L_SHOULDER, _R_SHOULDER = (JOINTS.index(n) for n in ("l_thigh", "r_thigh", "l_shoulder", "r_shoulder"))
+_L_THIGH, _R_THIGH = JOINTS.index("l_thigh"), JOINTS.index("r_thigh")
+_L_SHOULDER, _R_SHOULDER = JOINTS.index("l_shoulder"), JOINTS.index("r_shoulder")
 _TOES = [JOINTS.index("l_toe"), JOINTS.index("r_toe")]
 
 
@@ -132,9 +143,7 @@ def to_motion_vectors(poses: Tensor | np.ndarray, yaw: Tensor | np.ndarray | Non
     view = torch.zeros(len(poses)) if yaw is None else torch.as_tensor(yaw)
     facing = poses[..., SPIN].cumsum(1) + view.to(poses)[:, None, None]
     cosine, sine = torch.cos(facing), torch.sin(facing)
-    x, z = poses[..., STEP].split(1, -1)
-    place = torch.cat([cosine * x + sine * z, cosine * z - sine * x], -1).cumsum(1)
-    return to_camera(poses, cosine, sine, place)
+    return to_camera(poses, cosine, sine, travel(poses, cosine, sine).cumsum(1))
 
 
 class PoseBank:
@@ -239,7 +248,10 @@ def _mean_bone_lengths(takes: list[_Take]) -> np.ndarray:
 
 
 def _retarget(joints: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The same motion on a skeleton of these bone lengths: strides scale with the legs, toes stand at `TOE_HEIGHT`, none sinks."""
+    """The same motion on a skeleton of these bone lengths, metres.
+
+    Strides scale with the legs, toes stand at `TOE_HEIGHT`, nothing sinks through the floor.
+    """
     legs = [JOINTS.index(n) for n in ("l_knee", "l_ankle", "r_knee", "r_ankle")]
     hip = joints[:, :1] * (lengths[legs].sum() / _lengths(joints)[legs].sum())
     moved = torch.from_numpy(joints - joints[:, :1]).double()

@@ -3,7 +3,8 @@
 A stream draws one style z ~ N(0, I) of 8 numbers and keeps it for every caption. Each clip has a fixed direction on
 the sphere as its code; a style plays, of each action, the clip whose code it points at most. So any draw of z means
 one clip of every action, and the motion stage learns a deterministic cycle for each. A mirrored clip's code is its
-original's with the first number negated: the sign of z[0] is the person's handedness.
+original's with the first number negated: the sign of z[0] is the person's handedness. Of an action with many clips
+the `typical` are played; the others still serve the renderer.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter1d
 
 from examples.reference.motion_data import Clip, bone_lengths, features, mirror
-from examples.reference.vocabulary import ACTIONS, JOINTS
+from examples.reference.vocabulary import ACTIONS, FPS, JOINTS
 from t2v_export.models.skeletal import JOINTS as JOINT_COLUMNS
 from t2v_export.models.skeletal import PROP, SPIN, STEP, project_bones
 
 STYLE_SIZE = 8
+CHOICES = 12
+"""Ways to do an action, mirrored ones counted."""
 LOOP_BLEND = 5
 SWITCH_BLEND = 10
 SHORTEST_STAY = 24
 _FIRST_PART = 0.45
+_STILL = 0.2
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,11 @@ class MotionGraph:
 
     A change of action continues in the first part of the new action's clip; both are blended over a few frames. The
     jumps are deterministic, so a model can learn them. Frames of all clips lie in `poses` (N, 74); its last row is
-    `neutral`.
+    `neutral`. `codes` (12, choices, 8) are the clips' codes by action, `unused` (12, choices) marks those of no clip.
     """
 
-    def __init__(self, clips: list[Clip], seed: int = 0) -> None:
-        self.clips = clips
+    def __init__(self, clips: list[Clip], choices: int = CHOICES, seed: int = 0) -> None:
+        self.clips = clips = typical(clips, choices)
         parts = [features(clip) for clip in clips]
         self.neutral = neutral_pose(clips)
         self.poses = np.concatenate(parts + [self.neutral[None]])
@@ -68,6 +73,10 @@ class MotionGraph:
         self._codes = _codes(clips, seed)
         self._of_action = [np.array([i for i, c in enumerate(clips) if c.action == a], int) for a in ACTIONS]
         self.actions = [i for i, found in enumerate(self._of_action) if len(found)]
+        self.codes = np.zeros((len(ACTIONS), choices, STYLE_SIZE), np.float32)
+        self.unused = np.ones((len(ACTIONS), choices), bool)
+        for action, found in enumerate(self._of_action):
+            self.codes[action, : len(found)], self.unused[action, : len(found)] = self._codes[found], False
         self._jumps: dict[tuple[int, int], int] = {}
 
     def clip_of(self, action: int, style: np.ndarray) -> int:
@@ -131,6 +140,28 @@ class MotionGraph:
             distance = np.square(self._keys[start:start + choices] - self._keys[row]).sum(1)
             self._jumps[key] = start + int(distance.argmin())
         return self._jumps[key]
+
+
+def typical(clips: list[Clip], choices: int) -> list[Clip]:
+    """Of each action the clips worth playing for ever, with their mirror images where there are any, `choices` at most.
+
+    Long ones that hardly stand still and whose mean speed is near the action's come first.
+    """
+    kept: set[str] = set()
+    for action in ACTIONS:
+        mine = [c for c in clips if c.action == action and not c.mirrored]
+        each = 2 if any(c.action == action and c.mirrored for c in clips) else 1
+        speeds = {c.name: np.linalg.norm(np.diff(c.joints, axis=0), axis=-1).mean(1) * FPS for c in mine}
+        usual = np.concatenate(list(speeds.values())).mean() if mine else 1.0
+
+        def worth(clip: Clip, speeds: dict[str, np.ndarray] = speeds, usual: float = usual) -> float:
+            speed = speeds[clip.name]
+            ratio = speed.mean() / usual
+            moving = (gaussian_filter1d(speed, FPS / 4, mode="nearest") > _STILL).mean()
+            return len(speed) * float(moving) ** 4 * min(ratio, 1 / ratio) ** 2
+
+        kept |= {c.name for c in sorted(mine, key=worth, reverse=True)[: choices // each]}
+    return [c for c in clips if (c.name.rsplit(":", 1)[0] if c.mirrored else c.name) in kept]
 
 
 def neutral_pose(clips: list[Clip]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Play captions through a bundle's stages as the runtime does, drawing only the frames that somebody looks at.
 
 `t2v_edge.FrameStream` renders every frame it yields. Measuring needs a second of warm-up and 1,000-step runs whose
-frames nobody sees, so the motion stage is stepped here by the same contract (docs/formats.md: order of the draws,
-linear blend of conditions) and frames are rendered on demand; a test holds the two to the same pixels.
+frames nobody sees, so the pipeline's stages are stepped here with the stream's own draws and blend, and frames are
+rendered on demand; a test holds the two to the same pixels.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ import cv2
 import numpy as np
 import onnxruntime
 
-from t2v_edge.bundle import Bundle, Manifest
-from t2v_edge.engine import Engine, EngineOptions, open_engine
+from t2v_edge import Pipeline
+from t2v_edge.clock import Blend, mix
+from t2v_edge.draws import Draws
 from t2v_edge.errors import CheckpointError
-from t2v_edge.spec import STAGES, NoiseSpec
-from t2v_edge.tokenizer import CaptionTokenizer
 
 WARM_UP_S = 1.0
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,8 @@ class Take:
     noises: Mapping[str, np.ndarray]
 
 
-def _draw(rng: np.random.Generator, noise: NoiseSpec) -> np.ndarray:
-    draw = rng.standard_normal if noise.distribution == "normal" else rng.random
-    return draw(noise.shape, dtype=np.float32) * np.float32(noise.scale)
-
-
 class Studio:
-    """A bundle's stages and an evaluator, each on one CPU thread. Opened on first use, so that it can be sent to workers.
+    """A pipeline and an evaluator, on one CPU thread each; opened on first use, so that workers can be sent one.
 
     `variant` is one of the bundle's, or None for its default of every stage.
     """
@@ -57,22 +50,13 @@ class Studio:
         return {"bundle": self.bundle, "evaluator": self.evaluator, "variant": self.variant}
 
     @cached_property
-    def _opened(self) -> tuple[Manifest, CaptionTokenizer, dict[str, Engine]]:
-        with Bundle.open(self.bundle) as bundle:
-            manifest = bundle.manifest
-            variants = {stage: self.variant or manifest.default[stage] for stage in STAGES}
-            engines = {
-                stage: open_engine("onnxruntime", bundle.graph(variants[stage], stage), manifest.stages[stage],
-                                   EngineOptions(threads=1))
-                for stage in STAGES
-            }
-            tokens = manifest.tokenizer
-            tokenizer = CaptionTokenizer(bundle.tokenizer_json, tokens.tokens, tokens.pad_id)
-        return manifest, tokenizer, engines
+    def pipeline(self) -> Pipeline:
+        return Pipeline.open(self.bundle, engine="onnxruntime", variant=self.variant, threads=1)
 
     @property
-    def manifest(self) -> Manifest:
-        return self._opened[0]
+    def fps(self) -> int:
+        """Base frames a second."""
+        return int(self.pipeline.manifest.video.fps)
 
     def describe(self) -> dict[str, Any]:
         """Parsed `evaluator.json`; raises `CheckpointError` where it cannot be read."""
@@ -90,52 +74,34 @@ class Studio:
             str(self.evaluator / "evaluator.onnx"), options, providers=["CPUExecutionProvider"])
         return session, self.describe()
 
-    def encode(self, caption: str) -> np.ndarray:
-        """The condition (1, C) of a caption."""
-        _, tokenizer, engines = self._opened
-        tokens = tokenizer.encode(caption)
-        return engines["text"].run({"input_ids": tokens.ids, "attention_mask": tokens.mask})["condition"]
-
     def take(self, script: Sequence[tuple[int, str]], seed: int, steps: int) -> Take:
-        """Step the motion stage `steps` times through a script of (first step, caption), the first at step 0."""
-        manifest, _, engines = self._opened
-        motion, render = manifest.stages["motion"], manifest.stages["render"]
-        rng = np.random.Generator(np.random.PCG64(seed))
-        kept, shown = (
-            {n.input: _draw(rng, n) for n in stage.noises if n.cadence == "stream"} for stage in (motion, render))
-        states: Arrays = {}
-        for state in motion.states:
-            if state.start == "normal":
-                states[state.input] = rng.standard_normal(state.shape, dtype=np.float32)
-            elif state.start == "stored":
-                states[state.input] = np.array(state.value, np.float32).reshape(state.shape)
-            else:
-                states[state.input] = np.zeros(state.shape, np.float32)
-        changes = {step: self.encode(caption) for step, caption in script}
-        condition = source = target = changes[0]
-        since, motions, conditions = manifest.video.blend_steps, [], []
+        """Step the motion stage `steps` times through a script of (base step, caption), the first at step 0."""
+        pipeline = self.pipeline
+        stages = pipeline.manifest.stages
+        draws, blend = Draws(stages["motion"], stages["render"], seed), Blend(pipeline.manifest.video.blend_steps)
+        changes = {step: pipeline.encode(caption).vector for step, caption in script}
+        states = dict(draws.states)
+        motions, conditions = [], []
         for step in range(steps):
-            if step and step in changes:
-                source, target, since = condition, changes[step], 0
-            since += 1
-            share = np.float32(min(1.0, since / max(1, manifest.video.blend_steps)))
-            condition = target if share >= 1 else source + (target - source) * share
-            fresh = {n.input: _draw(rng, n) for n in motion.noises if n.cadence == "step"}
-            out = engines["motion"].run({"condition": condition, **kept, **fresh, **states})
-            states = {state.input: out[state.output] for state in motion.states}
+            if step in changes:
+                blend.retarget(changes[step])
+            condition = blend.advance()
+            out = pipeline.run("motion", {"condition": condition, **draws.motion, **draws.step(), **states})
+            states = {state.input: out[state.output] for state in stages["motion"].states}
             motions.append(out["motion"])
             conditions.append(condition)
-        return Take(np.concatenate(motions), np.concatenate(conditions), shown)
+        return Take(np.concatenate(motions), np.concatenate(conditions), draws.render)
 
     def frame(self, take: Take, position: float) -> np.ndarray:
         """The frame, uint8 (H, W, 3), at a position in base steps; motion is interpolated linearly."""
-        before = int(position)
-        mix = np.float32(position - before)
-        motion = take.motion[before : before + 1]
-        if mix:
-            motion = motion + (take.motion[before + 1 : before + 2] - motion) * mix
-        feeds = {"motion": motion, "condition": take.condition[before : before + 1], **take.noises}
-        return self._opened[2]["render"].run(feeds)["frame"][0]
+        before, share = int(position), position % 1
+        after = before + 1 if share else before
+        motion, condition = (
+            mix(values[before : before + 1], values[after : after + 1], share)
+            for values in (take.motion, take.condition)
+        )
+        feeds = {"motion": motion, "condition": condition, **take.noises}
+        return np.asarray(self.pipeline.run("render", feeds)["frame"][0])
 
     def read(self, frames: Sequence[np.ndarray]) -> list[int]:
         """The value that the evaluator reads for each slot, as an index, from its number of frames (H, W, 3)."""
@@ -150,15 +116,15 @@ class Studio:
     def watch(self, take: Take, start_s: float) -> list[int]:
         """Read the take from `start_s` seconds on, at the evaluator's frame rate."""
         described = self._reader[1]
-        rate = self.manifest.video.fps / described["fps"]
-        first = start_s * self.manifest.video.fps
+        rate = self.fps / described["fps"]
+        first = start_s * self.fps
         return self.read([self.frame(take, first + k * rate) for k in range(described["frames"])])
 
     def steps_to(self, start_s: float) -> int:
         """Base steps that `watch` from `start_s` needs."""
         described = self.describe()
-        fps = self.manifest.video.fps
-        return int(np.ceil(start_s * fps + (described["frames"] - 1) * fps / described["fps"])) + 1
+        last_s = start_s + (described["frames"] - 1) / described["fps"]
+        return int(np.ceil(last_s * self.fps)) + 1
 
 
 @dataclass(frozen=True)

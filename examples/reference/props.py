@@ -66,7 +66,8 @@ def dribbled_ball(joints: np.ndarray) -> np.ndarray:
     tops = _tops(hand[:, 1])
     for top, following in zip(tops[:-1], tops[1:]):
         period = following - top
-        window = np.arange(int(np.ceil(top + 0.2 * period)), int(np.floor(top + 0.45 * period)) + 1).clip(0, len(hand) - 1)
+        window = np.arange(int(np.ceil(top + 0.2 * period)), int(np.floor(top + 0.45 * period)) + 1)
+        window = window.clip(0, len(hand) - 1)
         leaves = float(window[np.argmin(touch[window])]) if len(window) else top + 0.3 * period
         leaves = min(max(leaves, top + 0.2 * period), top + 0.45 * period)
         bounces = leaves + 0.42 * (following - leaves)

@@ -49,16 +49,16 @@ def data_motion(data: Path) -> tuple[dict[str, float], np.ndarray]:
     """Mean joint speed of each action's training clips, m/s, and the skeleton's bone lengths (19,). Needs torch."""
     from examples.reference.motion_data import features, load_clips, to_motion_vectors
 
-    speeds: dict[str, list[np.ndarray]] = {action: [] for action in ACTIONS}
+    speeds: dict[str, list[np.ndarray]] = {}
     bones = None
     for clip in load_clips(data):
         if clip.split == "train":
             motion = to_motion_vectors(features(clip)[None])[0].numpy()
-            speeds[clip.action].append(joint_speed(motion).mean(1))
+            speeds.setdefault(clip.action, []).append(joint_speed(motion).mean(1))
             bones = bone_lengths(motion).mean(0) if bones is None else bones
     if bones is None:
         raise ValueError(f"{data} holds no training clips")
-    return {action: float(np.concatenate(parts).mean()) for action, parts in speeds.items() if parts}, bones
+    return {action: float(np.concatenate(parts).mean()) for action, parts in speeds.items()}, bones
 
 
 def caption_of(action: str) -> str:
@@ -108,8 +108,7 @@ def jump(take: Take, change: int) -> float:
 
 def measure_switches(studio: Studio, seed: int, processes: int, quiet: bool) -> dict[str, Any]:
     """Every ordered pair of actions: does the evaluator read the new one from a second after, and do joints jump?"""
-    fps = studio.manifest.video.fps
-    change = STAY_S * fps
+    change = STAY_S * studio.fps
     pairs = [(a, b) for a in ACTIONS for b in ACTIONS if a != b]
     jobs = [Job(((0, caption_of(a)), (change, caption_of(b))), seed + i, STAY_S + AFTER_S)
             for i, (a, b) in enumerate(pairs)]
@@ -128,17 +127,19 @@ def measure_switches(studio: Studio, seed: int, processes: int, quiet: bool) -> 
 def rollout_tables(report: dict[str, Any]) -> str:
     """Markdown of `measure_rollouts` and `measure_switches`."""
     rolled, switched = report["rollouts"], report["switches"]
-    rows = [[action, f"{row['speed_ratio']:.2f}", str(row["frozen"]), str(row["exploded"]), f"{100 * row['bone_error']:.2f}"]
-            for action, row in rolled["actions"].items()]
+    rows = [
+        [name, f"{row['speed_ratio']:.2f}", str(row["frozen"]), str(row["exploded"]), f"{100 * row['bone_error']:.2f}"]
+        for name, row in rolled["actions"].items()
+    ]
     head = ("action", "joint speed / data's", "frozen", "exploded", "largest bone error, %")
     return "\n".join([
-        f"{rolled['steps']:,} free-running steps of the bundle's motion graph, {rolled['streams_per_action']} streams an "
-        f"action; frozen or exploded: {percent(rolled['frozen_or_exploded'])} %.",
+        f"{rolled['steps']:,} free-running steps of the bundle's motion graph, {rolled['streams_per_action']} streams "
+        f"of each action; frozen or exploded: {percent(rolled['frozen_or_exploded'])} %.",
         "",
         markdown_table(head, rows),
         "",
-        f"Caption switches, all {switched['pairs']} ordered pairs of actions: the new action is read from a window that "
-        f"starts {switched['window_starts_s_after']} s after the switch in {percent(switched['read'])} %; the peak joint "
-        f"speed around the switch is {switched['jump_mean']:.2f} of that elsewhere (95th percentile "
+        f"Caption switches, all {switched['pairs']} ordered pairs of actions: the new action is read from a window "
+        f"that starts {switched['window_starts_s_after']} s after the switch in {percent(switched['read'])} %; the "
+        f"peak joint speed around the switch is {switched['jump_mean']:.2f} of that elsewhere (95th percentile "
         f"{switched['jump_p95']:.2f}).",
     ])

@@ -27,7 +27,7 @@ from examples.reference.motion_data import Clip, features, load_clips
 from examples.reference.motion_graph import MotionGraph
 from examples.reference.training import load_state
 from examples.reference.vocabulary import ACTIONS, CONDITION_SIZE, FPS, JOINTS, MOTION_SIZE, PARENTS
-from t2v_export.models.skeletal import PRESENCE, PROP, SPIN, STEP, SkeletalMotion
+from t2v_export.models.skeletal import PRESENCE, PROP, SPIN, SkeletalMotion, travel, turn
 
 WINDOW = 32
 FROZEN, EXPLODED = 0.3, 2.5
@@ -52,7 +52,7 @@ def conditions_of(actions: Tensor, steps: int = BLEND_STEPS) -> Tensor:
 
 @torch.no_grad()
 def play(module: SkeletalMotion, actions: Tensor, generator: torch.Generator | None = None) -> Rollout:
-    """Run one stream for each row of `actions` (n, T) from the stored start; `generator` lives on the module's device."""
+    """Run a stream for each row of `actions` (n, T) from the stored start; `generator` is on the module's device."""
     device = module.mean.device
     n, steps = actions.shape
     spec = module.spec
@@ -83,19 +83,19 @@ def world_joints(poses: Tensor) -> Tensor:
     """Joints (n, T, 20, 3) in the world, metres, of poses (n, T, 74)."""
     facing = poses[..., SPIN].cumsum(1)
     cosine, sine = torch.cos(facing), torch.sin(facing)
-
-    def turned(x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        return cosine * x + sine * z, cosine * z - sine * x
-
-    joints = poses[..., :60].unflatten(-1, (20, 3))
-    x, z = turned(joints[..., 0], joints[..., 2])
-    place_x, place_z = (p.cumsum(1) for p in turned(*poses[..., STEP].split(1, -1)))
-    return torch.stack([x + place_x, joints[..., 1], z + place_z], -1)
+    joints = turn(poses[..., :60].unflatten(-1, (20, 3)), cosine, sine)
+    place = travel(poses, cosine, sine).cumsum(1)
+    return joints + torch.stack([place[..., 0], torch.zeros_like(place[..., 0]), place[..., 1]], -1)[..., None, :]
 
 
 def joint_speed(poses: Tensor) -> Tensor:
     """Speed of every joint (n, T - 1, 20) in the world, metres a second."""
     return world_joints(poses).diff(dim=1).norm(dim=-1) * FPS
+
+
+def limb_speed(poses: Tensor) -> Tensor:
+    """Speed of every joint (n, T - 1, 20) beside the hip, in the heading's frame: 0 for a statue that slides."""
+    return poses[..., :60].unflatten(-1, (20, 3)).diff(dim=1).norm(dim=-1) * FPS
 
 
 def bone_error(poses: Tensor, lengths: Tensor) -> Tensor:
@@ -114,12 +114,12 @@ def foot_slide(poses: Tensor) -> float:
 
 
 def data_speeds(clips: list[Clip]) -> Tensor:
-    """Mean joint speed (12,) of each action's clips, metres a second; 0 where there is none."""
-    speeds = torch.zeros(len(ACTIONS))
+    """Mean `joint_speed` and `limb_speed` (12, 2) of each action's clips, metres a second; 0 where there is none."""
+    speeds = torch.zeros(len(ACTIONS), 2)
     for index, action in enumerate(ACTIONS):
-        found = [joint_speed(torch.from_numpy(features(c))[None])[0] for c in clips if c.action == action]
-        if found:
-            speeds[index] = torch.cat(found).mean()
+        poses = [torch.from_numpy(features(c))[None] for c in clips if c.action == action]
+        for column, measure in enumerate((joint_speed, limb_speed) if poses else ()):
+            speeds[index, column] = torch.cat([measure(p)[0] for p in poses]).mean()
     return speeds
 
 
@@ -136,7 +136,9 @@ class ActionReader(nn.Module):
         return self.head(torch.cat([seen.mean(1), seen.amax(1)], 1))
 
 
-def train_reader(module: SkeletalMotion, clips: list[Clip], steps: int = 400, sequences: int = 480, seed: int = 7) -> ActionReader:
+def train_reader(
+    module: SkeletalMotion, clips: list[Clip], steps: int = 400, sequences: int = 480, seed: int = 7
+) -> ActionReader:
     """A reader trained on windows of one action from the clips' motion graph, in the units of `module`."""
     device = module.mean.device
     data = MotionGraph(clips).sequences(sequences, 320, switch=1 / 80, seed=seed)
@@ -150,7 +152,8 @@ def train_reader(module: SkeletalMotion, clips: list[Clip], steps: int = 400, se
     for _ in range(steps):
         pick = torch.randint(len(rows), (96,), device=device)
         window = poses[rows[pick, None], starts[pick, None] + span]
-        loss = functional.cross_entropy(reader(window + 0.1 * torch.randn_like(window)), actions[rows[pick], starts[pick]])
+        logits = reader(window + 0.1 * torch.randn_like(window))
+        loss = functional.cross_entropy(logits, actions[rows[pick], starts[pick]])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -170,23 +173,25 @@ def free_run(
 ) -> tuple[dict[str, Any], Rollout]:
     """Every action for `steps` on `streams` styles: speed against the data's, frozen, exploded, bones, slide, reading.
 
-    A stream is frozen where its second half moves at less than 0.3 of the data's mean speed, exploded where it moves
-    at more than 2.5 times that, or is not finite. Returns the figures and the rollout.
+    A stream is frozen where in its second half the joints, or the limbs beside the hip, move at less than 0.3 of the
+    data's mean speed, exploded where they move at more than 2.5 times that or are not finite. `speeds` is
+    `data_speeds`. Returns the figures and the rollout.
     """
     device = module.mean.device
     generator = torch.Generator(device).manual_seed(seed)
     actions = torch.arange(len(ACTIONS), device=device).repeat_interleave(streams)[:, None].expand(-1, steps)
     rollout = play(module, actions, generator)
-    speed = joint_speed(rollout.poses).mean(-1)
-    ratio = speed.mean(1) / speeds.to(device)[actions[:, 0]]
-    late = speed[:, steps // 2:].mean(1) / speeds.to(device)[actions[:, 0]]
-    frozen, exploded = late < FROZEN, ~torch.isfinite(ratio) | (late > EXPLODED)
+    speed = torch.stack([joint_speed(rollout.poses).mean(-1), limb_speed(rollout.poses).mean(-1)], -1)
+    usual = speeds.to(device)[actions[:, 0]].clamp(min=1e-3)
+    ratio, late = speed.mean(1) / usual, speed[:, steps // 2:].mean(1) / usual
+    frozen, exploded = (late < FROZEN).any(1), (~torch.isfinite(ratio) | (late > EXPLODED)).any(1)
     right = (read(reader, module, rollout.poses) == actions[:, :1]).float().mean(1)
     rows = {}
     for index, action in enumerate(ACTIONS):
         mine = actions[:, 0] == index
         rows[action] = {
-            "speed_ratio": ratio[mine].mean().item(), "late_speed_ratio": late[mine].mean().item(),
+            "speed_ratio": ratio[mine, 0].mean().item(), "limb_speed_ratio": ratio[mine, 1].mean().item(),
+            "late_speed_ratio": late[mine, 0].mean().item(),
             "frozen": frozen[mine].float().mean().item(), "exploded": exploded[mine].float().mean().item(),
             "read": right[mine].mean().item(), "foot_slide_m_s": foot_slide(rollout.poses[mine]),
         }
@@ -200,7 +205,8 @@ def free_run(
 
 
 def switch_run(
-    module: SkeletalMotion, reader: ActionReader, *, streams: int = 96, stay: int = 160, switches: int = 4, seed: int = 1
+    module: SkeletalMotion, reader: ActionReader, *, streams: int = 96, stay: int = 160, switches: int = 4,
+    seed: int = 1,
 ) -> dict[str, float]:
     """Random changes of action every `stay` steps: what is read at 0, 8 and 16 steps after, and whether joints jump.
 
@@ -245,7 +251,8 @@ def save_figures(poses: Tensor, actions: Tensor, path: Path, columns: int = 16, 
             if presence[stream, t].max() > 0.3:
                 cv2.line(row, spot(prop[stream, t, 0]), spot(prop[stream, t, 1]), (0, 150, 0), 2, cv2.LINE_AA)
                 cv2.circle(row, spot(prop[stream, t, 0]), 7, (0, 140, 255), 2, cv2.LINE_AA)
-        cv2.putText(row, ACTIONS[int(actions[stream, 0])], (4, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+        name = ACTIONS[int(actions[stream, 0])]
+        cv2.putText(row, name, (4, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
         rows.append(row)
     temporary = path.with_name(path.stem + ".part.png")
     cv2.imwrite(str(temporary), np.concatenate(rows))
@@ -268,7 +275,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     module.load_state_dict(state)
     module.eval().to(args.device)
-    clips = [c for c in load_clips(args.data, mirrored=True) if c.split == "train"]
+    clips = MotionGraph([c for c in load_clips(args.data, mirrored=True) if c.split == "train"]).clips
     reader = train_reader(module, clips)
     figures, rollout = free_run(module, reader, data_speeds(clips), streams=args.streams, steps=args.steps)
     figures["switches"] = switch_run(module, reader)

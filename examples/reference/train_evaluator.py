@@ -37,6 +37,7 @@ from t2v_edge.files import write_atomic
 
 WINDOW = 44         # base frames a window is cut from: 31 are shown at normal speed, the rest allow 1.3 times that
 SEAM = 5            # base frames over which a looped clip blends into itself
+SHORTEST_LOOP = 10  # base frames: a running stride
 SPEEDS = (0.85, 1.2)
 Log = Callable[[dict[str, Any]], None]
 
@@ -59,23 +60,21 @@ class Options:
 
 
 def extend(poses: np.ndarray, length: int) -> np.ndarray:
-    """A clip's poses (T, D), looped where shorter than `length`: from its last third to the nearest of its first."""
+    """A clip's poses (T, D), looped where shorter than `length`: from near its end to the nearest pose before."""
     if len(poses) >= length:
         return poses
-    third = max(2, len(poses) // 3)
-    last = len(poses) - 1 - SEAM
-    leave = np.arange(max(last - third, 1), last + 1)
-    enter = np.arange(1, max(2, min(third, len(poses) - SEAM - 2)) + 1)
+    latest = len(poses) - SEAM
+    period = min(SHORTEST_LOOP, latest)
     speed = np.gradient(poses[:, :60], axis=0)
-    key = np.concatenate([poses[:, :60], 4 * speed], 1)
-    cost = np.square(key[leave, None] - key[None, enter]).sum(-1)
+    key = np.concatenate([poses[:, :60], 4 * speed], 1)[: latest + 1]
+    cost = np.square(key[:, None] - key[None]).sum(-1)
+    leave, enter = np.indices(cost.shape)
+    cost[(leave - enter < period) | (leave < latest * 2 // 3)] = np.inf
     out, back = (int(v) for v in np.unravel_index(cost.argmin(), cost.shape))
-    out, back = int(leave[out]), int(enter[back])
     mix = (np.arange(1, SEAM + 1, dtype=np.float32) / (SEAM + 1))[:, None]
     seam = poses[out : out + SEAM] * (1 - mix) + poses[back : back + SEAM] * mix
-    loop = np.concatenate([poses[back + SEAM : out], seam]) if out > back + SEAM else seam
-    repeats = -(-(length - out) // len(loop)) + 1
-    return np.concatenate([poses[:out], seam, *[loop] * repeats])[: max(length, len(poses))]
+    loop = np.concatenate([seam, poses[back + SEAM : out]])
+    return np.concatenate([poses[:out], *[loop] * (-(-length // len(loop)))])[:length]
 
 
 class ClipWindows:
@@ -349,7 +348,7 @@ def train(
     for make in (write_onnx, write_plots):
         try:
             make(out)
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:  # torch raises the latter where onnx is absent
             print(f"{error}: run `python -m examples.reference.evaluator {out}` where it is installed", file=sys.stderr)
     return validation
 

@@ -41,7 +41,8 @@ SOFTEST = 0.1
 
 def build_sequences(graph: MotionGraph, count: int, length: int, seed: int) -> Sequences:
     """`count` sequences: half keep their action, half change it at random moments."""
-    parts = [graph.sequences(count // 2, length, switch=rate, seed=seed + k) for k, rate in enumerate((0.0, SWITCH_RATE))]
+    rates = (0.0, SWITCH_RATE)
+    parts = [graph.sequences(count // 2, length, switch=rate, seed=seed + k) for k, rate in enumerate(rates)]
     return Sequences(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("poses", "actions", "styles")))
 
 
@@ -54,7 +55,9 @@ def fresh_module(graph: MotionGraph, hidden: int) -> SkeletalMotion:
     least[:60], least[PROP], least[PRESENCE] = 0.03, 0.05, 0.2
     deviation = np.maximum(deviation, least)
     deviation[[0, 2]] = 0.1
-    module.set_statistics(*(torch.from_numpy(np.asarray(v, np.float32)) for v in (mean, deviation, graph.lengths, graph.neutral)))
+    figures = (mean, deviation, graph.lengths, graph.neutral)
+    module.set_statistics(*(torch.from_numpy(np.asarray(f, np.float32)) for f in figures))
+    module.set_styles(torch.from_numpy(graph.codes), torch.from_numpy(graph.unused))
     return module
 
 
@@ -68,7 +71,8 @@ class MotionTraining:
         on_gpu = self.device.type == "cuda"
         self.rate = torch.tensor(args.lr, device=self.device)
         self.optimizer = torch.optim.AdamW(
-            self.module.parameters(), lr=self.rate if on_gpu else args.lr, betas=(0.9, 0.99), weight_decay=1e-4, capturable=on_gpu
+            self.module.parameters(), lr=self.rate if on_gpu else args.lr, betas=(0.9, 0.99), weight_decay=1e-4,
+            capturable=on_gpu,
         )
         self.poses = self.module.normal(torch.from_numpy(data.poses).to(self.device))
         self.actions = torch.from_numpy(data.actions).to(self.device)
@@ -85,7 +89,7 @@ class MotionTraining:
         self._replay: Callable[[], None] | None = None
 
     def draw(self, progress: float) -> None:
-        """Fill the batch: windows of sequences, one in six from the very start; `progress` 0..1 sets the free stretch."""
+        """Fill the batch with windows, one in six from a sequence's start; `progress` sets the free stretch."""
         batch, steps, device = self.args.batch, self.args.steps, self.device
         pick = torch.randint(len(self.poses), (batch,), device=device)
         first = torch.randint(self.poses.shape[1] - steps, (batch,), device=device)
@@ -177,8 +181,8 @@ class MotionTraining:
 
     def state(self) -> dict[str, Any]:
         return {
-            "module": self.module.state_dict(), "ema": self.ema.module.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "step": self.step_index, "elapsed": self.elapsed,
+            "module": self.module.state_dict(), "ema": self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "step": self.step_index, "elapsed": self.elapsed,
         }
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -199,7 +203,8 @@ def train(args: argparse.Namespace) -> Path:
     log = TrainingLog(out / "motion.jsonl")
     clips = [c for c in load_clips(args.data, mirrored=args.mirrored) if c.split == "train"]
     began = time.monotonic()
-    graph = MotionGraph(clips)
+    graph = MotionGraph(clips)  # the reader and the speeds measured against are of the clips it plays
+    clips = graph.clips
     data = build_sequences(graph, args.sequences, args.length, args.seed)
     training = MotionTraining(args, graph, data)
     log.write(built=len(data.poses), build_seconds=time.monotonic() - began)
@@ -220,7 +225,8 @@ def train(args: argparse.Namespace) -> Path:
         if training.elapsed - measured >= args.every:
             measured = training.elapsed
             figures, _ = rollout.free_run(training.ema.module, reader, speeds, streams=args.streams, steps=args.rollout)
-            log.write(step=training.step_index, seconds=training.elapsed, loss=training.loss.item(), graph=recorded, **_flat(figures))
+            log.write(step=training.step_index, seconds=training.elapsed, loss=training.loss.item(), graph=recorded,
+                      **_flat(figures))
             save_weights(training, weights)
         if training.elapsed - saved >= 60:
             saved = training.elapsed
@@ -232,14 +238,16 @@ def train(args: argparse.Namespace) -> Path:
     return weights
 
 
-def finish(args: argparse.Namespace, training: MotionTraining, reader: rollout.ActionReader, speeds: Tensor, log: TrainingLog) -> None:
+def finish(
+    args: argparse.Namespace, training: MotionTraining, reader: rollout.ActionReader, speeds: Tensor, log: TrainingLog
+) -> None:
     """The last measurement, the curve, the sheet, and motion vectors of free runs for the renderer."""
     out, module = Path(args.out), training.ema.module
     loss = training.loss.item()
     if not math.isfinite(loss):
-        raise RuntimeError(f"training diverged: loss {loss}; start again without --resume and with a lower --lr than {args.lr}")
+        raise RuntimeError(f"training diverged: loss {loss}; start again without --resume, with --lr below {args.lr}")
     figures, played = rollout.free_run(module, reader, speeds, streams=2 * args.streams, steps=args.rollout)
-    figures["switches"] = rollout.switch_run(module, reader, streams=24 * args.streams, stay=max(112, min(160, args.rollout)))
+    figures["switches"] = rollout.switch_run(module, reader, streams=24 * args.streams, stay=160)
     log.write(step=training.step_index, seconds=training.elapsed, loss=loss, final=True, **figures)
     log.plot(out / "motion_curve.png", ("loss", "speed_ratio_min", "speed_ratio_max", "read"), "loss and ratios")
     first = slice(None, None, 2 * args.streams)
@@ -261,7 +269,9 @@ def _flat(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="folder with motions.npz and index.csv")
     parser.add_argument("--out", required=True, help="folder for weights, log, curve and sheet")
     parser.add_argument("--minutes", type=float, default=6.0, help="training time; schedules follow it")

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from t2v_export.models.text import TransformersText
 from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
@@ -41,6 +40,7 @@ from examples.reference.make_encoder import write_encoder
 from examples.reference.model import TOKENS, text_options
 from examples.reference.training import TrainingLog, load_state, save_state, seed_everything
 from examples.reference.vocabulary import CONDITION_SIZE, SLOTS, slot_slices
+from t2v_export.models.text import TransformersText
 
 UNNAMED = -1
 DESCRIBED_SHARE = 0.01
@@ -103,7 +103,7 @@ def slot_losses(logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
     `logits` (n, condition), `values` (n, slots). Nats; both are 0 where there is nothing to average.
     """
-    named, unnamed, count = logits.new_zeros(()), logits.new_zeros(()), 0
+    named, unnamed, count = logits.new_zeros(()), logits.new_zeros(()), logits.new_zeros(())
     for column, part in enumerate(slot_slices().values()):
         log_p, value = logits[:, part].log_softmax(1), values[:, column]
         told = value != UNNAMED

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Mapping
 
 import tokenizers
 import torch
 from torch import nn
 
 from t2v_edge.errors import CheckpointError
+from t2v_edge.files import atomic_folder
 from t2v_edge.spec import STAGES, StageSpec, TensorSpec, check_stages
 from t2v_export.config import CheckpointConfig, parse_config
-from t2v_export.files import folder_sha256, needed_file, new_folder, plain_file, write_file
+from t2v_export.files import folder_sha256, needed_file, plain_file
 from t2v_export.models import build_stage
 from t2v_export.weights import MAX_FILE_BYTES, load_weights, pack_weights, read_weights
 
@@ -60,15 +61,23 @@ def load_checkpoint(path: Path | str, allow_code: bool = False) -> Checkpoint:
     root = Path(path)
     if not root.is_dir():
         raise CheckpointError(f"{root} is not a folder; a checkpoint is a folder with config.json in it")
-    config = parse_config(needed_file(root, "config.json", MAX_CONFIG_BYTES, "is this a checkpoint folder?").read_bytes())
+    config = parse_config(
+        needed_file(root, "config.json", MAX_CONFIG_BYTES, "is this a checkpoint folder?").read_bytes()
+    )
     for name in EVALUATOR_FILES:
         plain_file(root, name, MAX_FILE_BYTES)
     tokenizer = _read_tokenizer(root)
     modules = {stage: _load_stage(root, config, stage, allow_code) for stage in STAGES}
     card = plain_file(root, "README.md", MAX_CONFIG_BYTES)
     checkpoint = Checkpoint(
-        config, modules["text"], modules["motion"], modules["render"], tokenizer,
-        card.read_text("utf-8", "replace") if card else "", folder_sha256(root), root.resolve(),
+        config,
+        modules["text"],
+        modules["motion"],
+        modules["render"],
+        tokenizer,
+        card.read_text("utf-8", "replace") if card else "",
+        folder_sha256(root),
+        root.resolve(),
     )
     _check_specs(checkpoint)
     return checkpoint
@@ -85,14 +94,23 @@ def _load_stage(root: Path, config: CheckpointConfig, stage: str, allow_code: bo
         del encoder
     shown = config.stages[stage]
     module = build_stage(
-        stage, shown.class_name, shown.options, condition_size=config.condition_size, motion_size=config.motion_size,
-        height=config.height, width=config.width, folder=root / "encoder", code=root if allow_code else None,
+        stage,
+        shown.class_name,
+        shown.options,
+        condition_size=config.condition_size,
+        motion_size=config.motion_size,
+        height=config.height,
+        width=config.width,
+        folder=root / "encoder",
+        code=root if allow_code else None,
     )
     own = tuple(getattr(module, "loads_itself", ()))
     tensors = read_weights(root, WEIGHTS[stage])
     if tensors is None:
         if not own or any(not key.startswith(own) for key in module.state_dict()):
-            raise CheckpointError(f"checkpoint {root} has no {WEIGHTS[stage]}.safetensors; save the {stage} stage's weights there")
+            raise CheckpointError(
+                f"checkpoint {root} has no {WEIGHTS[stage]}.safetensors; save the {stage} stage's weights there"
+            )
         tensors = {}
     load_weights(module, tensors, f"{WEIGHTS[stage]}.safetensors", own)
     return module.float().eval().requires_grad_(False)
@@ -153,9 +171,10 @@ def save_checkpoint(
             files[f"{WEIGHTS[stage]}.safetensors"] = pack_weights(state, dtype)
     files |= {f"evaluator/{name}": data for name, data in (evaluator or {}).items()}
     files |= {name: source.encode() for name, source in (code or {}).items()}
-    with new_folder(Path(path)) as folder:
+    with atomic_folder(Path(path)) as folder:
         for name, data in files.items():
-            write_file(folder / name, data)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
 
 
 def _json(data: object) -> bytes:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Mapping
+from typing import Any
 
 from t2v_edge.errors import CheckpointError
 from t2v_edge.spec import STAGES
@@ -56,13 +57,25 @@ class CheckpointConfig:
     @classmethod
     def from_json(cls, data: Any) -> CheckpointConfig:
         """Read parsed JSON; raises `CheckpointError` naming the first thing that is absent, unknown or out of range."""
-        top = _table(data, "config.json", {"format", "format_version", "name", "video", "condition_size", "motion_size", "stages"}, {"blend_steps"})
+        top = _table(
+            data,
+            "config.json",
+            {"format", "format_version", "name", "video", "condition_size", "motion_size", "stages"},
+            {"blend_steps"},
+        )
         if top["format"] != FORMAT:
-            raise CheckpointError(f"config.json: format is {top['format']!r}, not {FORMAT!r}; is this a checkpoint folder?")
+            raise CheckpointError(
+                f"config.json: format is {top['format']!r}, not {FORMAT!r}; is this a checkpoint folder?"
+            )
         if top["format_version"] != FORMAT_VERSION:
-            raise CheckpointError(f"config.json: format_version is {top['format_version']!r}, this toolchain reads {FORMAT_VERSION}; update t2v-edge")
+            raise CheckpointError(
+                f"config.json: format_version is {top['format_version']!r}, this toolchain reads "
+                f"{FORMAT_VERSION}; update t2v-edge"
+            )
         if not isinstance(top["name"], str) or not _NAME.fullmatch(top["name"]):
-            raise CheckpointError(f"config.json: name {top['name']!r} must be 1 to 64 letters, digits, dots, hyphens and underscores")
+            raise CheckpointError(
+                f"config.json: name {top['name']!r} must be 1 to 64 letters, digits, dots, hyphens and underscores"
+            )
         video = _table(top["video"], "video", {"height", "width", "fps"})
         stages = _table(top["stages"], "stages", set(STAGES))
         return cls(
@@ -105,7 +118,9 @@ def _table(data: Any, where: str, needed: set[str], optional: set[str] = frozens
     if missing:
         raise CheckpointError(f"config.json: {where} lacks {', '.join(missing)}; docs/formats.md lists what it needs")
     if unknown:
-        raise CheckpointError(f"config.json: {where} has unknown {', '.join(unknown)}; it takes {', '.join(sorted(needed | optional))}")
+        raise CheckpointError(
+            f"config.json: {where} has unknown {', '.join(unknown)}; it takes {', '.join(sorted(needed | optional))}"
+        )
     return data
 
 

@@ -16,8 +16,17 @@ from t2v_edge.spec import StageSpec, TensorSpec
 Array = NDArray[np.generic]
 MAX_FOLDED_ELEMENTS = 1 << 16
 IR_VERSION = 8  # the newest that goes with opset 17; every ONNX Runtime since 1.12 reads it
-UNFOLDABLE = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Loop", "If", "Scan",
-              "QuantizeLinear", "DequantizeLinear"}
+UNFOLDABLE = {
+    "RandomNormal",
+    "RandomUniform",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Loop",
+    "If",
+    "Scan",
+    "QuantizeLinear",
+    "DequantizeLinear",
+}
 WEIGHTED = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 
 
@@ -53,8 +62,11 @@ def _lift_constants(graph: onnx.GraphProto) -> None:
     for node in [n for n in graph.node if n.op_type == "Constant"]:
         (attribute,) = node.attribute
         value = helper.get_attribute_value(attribute)
-        array = numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(
-            value, dtype=np.float32 if "float" in attribute.name else np.int64)
+        array = (
+            numpy_helper.to_array(value)
+            if isinstance(value, onnx.TensorProto)
+            else np.asarray(value, dtype=np.float32 if "float" in attribute.name else np.int64)
+        )
         graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
         graph.node.remove(node)
 
@@ -74,12 +86,20 @@ def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
         nodes: list[onnx.NodeProto] = []
         reached = set(known)
         for node in graph.node:
-            if node.op_type not in UNFOLDABLE and not outputs & set(node.output) and reached.issuperset(filter(None, node.input)):
+            if (
+                node.op_type not in UNFOLDABLE
+                and not outputs & set(node.output)
+                and reached.issuperset(filter(None, node.input))
+            ):
                 nodes.append(node)
                 reached.update(node.output)
         values = _evaluate(model, nodes, known)
         sizes.update({name: array.size for name, array in values.items()})
-        folded = [n for n in nodes if max(sizes[o] for o in n.output) <= max([MAX_FOLDED_ELEMENTS, *(sizes[i] for i in n.input if i)])]
+        folded = [
+            n
+            for n in nodes
+            if max(sizes[o] for o in n.output) <= max([MAX_FOLDED_ELEMENTS, *(sizes[i] for i in n.input if i)])
+        ]
         del graph.value_info[:]
         if not folded:
             return model
@@ -113,7 +133,9 @@ def _evaluate(model: onnx.ModelProto, nodes: list[onnx.NodeProto], known: dict[s
         return {}
     made = set(names)
     feeds = {i: known[i] for node in nodes for i in node.input if i and i not in made}
-    infos = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()]
+    infos = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()
+    ]
     part = helper.make_graph(nodes, "constants", infos, [onnx.ValueInfoProto(name=name) for name in names])
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -126,20 +148,21 @@ def _evaluate(model: onnx.ModelProto, nodes: list[onnx.NodeProto], known: dict[s
 def fold_batch_norm(graph: onnx.GraphProto) -> None:
     """Fold BatchNorm, as it is in evaluation, into the convolution or linear layer before it (in place).
 
-    y = gamma (Wx + b - mean) / sqrt(var + eps) + beta; a reshape between a linear layer and a norm over channels
-    is looked through. A norm that follows anything else stays.
+    y = gamma (Wx + b - mean) / sqrt(var + eps) + beta. A reshape between a linear layer and a norm over channels,
+    and a pixel shuffle after a convolution, are looked through. A norm that follows anything else stays.
     """
     uses = Counter(i for node in graph.node for i in node.input)
     made_by = {o: node for node in graph.node for o in node.output}
     for norm in [n for n in graph.node if n.op_type == "BatchNormalization"]:
         known = constants(graph)
         before, between = made_by.get(norm.input[0]), None
-        if before is not None and before.op_type == "Reshape" and uses[before.output[0]] == 1:
+        if before is not None and before.op_type in ("Reshape", "DepthToSpace") and uses[before.output[0]] == 1:
             between, before = before, made_by.get(before.input[0])
         foldable = (
-            before is not None and before.op_type in WEIGHTED and uses[before.output[0]] == 1
-            and before.input[1] in known and (before.op_type == "Gemm" or between is None)
-            and (len(before.input) < 3 or before.input[2] in known)
+            before is not None
+            and before.op_type in WEIGHTED
+            and uses[before.output[0]] == 1
+            and all(i in known for i in before.input[1:])
         )
         if not foldable or before is None:
             continue
@@ -148,11 +171,10 @@ def fold_batch_norm(graph: onnx.GraphProto) -> None:
         scale = gamma / np.sqrt(variance + epsilon)
         shift = beta - mean * scale
         if between is not None:
-            shape = known.get(between.input[1])
-            features = _features(before, known[before.input[1]])
-            if shape is None or shape.size < 3 or features % scale.size or features != int(np.prod(shape[1:])):
+            repeats = _channel_repeats(before, between, known, scale.size)
+            if not repeats:
                 continue
-            scale, shift = (np.repeat(v, features // scale.size) for v in (scale, shift))
+            scale, shift = np.repeat(scale, repeats), np.repeat(shift, repeats)
         _scale_layer(graph, before, known, scale, shift, norm.name)
         last = between or before
         if before.op_type == "MatMul":
@@ -167,16 +189,24 @@ def fold_batch_norm(graph: onnx.GraphProto) -> None:
         graph.node.remove(norm)
 
 
+def _channel_repeats(layer: onnx.NodeProto, between: onnx.NodeProto, known: dict[str, Array], channels: int) -> int:
+    """How many outputs of a layer, in a row, end up in each channel after a reshape or pixel shuffle; 0: not so."""
+    features = int(known[layer.input[1]].shape[_out_axis(layer)])
+    if between.op_type == "DepthToSpace":
+        shuffled = any(a.name == "mode" and a.s == b"CRD" for a in between.attribute)
+        return features // channels if shuffled and layer.op_type == "Conv" else 0
+    shape = known.get(between.input[1])
+    if layer.op_type != "Gemm" or shape is None or shape.size < 3 or features != int(np.prod(shape[1:])):
+        return 0
+    return features // channels if shape[1] == channels else 0
+
+
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
 def _out_axis(node: onnx.NodeProto) -> int:
     return 0 if node.op_type == "Gemm" and _attribute(node, "transB", 0) else WEIGHTED[node.op_type]
-
-
-def _features(node: onnx.NodeProto, weight: Array) -> int:
-    return int(weight.shape[_out_axis(node)])
 
 
 def _scale_layer(
@@ -256,15 +286,37 @@ def strip(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
     for tensor in graph.initializer:
         tensor.doc_string = ""
     made = helper.make_graph(
-        list(graph.node), spec.stage, [_info(t) for t in spec.inputs], [_info(t) for t in spec.outputs], list(graph.initializer)
+        list(graph.node),
+        spec.stage,
+        [_info(t) for t in spec.inputs],
+        [_info(t) for t in spec.outputs],
+        list(graph.initializer),
     )
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION, producer_name="t2v_edge")
+    return helper.make_model(
+        made, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION, producer_name="t2v_edge"
+    )
 
 
 def _info(tensor: TensorSpec) -> onnx.ValueInfoProto:
     dtype = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
     return helper.make_tensor_value_info(tensor.name, dtype, list(tensor.shape))
+
+
+def levels_graph(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A render graph cut before rounding: `frame` is float32, 0 to 255. Rounding hides small differences, and turns
+    an arbitrarily small one into a whole level; verification looks before it.
+    """
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    graph = model.graph
+    made_by = {o: node for node in graph.node for o in node.output}
+    cast = made_by["frame"]
+    rounding = made_by[cast.input[0]]
+    graph.node.remove(cast)
+    graph.node.remove(rounding)
+    graph.node.append(helper.make_node("Identity", [rounding.input[0]], ["frame"], name="/levels"))
+    graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return model
 
 
 def check_graph(model: onnx.ModelProto, spec: StageSpec) -> None:
@@ -276,8 +328,13 @@ def check_graph(model: onnx.ModelProto, spec: StageSpec) -> None:
         raise SpecError(f"stage {spec.stage}: the exported graph is not valid ONNX: {error}") from error
     domains = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
     if domains:
-        raise SpecError(f"stage {spec.stage}: operators of {', '.join(sorted(domains))} are not in every engine; use plain torch operators")
+        raise SpecError(
+            f"stage {spec.stage}: operators of {', '.join(sorted(domains))} are not in every engine; use plain "
+            "torch operators"
+        )
     made_by = {o: n.op_type for n in model.graph.node for o in n.output}
     for node in model.graph.node:
         if node.op_type == "BatchNormalization" and made_by.get(node.input[0]) in WEIGHTED:
-            raise SpecError(f"stage {spec.stage}: BatchNorm {node.name} was not folded; its convolution's output is used elsewhere")
+            raise SpecError(
+                f"stage {spec.stage}: BatchNorm {node.name} was not folded; its convolution's output is used elsewhere"
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -15,8 +15,20 @@ HALF_MAX = 65504.0
 # Stands for minus infinity in masks; added to a score it still fits.
 MASK_FLOOR = -6e4
 # Sums over many numbers, or wide ranges: kept in float32 even between float16 neighbours.
-FULL_OPS = {"LayerNormalization", "ReduceMean", "ReduceSum", "ReduceL2", "Pow", "Sqrt", "Exp", "Log", "Reciprocal",
-            "ReduceSumSquare", "InstanceNormalization", "CumSum"}
+FULL_OPS = {
+    "LayerNormalization",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceL2",
+    "Pow",
+    "Sqrt",
+    "Exp",
+    "Log",
+    "Reciprocal",
+    "ReduceSumSquare",
+    "InstanceNormalization",
+    "CumSum",
+}
 PIXEL_OPS = {"Cast", "Transpose", "Round", "Clip", "Add", "Mul", "Tanh", "Sigmoid", "Identity"}
 # Inputs that the operator wants in float32 or as integers whatever it computes in.
 FIXED_INPUTS = {"Resize": (1, 2, 3)}
@@ -59,12 +71,43 @@ def compute_half(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
     float16's range.
     """
     typed = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    kinds = {v.name: v.type.tensor_type.elem_type for v in [*typed.graph.value_info, *typed.graph.input, *typed.graph.output]}
+    kinds = {
+        v.name: v.type.tensor_type.elem_type for v in [*typed.graph.value_info, *typed.graph.input, *typed.graph.output]
+    }
     kinds.update({t.name: t.data_type for t in typed.graph.initializer})
     model = onnx.ModelProto.FromString(model.SerializeToString())
     _Halving(model.graph, kinds, spec).run()
     check_graph(model, spec)
     return model
+
+
+def rounding_twin(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A float32 graph that rounds to float16 wherever a float16 graph does.
+
+    ONNX Runtime's CPU engine computes float16 operators that it has no kernels for in float32 and drops the
+    roundings between them, so it shows less difference than a GPU will have. It keeps explicit casts. What the twin
+    leaves out is rounding inside an operator: sums are taken to gather in float32, as tensor cores do.
+    """
+    typed = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    halves = {v.name for v in typed.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    twin = onnx.ModelProto.FromString(model.SerializeToString())
+    for tensor in twin.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    nodes = []
+    for node in twin.graph.node:
+        if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT16:
+            node.attribute[0].i = TensorProto.FLOAT
+        nodes.append(node)
+        for position, name in enumerate(node.output):
+            if name in halves:
+                node.output[position] = f"{name}.exact"
+                nodes.append(helper.make_node("Cast", [f"{name}.exact"], [f"{name}.rounded"], to=TensorProto.FLOAT16))
+                nodes.append(helper.make_node("Cast", [f"{name}.rounded"], [name], to=TensorProto.FLOAT))
+    copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del twin.graph.node[:]
+    twin.graph.node.extend(copied)
+    return twin
 
 
 class _Halving:
@@ -111,7 +154,8 @@ class _Halving:
             after.update(o for o in node.output if self.kinds.get(o) == TensorProto.FLOAT)
             used = [self.weights[i] for i in node.input if i in self.weights]
             fits = all(w.size == 0 or float(w.max()) <= HALF_MAX for w in used) and (
-                node.op_type not in WEIGHTED or all(w.size == 0 or float(w.min()) >= -HALF_MAX for w in used))
+                node.op_type not in WEIGHTED or all(w.size == 0 or float(w.min()) >= -HALF_MAX for w in used)
+            )
             if node.op_type not in FULL_OPS and index not in tail and fits:
                 chosen.add(index)
         return chosen
@@ -156,7 +200,9 @@ class _Halving:
     def _may_overflow(self, name: str) -> bool:
         """Whether a mask made before the weights holds float32's lowest number (a Where with such a constant)."""
         maker = next((n for n in self.nodes if name in n.output), None)
-        return maker is not None and any(i in self.weights and self.weights[i].size and float(self.weights[i].min()) < -HALF_MAX for i in maker.input)
+        return maker is not None and any(
+            i in self.weights and self.weights[i].size and float(self.weights[i].min()) < -HALF_MAX for i in maker.input
+        )
 
     def _clamped(self, name: str) -> str:
         floor = "mask.floor"

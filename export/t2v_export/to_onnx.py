@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import Sequence
+from collections.abc import Sequence
 
 import onnx
 import torch
@@ -60,11 +60,16 @@ def check_outputs(spec: StageSpec, outputs: Sequence[Tensor]) -> None:
     """Compare what a module returned with its contract; raises `SpecError` naming the output."""
     if len(outputs) != len(spec.outputs):
         names = ", ".join(o.name for o in spec.outputs)
-        raise SpecError(f"stage {spec.stage}: forward returned {len(outputs)} tensors, its spec lists {len(spec.outputs)}: {names}")
+        raise SpecError(
+            f"stage {spec.stage}: forward returned {len(outputs)} tensors, its spec lists {len(spec.outputs)}: {names}"
+        )
     for tensor, wanted in zip(outputs, spec.outputs):
         got = TensorSpec(wanted.name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
         if got != wanted:
-            raise SpecError(f"stage {spec.stage}: {wanted.name} is {got.dtype} {got.shape}, its spec says {wanted.dtype} {wanted.shape}")
+            raise SpecError(
+                f"stage {spec.stage}: {wanted.name} is {got.dtype} {got.shape}, its spec says {wanted.dtype} "
+                f"{wanted.shape}"
+            )
 
 
 def run_torch(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -82,7 +87,9 @@ def stage_to_onnx(module: nn.Module, spec: StageSpec, opset: int = OPSET) -> onn
     export the module.
     """
     if not MIN_OPSET <= opset <= OPSET:
-        raise CheckpointError(f"opset {opset} is outside {MIN_OPSET} to {OPSET}, which this exporter writes; use a newer engine")
+        raise CheckpointError(
+            f"opset {opset} is outside {MIN_OPSET} to {OPSET}, which this exporter writes; use a newer engine"
+        )
     traced = PixelFrames(module) if spec.stage == "render" else module
     traced.eval()
     inputs = example_inputs(spec)
@@ -93,13 +100,21 @@ def stage_to_onnx(module: nn.Module, spec: StageSpec, opset: int = OPSET) -> onn
             warnings.simplefilter("ignore")
             # The tracing exporter: torch.export's writes opset 18 and up, and a device may be capped at 17.
             torch.onnx.export(
-                traced, inputs, buffer, dynamo=False, opset_version=opset, do_constant_folding=True,
-                input_names=[t.name for t in spec.inputs], output_names=[t.name for t in spec.outputs],
+                traced,
+                inputs,
+                buffer,
+                dynamo=False,
+                opset_version=opset,
+                do_constant_folding=True,
+                input_names=[t.name for t in spec.inputs],
+                output_names=[t.name for t in spec.outputs],
             )
     except SpecError:
         raise
     except Exception as error:  # torch raises many kinds here, from the module's own code too
-        raise CheckpointError(f"stage {spec.stage} cannot be exported: {error}; use plain tensor operators of static shape") from error
+        raise CheckpointError(
+            f"stage {spec.stage} cannot be exported: {error}; use plain tensor operators of static shape"
+        ) from error
     model = clean(onnx.load_from_string(buffer.getvalue()), spec)
     check_graph(model, spec)
     return model

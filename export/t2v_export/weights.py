@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping
 
 import safetensors
 import safetensors.torch
@@ -36,10 +36,15 @@ def read_weights(root: Path, stem: str) -> dict[str, Tensor] | None:
     tensors = _read_safetensors(file, stem + ".safetensors") if file else _read_pt(pickled, stem + ".pt")  # type: ignore[arg-type]
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
-            raise CheckpointError(f"{stem}: weight {name!r} is {tensor.dtype}; save weights as float16, bfloat16 or float32")
+            raise CheckpointError(
+                f"{stem}: weight {name!r} is {tensor.dtype}; save weights as float16, bfloat16 or float32"
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
-            raise CheckpointError(f"{stem}: weight {name!r} holds {bad} NaN or infinite values; training diverged, take an earlier checkpoint")
+            raise CheckpointError(
+                f"{stem}: weight {name!r} holds {bad} NaN or infinite values; training diverged, take an "
+                "earlier checkpoint"
+            )
     return {name: t.float() if t.dtype in FLOATS else t for name, t in tensors.items()}
 
 
@@ -49,7 +54,10 @@ def _read_safetensors(path: Path, shown: str) -> dict[str, Tensor]:
         start = file.read(8)
     header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if header > MAX_HEADER_BYTES:
-        raise CheckpointError(f"{shown} claims a header of {header} bytes, at most {MAX_HEADER_BYTES} are allowed; it is damaged or no safetensors file")
+        raise CheckpointError(
+            f"{shown} claims a header of {header} bytes, at most {MAX_HEADER_BYTES} are allowed; it is damaged "
+            "or no safetensors file"
+        )
     if len(start) < 8 or 8 + header > size:
         raise CheckpointError(f"{shown} is truncated: {size} bytes, its header alone needs {8 + header}; copy it again")
     try:
@@ -59,7 +67,9 @@ def _read_safetensors(path: Path, shown: str) -> dict[str, Tensor]:
     except Exception as error:  # the library raises several kinds, all of which mean a damaged file
         raise CheckpointError(f"{shown} is truncated or damaged: {error}; copy it again") from error
     if "sha256" in metadata and metadata["sha256"] != tensors_sha256(tensors):
-        raise CheckpointError(f"{shown} was altered: its weights do not match the SHA-256 stored with them; copy it again")
+        raise CheckpointError(
+            f"{shown} was altered: its weights do not match the SHA-256 stored with them; copy it again"
+        )
     return tensors
 
 
@@ -68,7 +78,8 @@ def _read_pt(path: Path, shown: str) -> dict[str, Tensor]:
         read = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling errors, zip errors: none of them is plain weights
         raise CheckpointError(
-            f"{shown} is not a plain state_dict and is not unpickled; save it again with safetensors.torch.save_file(model.state_dict(), ...)"
+            f"{shown} is not a plain state_dict and is not unpickled; save it again with "
+            "safetensors.torch.save_file(model.state_dict(), ...)"
         ) from error
     if not isinstance(read, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in read.items()):
         raise CheckpointError(f"{shown} must hold a state_dict: a dict of names to tensors; save model.state_dict()")
@@ -98,7 +109,9 @@ def pack_weights(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float
             keep = name.endswith(("running_mean", "running_var"))
             tensor = tensor.to(torch.float32 if keep else dtype)
             if not bool(torch.isfinite(tensor).all()):
-                raise CheckpointError(f"weight {name!r} is NaN, infinite, or too large for {dtype}; do not save it, or save as float32")
+                raise CheckpointError(
+                    f"weight {name!r} is NaN, infinite, or too large for {dtype}; do not save it, or save as float32"
+                )
         packed[name] = tensor.contiguous().clone()
     data: bytes = safetensors.torch.save(packed, {"format": "pt", "sha256": tensors_sha256(packed)})
     return _sorted_metadata(data)
@@ -124,11 +137,18 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], shown: str, s
     missing = sorted(set(wanted) - set(tensors) - counters)
     unknown = sorted(set(tensors) - set(wanted))
     if missing or unknown:
-        said = [f"{what} {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}" for what, names in (("lacks", missing), ("has unknown", unknown)) if names]
-        raise CheckpointError(f"{shown} {' and '.join(said)}; the class and options of config.json must be those it was trained with")
+        said = [
+            f"{what} {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}"
+            for what, names in (("lacks", missing), ("has unknown", unknown))
+            if names
+        ]
+        raise CheckpointError(
+            f"{shown} {' and '.join(said)}; the class and options of config.json must be those it was trained with"
+        )
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
             raise CheckpointError(
-                f"{shown}: weight {name!r} has shape {tuple(tensor.shape)}, the class and options of config.json want {tuple(wanted[name].shape)}"
+                f"{shown}: weight {name!r} has shape {tuple(tensor.shape)}, the class and options of "
+                f"config.json want {tuple(wanted[name].shape)}"
             )
     module.load_state_dict(dict(tensors), strict=False)

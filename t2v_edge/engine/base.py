@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Mapping, Optional, Protocol
+from typing import Any, Optional, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +60,7 @@ def check_feeds(feeds: Arrays, spec: StageSpec) -> None:
     for tensor in spec.inputs:
         array = feeds.get(tensor.name)
         if array is None:
-            raise EngineError(f"stage {spec.stage}: input {tensor.name} is missing; feed {[t.name for t in spec.inputs]}")
+            raise EngineError(f"stage {spec.stage}: input {tensor.name} is missing; feed all of its inputs")
         if array.shape != tensor.shape or array.dtype != np.dtype(tensor.dtype):
             raise EngineError(f"stage {spec.stage}: input {tensor.name} is {array.dtype}{list(array.shape)}, "
                               f"the graph takes {tensor.dtype}{list(tensor.shape)}")

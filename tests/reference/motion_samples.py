@@ -61,7 +61,7 @@ def write_samples(folder: Path) -> Path:
     }
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "motions.npz", **{name: joints for name, (_, _, joints) in clips.items()})
-    rows = [f"{name},bvh,1,1,{action},{action},{len(joints)},0,{split}" for name, (action, split, joints) in clips.items()]
+    rows = [f"{n},bvh,1,1,{action},{action},{len(joints)},0,{split}" for n, (action, split, joints) in clips.items()]
     header = "clip,source,subject,trial,cmu_description,action,frames,seconds,split"
     (folder / "index.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     return folder

@@ -5,14 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.reference.motion_samples import person, write_samples
 
 from examples.reference import motion_data, props
 from examples.reference.motion_data import Clip, PoseBank
 from examples.reference.vocabulary import (
-    FLOOR_SLICE, JOINT_SLICE, JOINTS, MIRRORED, MOTION_SIZE, PARENTS, PRESENCE_SLICE, PROP_SLICE, PROPS,
+    FLOOR_SLICE,
+    JOINT_SLICE,
+    JOINTS,
+    MIRRORED,
+    MOTION_SIZE,
+    PARENTS,
+    PRESENCE_SLICE,
+    PROP_SLICE,
+    PROPS,
 )
 from t2v_export.models import skeletal
+from tests.reference.motion_samples import person, write_samples
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +125,8 @@ def test_football_rolls_on_the_floor_ahead_of_the_person(clips: list[Clip]) -> N
 def test_sword_has_its_length_and_starts_in_the_right_hand(clips: list[Clip]) -> None:
     clip = find(clips, "sword_1")
     np.testing.assert_array_equal(clip.prop[:, 0], clip.joints[:, JOINTS.index("r_hand")])
-    np.testing.assert_allclose(np.linalg.norm(clip.prop[:, 1] - clip.prop[:, 0], axis=-1), props.SWORD_LENGTH, atol=1e-5)
+    length = np.linalg.norm(clip.prop[:, 1] - clip.prop[:, 0], axis=-1)
+    np.testing.assert_allclose(length, props.SWORD_LENGTH, atol=1e-5)
 
 
 def test_shot_ball_is_held_then_flies_and_fades() -> None:

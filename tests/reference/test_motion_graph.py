@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.reference.motion_samples import write_samples
 
 from examples.reference.motion_data import load_clips
 from examples.reference.motion_graph import SHORTEST_STAY, STYLE_SIZE, MotionGraph
 from examples.reference.vocabulary import ACTIONS
+from tests.reference.motion_samples import write_samples
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,7 +47,8 @@ def stage_class(stage: str, class_name: str, *, code: Path | None = None) -> typ
     if ":" in class_name:
         return load_user_class(stage, class_name, code)
     raise CheckpointError(
-        f"stage {stage}: unknown class {class_name!r}; use one of {', '.join(built_in)}, or module:Class beside config.json"
+        f"stage {stage}: unknown class {class_name!r}; use one of {', '.join(built_in)}, or module:Class beside "
+        "config.json"
     )
 
 
@@ -69,7 +71,10 @@ def build_stage(
     """
     found = stage_class(stage, class_name, code=code)
     shared: dict[str, Any] = {
-        "condition_size": condition_size, "motion_size": motion_size, "height": height, "width": width,
+        "condition_size": condition_size,
+        "motion_size": motion_size,
+        "height": height,
+        "width": width,
     }
     if stage == "text":
         shared["folder"] = folder
@@ -79,12 +84,17 @@ def build_stage(
             _check_size(stage, found, {**shared, **options})
         module = found(**shared, **options)
     except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError) as error:
-        raise CheckpointError(f"stage {stage}: class {class_name!r} refuses its options: {error}; correct them in config.json") from error
+        raise CheckpointError(
+            f"stage {stage}: class {class_name!r} refuses its options: {error}; correct them in config.json"
+        ) from error
     spec = getattr(module, "spec", None)
     if not isinstance(module, nn.Module) or not isinstance(spec, StageSpec):
         raise SpecError(f"stage {stage}: class {class_name!r} must be a torch.nn.Module with a StageSpec as `spec`")
     if spec.stage != stage:
-        raise SpecError(f"stage {stage}: class {class_name!r} says it is a {spec.stage} stage; name it under {spec.stage!r} in config.json")
+        raise SpecError(
+            f"stage {stage}: class {class_name!r} says it is a {spec.stage} stage; name it under {spec.stage!r} "
+            "in config.json"
+        )
     return module
 
 
@@ -93,7 +103,10 @@ def _check_size(stage: str, found: type[nn.Module], arguments: Mapping[str, Any]
     with torch.device("meta"):
         weights = sum(tensor.numel() for tensor in found(**arguments).state_dict().values())
     if weights > MAX_WEIGHTS:
-        raise CheckpointError(f"stage {stage}: its options make {weights} weights, at most {MAX_WEIGHTS} are allowed; lower them in config.json")
+        raise CheckpointError(
+            f"stage {stage}: its options make {weights} weights, at most {MAX_WEIGHTS} are allowed; lower them "
+            "in config.json"
+        )
 
 
 def _check_options(

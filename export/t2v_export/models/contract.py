@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 from t2v_edge.spec import NoiseSpec, StageSpec, StateSpec, TensorSpec
 

@@ -108,7 +108,9 @@ class RecurrentMotion(nn.Module):
         if feedback:
             self.state_shapes["motion"] = (1, motion_size)
         self.start = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(shape)) for name, shape in self.state_shapes.items()} if start == "stored" else {}
+            {name: nn.Parameter(torch.zeros(shape)) for name, shape in self.state_shapes.items()}
+            if start == "stored"
+            else {}
         )
 
     @property

@@ -31,6 +31,9 @@ JOINTS, STEP, SPIN, PROP, PRESENCE = slice(0, 60), slice(60, 62), slice(62, 63),
 PLACE_PERIOD = 2.0
 """Metres after which the floor repeats: the hip's place is kept modulo this, so that it never loses precision."""
 
+STYLE_SHARPNESS = 10.0
+"""How decidedly a style chooses: logits are this times its products with the codes."""
+
 _HIP_HEIGHT = 0.9
 _SCALE = 2.0
 
@@ -68,8 +71,22 @@ def turn(points: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.stack([cosine * x + sine * z, y, cosine * z - sine * x], -1)
 
 
+def travel(pose: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """The hip's step (..., 2) in x and z, metres, of poses (..., 74) facing a cosine and sine (..., 1)."""
+    x, z = pose[..., STEP].split(1, -1)
+    return torch.cat([cosine * x + sine * z, cosine * z - sine * x], -1)
+
+
+def _rotate(direction: Tensor, angle: Tensor) -> Tensor:
+    """A direction (n, 2), cosine and sine, turned further by an angle (n, 1) in radians."""
+    cosine, sine = direction[:, :1], direction[:, 1:]
+    return torch.cat([
+        cosine * torch.cos(angle) - sine * torch.sin(angle), sine * torch.cos(angle) + cosine * torch.sin(angle)
+    ], 1)
+
+
 def to_camera(pose: Tensor, cosine: Tensor, sine: Tensor, place: Tensor) -> Tensor:
-    """Motion vectors (..., 75) of poses (..., 74) facing an angle given as cosine and sine (..., 1) at `place` (..., 2).
+    """Motion vectors (..., 75) of poses (..., 74) facing a cosine and sine (..., 1) at `place` (..., 2), metres.
 
     Joints (x, y - 0.9, z) times 2; floor phase sin(pi x), sin(pi z), cos(pi x), cos(pi z) of the place; the
     prop's ends as the joints; presence. The angle is heading plus camera yaw; the place is already turned by the yaw.
@@ -93,7 +110,8 @@ def _run(cell: nn.Module, x: Tensor, states: tuple[Tensor, ...], *, fused: bool)
 class SkeletalMotion(nn.Module):
     """One step of the reference model's motion: condition, style, view, jitter and states in, motion out.
 
-    ``noise.style`` (1, style_size) is drawn once a stream and chooses among the ways an action is done;
+    ``noise.style`` (1, style_size) is drawn once a stream and chooses, of each action, one of `choices` ways to do it:
+    the one whose stored code it points at most (a softmax, so that the step stays differentiable);
     ``noise.view`` (1, 1) in 0..1 is the camera's yaw in turns; ``noise.jitter`` (1, 74), drawn at every step, is
     added to the last pose and keeps quiet actions alive (MoCoGAN's motion noise; Tulyakov et al., CVPR 2018).
     States: the cell's, ``pose`` (1, 74) the last output in normal units, ``place`` (1, 2) of the hip in metres,
@@ -105,7 +123,8 @@ class SkeletalMotion(nn.Module):
 
     def __init__(
         self, *, condition_size: int, motion_size: int, cell: str = "gru", hidden: int = 512, layers: int = 1,
-        style_size: int = 8, action_size: int = 12, embedding: int = 32, jitter: float = 0.1, **_: Any,
+        style_size: int = 8, action_size: int = 12, choices: int = 12, embedding: int = 48, jitter: float = 0.1,
+        **_: Any,
     ) -> None:
         super().__init__()
         if motion_size != MOTION_SIZE:
@@ -115,23 +134,36 @@ class SkeletalMotion(nn.Module):
         if layers < 1:
             raise ValueError(f"layers must be 1 or more, not {layers}")
         self.condition_size, self.hidden, self.style_size = condition_size, hidden, style_size
-        self.action_size, self.jitter = action_size, jitter
-        self.embed = nn.Linear(action_size, embedding)
-        self.enter = nn.Linear(POSE_SIZE + embedding + style_size, hidden)
+        self.action_size, self.choices, self.jitter = action_size, choices, jitter
+        self.embed = nn.Linear(action_size * choices, embedding)
+        self.enter = nn.Linear(POSE_SIZE + embedding, hidden)
         self.cells = nn.ModuleList([make_cell(cell, hidden, hidden) for _ in range(layers)])
         self.leave = nn.Linear(hidden, POSE_SIZE)
         self.register_buffer("mean", torch.zeros(POSE_SIZE))
         self.register_buffer("deviation", torch.ones(POSE_SIZE))
         self.register_buffer("bones", torch.full((len(PARENTS),), 0.25))
         self.register_buffer("neutral", torch.zeros(POSE_SIZE))
+        self.register_buffer("codes", nn.functional.normalize(torch.randn(action_size * choices, style_size), dim=1))
+        self.register_buffer("unused", torch.zeros(action_size * choices))
         to_bones, to_joints = _joint_matrices()
         self.register_buffer("to_bones", to_bones, persistent=False)
         self.register_buffer("to_joints", to_joints, persistent=False)
 
     def set_statistics(self, mean: Tensor, deviation: Tensor, bones: Tensor, neutral: Tensor) -> None:
-        """Store the data's statistics: `mean`, `deviation` (74,), `bones` (20,) metres, `neutral` (74,) the first pose."""
+        """Store `mean`, `deviation` (74,), `bones` (20,) in metres and `neutral` (74,), the first pose, of the data."""
         for name, value in (("mean", mean), ("deviation", deviation), ("bones", bones), ("neutral", neutral)):
             getattr(self, name).copy_(value)
+
+    def set_styles(self, codes: Tensor, unused: Tensor) -> None:
+        """Store each action's codes (action_size, choices, style_size) and which are `unused` (action_size, choices)."""
+        self.codes.copy_(codes.flatten(0, 1))
+        self.unused.copy_(unused.flatten().to(self.unused) * -100.0)
+
+    def choose(self, action: Tensor, style: Tensor) -> Tensor:
+        """Weights (n, action_size * choices) of the ways to move: an action's probability goes to its chosen way."""
+        logits = STYLE_SHARPNESS * torch.matmul(style, self.codes.T) + self.unused
+        ways = torch.softmax(logits.unflatten(1, (self.action_size, self.choices)), -1)
+        return (ways * action.unsqueeze(-1)).flatten(1)
 
     @property
     def spec(self) -> StageSpec:
@@ -150,6 +182,7 @@ class SkeletalMotion(nn.Module):
         ))
 
     def cell_states(self) -> tuple[str, ...]:
+        """Names of the cells' states, in order."""
         letters = ("h", "c")[: self.cells[0].states]
         if len(self.cells) == 1:
             return letters
@@ -162,7 +195,7 @@ class SkeletalMotion(nn.Module):
 
         `pose` is the last one in normal units. In training the cells run fused, elsewhere as plain operators.
         """
-        x = functional.relu(self.enter(torch.cat([pose, self.embed(action), style], 1)))
+        x = functional.relu(self.enter(torch.cat([pose, self.embed(self.choose(action, style))], 1)))
         each, following = self.cells[0].states, []
         for layer, cell in enumerate(self.cells):
             kept = _run(cell, x, states[layer * each:(layer + 1) * each], fused=self.training)
@@ -189,15 +222,10 @@ class SkeletalMotion(nn.Module):
         *cells, pose, place, heading = states
         plain, following = self.advance(pose + jitter, condition[:, : self.action_size], style, tuple(cells))
         plain = self.settle(plain)
-        spin = plain[:, SPIN]
-        cosine, sine = heading[:, :1], heading[:, 1:]
-        turned = torch.cat([cosine * torch.cos(spin) - sine * torch.sin(spin), sine * torch.cos(spin) + cosine * torch.sin(spin)], 1)
+        turned = _rotate(heading, plain[:, SPIN])
         turned = turned / (turned.square().sum(1, keepdim=True) + 1e-12).sqrt()
-        yaw = view * (2 * torch.pi)
-        facing_cosine = turned[:, :1] * torch.cos(yaw) - turned[:, 1:] * torch.sin(yaw)
-        facing_sine = turned[:, 1:] * torch.cos(yaw) + turned[:, :1] * torch.sin(yaw)
-        x, z = plain[:, STEP.start:STEP.start + 1], plain[:, STEP.start + 1:STEP.stop]
-        moved = place + torch.cat([facing_cosine * x + facing_sine * z, facing_cosine * z - facing_sine * x], 1)
+        facing = _rotate(turned, view * (2 * torch.pi))
+        moved = place + travel(plain, facing[:, :1], facing[:, 1:])
         moved = moved - PLACE_PERIOD * torch.floor(moved / PLACE_PERIOD)
-        motion = to_camera(plain, facing_cosine, facing_sine, moved)
+        motion = to_camera(plain, facing[:, :1], facing[:, 1:], moved)
         return (motion, *following, self.normal(plain), moved, turned)

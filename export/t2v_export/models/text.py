@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,16 +134,25 @@ def open_encoder(folder: Path) -> tuple[nn.Module, str]:
     try:
         settings = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"encoder/config.json cannot be read: {error}; save the encoder with save_pretrained") from error
+        raise CheckpointError(
+            f"encoder/config.json cannot be read: {error}; save the encoder with save_pretrained"
+        ) from error
     for refused in ("auto_map", "quantization_config"):
         if refused in settings:
-            raise CheckpointError(f"encoder/config.json has {refused!r}, which runs other code; save a plain float encoder")
+            raise CheckpointError(
+                f"encoder/config.json has {refused!r}, which runs other code; save a plain float encoder"
+            )
     bar = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         model, loading = AutoModel.from_pretrained(
-            str(folder), attn_implementation="eager", dtype=torch.float32, trust_remote_code=False,
-            local_files_only=True, use_safetensors=True, output_loading_info=True,
+            str(folder),
+            attn_implementation="eager",
+            dtype=torch.float32,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except Exception as error:  # transformers raises many kinds; each means that this folder does not open
         raise CheckpointError(f"encoder/ does not open with transformers: {error}") from error
@@ -160,7 +170,9 @@ def open_encoder(folder: Path) -> tuple[nn.Module, str]:
     kept = {prefix + name for name, _ in model.named_parameters()}
     wrong = sorted(kept & set(loading["missing_keys"])) or sorted(str(key) for key in loading["mismatched_keys"])
     if wrong:
-        raise CheckpointError(f"encoder/model.safetensors: {len(wrong)} weights are missing or of another shape, first {wrong[0]}")
+        raise CheckpointError(
+            f"encoder/model.safetensors: {len(wrong)} weights are missing or of another shape, first {wrong[0]}"
+        )
     encoder: nn.Module = model.eval()
     return encoder, prefix
 

@@ -6,7 +6,8 @@ transposed convolution (DCGAN, Radford et al., 2016) or convolution + pixel shuf
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,9 @@ def make_activation(name: str) -> nn.Module:
 def double(in_channels: int, out_channels: int, mode: str, bias: bool) -> nn.Sequential:
     """Layers that double height and width: (batch, in, h, w) -> (batch, out, 2h, 2w)."""
     if mode == "resize":
-        return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias))
+        return nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias)
+        )
     if mode == "transpose":
         return nn.Sequential(nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=bias))
     if mode == "pixel_shuffle":
@@ -64,7 +67,9 @@ class UpBlock(nn.Module):
             second: list[nn.Module] = [nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=not norm)]
             self.second = nn.Sequential(*second, *([nn.BatchNorm2d(out_channels)] if norm else []))
             # 1x1 convolution and nearest resize commute: convolving first costs a quarter
-            self.skip = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), nn.Upsample(scale_factor=2, mode="nearest"))
+            self.skip = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1), nn.Upsample(scale_factor=2, mode="nearest")
+            )
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`bias` (batch, out, 1, 1), where given, is added before the first activation."""
@@ -93,7 +98,9 @@ class ToPixels(nn.Module):
 class Stem(nn.Module):
     """A vector to a small image: (batch, in) -> (batch, channels, height, width)."""
 
-    def __init__(self, inputs: int, channels: int, height: int, width: int, norm: bool = True, activation: str = "relu") -> None:
+    def __init__(
+        self, inputs: int, channels: int, height: int, width: int, norm: bool = True, activation: str = "relu"
+    ) -> None:
         super().__init__()
         self.shape = channels, height, width
         self.linear = nn.Linear(inputs, channels * height * width)
@@ -134,16 +141,26 @@ class UpsampleRenderer(nn.Module):
     ) -> None:
         super().__init__()
         blocks = (min(height, width) // stem).bit_length() - 1 if stem > 0 else -1
-        if blocks < 1 or (height >> blocks << blocks, width >> blocks << blocks, min(height, width)) != (height, width, stem << blocks):
-            raise ValueError(f"a {width}x{height} frame is not a stem of {stem} doubled some times; use a power-of-two size")
+        if blocks < 1 or (height >> blocks << blocks, width >> blocks << blocks, min(height, width)) != (
+            height,
+            width,
+            stem << blocks,
+        ):
+            raise ValueError(
+                f"a {width}x{height} frame is not a stem of {stem} doubled some times; use a power-of-two size"
+            )
         if not 1 <= len(channels) <= blocks + 1 or min(channels) < 1:
-            raise ValueError(f"channels {list(channels)} must be 1 to {blocks + 1} positive widths for {width}x{height}")
+            raise ValueError(
+                f"channels {list(channels)} must be 1 to {blocks + 1} positive widths for {width}x{height}"
+            )
         widths = [channels[0]] * (blocks + 1 - len(channels)) + list(channels)
         self.pixel_range = pixel_range
         self.noise_size = noise_size
         noises = (NoiseSpec("content", (1, noise_size)),) if noise_size else ()
         self.spec: StageSpec = render_spec(condition_size, motion_size, height, width, noises)
-        self.stem = Stem(motion_size + condition_size + noise_size, widths[0], height >> blocks, width >> blocks, norm, activation)
+        self.stem = Stem(
+            motion_size + condition_size + noise_size, widths[0], height >> blocks, width >> blocks, norm, activation
+        )
         self.blocks = nn.Sequential(
             *(UpBlock(before, after, upsample, norm, activation, residual) for before, after in zip(widths, widths[1:]))
         )

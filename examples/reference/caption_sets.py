@@ -1,0 +1,47 @@
+"""Write the caption sets that are committed in `calibration/captions`.
+
+    python -m examples.reference.caption_sets --out calibration/captions
+
+`en.txt` and `zh.txt`: captions of the training grammar, for calibration. `heldout.jsonl`: the held-out captions
+with what they name, for judging.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from examples.reference.captions import HELD_OUT_COUNT, HELD_OUT_SEED, LANGUAGES, heldout_set, unique_captions
+
+CALIBRATION_COUNT, CALIBRATION_SEED = 256, 7
+
+
+def committed_sets() -> dict[str, str]:
+    """File name to text of every caption set in `calibration/captions`."""
+    sets = {}
+    for language in LANGUAGES:
+        captions = unique_captions(CALIBRATION_COUNT, CALIBRATION_SEED, "train", language)
+        sets[f"{language}.txt"] = "".join(caption.text + "\n" for caption in captions)
+    held = heldout_set(HELD_OUT_COUNT, HELD_OUT_SEED)
+    sets["heldout.jsonl"] = "".join(json.dumps(c.to_json(), ensure_ascii=False) + "\n" for c in held)
+    return sets
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the committed caption sets.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for en.txt, zh.txt and heldout.jsonl")
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in committed_sets().items():
+        part = out / f".{name}.part"
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(out / name)
+
+
+if __name__ == "__main__":
+    main()

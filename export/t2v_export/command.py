@@ -1,0 +1,124 @@
+"""`t2v-edge export`: the command line of the exporter."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from t2v_edge.device import load_profile
+from t2v_edge.errors import UsageError
+from t2v_edge.spec import STAGES
+from t2v_export.captions import DEFAULT_CAPTIONS, read_captions
+from t2v_export.export import VARIANTS, Exported, ExportOptions, export_checkpoint
+
+HELP = "turn a trained checkpoint into a bundle for a device"
+DESCRIPTION = """\
+Turn a trained checkpoint (a folder with config.json) into a bundle: three ONNX graphs a variant, verified against
+torch over 64 free-running steps of a dozen captions, with golden vectors and a report. Nothing is written where a
+graph is further from torch than 1e-4 (fp32) or 1e-2 (fp16), relative; the exit code is 3 then."""
+EPILOG = """\
+examples:
+  t2v-edge export checkpoints/reference --device cpu -o bundle
+  t2v-edge export my-model --device jetson-orin-nano-8gb --allow-code -o my-bundle.zip --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and add its arguments."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("checkpoint", type=Path, help="checkpoint folder; docs/formats.md describes it")
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="profile the bundle is for, see t2v-edge devices (default: cpu)"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to write, or a name ending in .zip"
+    )
+    parser.add_argument(
+        "--variants",
+        metavar="LIST",
+        help="comma-separated, of fp32 and fp16 (default: those the device computes; fp32 always)",
+    )
+    parser.add_argument(
+        "--captions",
+        type=Path,
+        metavar="FILE",
+        help="captions to verify with, one a line, at least 12 (default: built in)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the verification streams and golden vectors (default: 0)"
+    )
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="import the checkpoint's own module:Class files: they can do anything you can",
+    )
+    parser.add_argument(
+        "--no-timing",
+        action="store_true",
+        help="measure no latencies: the same checkpoint and seed then give the same bytes throughout",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and print what was written; errors are raised as `T2VError`. Returns the exit code 0."""
+    profile = load_profile(args.device)
+    asked = (
+        tuple(v.strip() for v in args.variants.split(","))
+        if args.variants
+        else tuple(v for v in VARIANTS if v in profile.precisions)
+    )
+    if not all(asked):
+        raise UsageError(f"--variants {args.variants!r} has an empty name; write for example --variants fp32,fp16")
+    options = ExportOptions(
+        variants=asked,
+        seed=args.seed,
+        captions=read_captions(args.captions) if args.captions else DEFAULT_CAPTIONS,
+        allow_code=args.allow_code,
+        measure=not args.no_timing,
+        progress=True,
+    )
+    exported = export_checkpoint(args.checkpoint, args.output, profile, options)
+    shown = json.dumps(summary(exported), indent=2, ensure_ascii=False) if args.json else table(exported)
+    sys.stdout.write(shown + "\n")
+    return 0
+
+
+def summary(exported: Exported) -> dict[str, Any]:
+    """For each variant and stage the largest difference from torch, the size, and the latency where measured."""
+    variants: dict[str, dict[str, Any]] = {}
+    for variant, differences in exported.differences.items():
+        variants[variant] = {}
+        for stage, difference in differences.items():
+            entry = {**difference.to_json(), "bytes": exported.manifest.files[f"{variant}/{stage}.onnx"].bytes}
+            if variant in exported.latencies:
+                entry["latency_ms"] = exported.latencies[variant][stage].to_json()["median_ms"]
+            variants[variant][stage] = entry
+    report = exported.report
+    return {
+        "bundle": str(exported.path),
+        "device": exported.manifest.device,
+        "verification": report["verification"],
+        "variants": variants,
+        "default": report["default"],
+    }
+
+
+def table(exported: Exported) -> str:
+    """The same for people."""
+    lines = [
+        f"{exported.path}: {exported.manifest.name} for {exported.manifest.device}",
+        "variant  stage    size MB  max rel. difference  ms",
+    ]
+    for variant, stages in summary(exported)["variants"].items():
+        for stage in STAGES:
+            entry = stages[stage]
+            mark = " default" if exported.manifest.default[stage] == variant else ""
+            latency = f"{entry['latency_ms']:.3f}" if "latency_ms" in entry else "-"
+            lines.append(
+                f"{variant:8} {stage:7} {entry['bytes'] / 1e6:8.2f}  {entry['max_rel']:19.2g}  {latency}{mark}"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,220 @@
+"""A checkpoint to a bundle: graphs, verification, golden vectors, report, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import onnx
+import tokenizers
+from tqdm import tqdm
+
+from t2v_edge.bundle import write_bundle
+from t2v_edge.device import DeviceProfile
+from t2v_edge.errors import CheckpointError, UsageError
+from t2v_edge.manifest import GraphEntry, Manifest, TokenizerSpec, VideoSpec
+from t2v_edge.spec import STAGES
+from t2v_edge.tokenizer import CaptionTokenizer
+from t2v_export.captions import DEFAULT_CAPTIONS
+from t2v_export.checkpoint import Checkpoint, load_checkpoint
+from t2v_export.golden import golden_vectors, pack_npz
+from t2v_export.half import compute_half, store_half
+from t2v_export.latency import Latency, choose_default, measure_latencies
+from t2v_export.reference import STEPS, Rollout, play_references
+from t2v_export.to_onnx import OPSET, stage_to_onnx
+from t2v_export.verify import StageDifference, check_accuracy, compare_variant
+
+VARIANTS = ("fp32", "fp16")
+PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
+TOOLS = ("numpy", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
+Graphs = Mapping[str, Mapping[str, onnx.ModelProto]]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """`variants` to write beside fp32, which is always there; `seed` of the verification streams and golden vectors.
+
+    `captions`: at least a dozen to verify with. `measure`: time each stage here; without it nothing in the bundle
+    depends on the machine's speed, and the same checkpoint and seed give the same bytes throughout.
+    """
+
+    variants: tuple[str, ...] = VARIANTS
+    seed: int = 0
+    captions: tuple[str, ...] = DEFAULT_CAPTIONS
+    allow_code: bool = False
+    measure: bool = True
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.variants) - set(VARIANTS))
+        if unknown:
+            raise UsageError(f"variant {unknown[0]!r} is unknown; choose from {', '.join(VARIANTS)}")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"seed {self.seed} must be from 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote and measured: differences and latencies by variant and stage, sizes in bytes."""
+
+    path: Path
+    manifest: Manifest
+    differences: Mapping[str, Mapping[str, StageDifference]]
+    latencies: Mapping[str, Mapping[str, Latency]]
+    report: Mapping[str, Any]
+
+
+def export_checkpoint(
+    path: Path | str, out: Path | str, profile: DeviceProfile, options: ExportOptions = ExportOptions()
+) -> Exported:
+    """Export the checkpoint folder at `path` for a device and write the bundle `out` (folder or .zip).
+
+    Raises `CheckpointError`, `SpecError`, `AccuracyError` (a graph is too far from torch; nothing is written) and
+    `BundleError`, each with its remedy.
+    """
+    variants = ("fp32", *(v for v in VARIANTS[1:] if v in options.variants))
+    total = 3 + len(STAGES) + len(options.captions) + len(variants)
+    with tqdm(
+        total=total, desc="export", file=sys.stderr, disable=None if options.progress else True, leave=False
+    ) as bar:
+        checkpoint = load_checkpoint(path, options.allow_code)
+        tokens = _tokenizer_spec(checkpoint)
+        tokenizer = CaptionTokenizer(checkpoint.tokenizer.encode(), tokens.tokens, tokens.pad_id)
+        bar.update()
+        graphs = _make_graphs(checkpoint, variants, min(OPSET, profile.opset_cap), bar)
+        rollouts = play_references(checkpoint, tokenizer, options.captions, options.seed, bar.update)
+        differences = {}
+        for variant in variants:
+            differences[variant] = compare_variant(graphs[variant], checkpoint.specs, rollouts)
+            check_accuracy(variant, differences[variant])
+            bar.update()
+        latencies = _measure(graphs, checkpoint, rollouts[0]) if options.measure else {}
+        bar.update()
+        files = {f"{v}/{s}.onnx": graphs[v][s].SerializeToString(deterministic=True) for v in variants for s in STAGES}
+        defaults = choose_default(profile, variants, latencies)
+        report = _report(checkpoint, profile, options, files, differences, latencies, defaults)
+        manifest = _manifest(checkpoint, profile, options, tokens, graphs, differences, defaults)
+        files |= _other_files(checkpoint, rollouts, options.seed, report)
+        written = write_bundle(out, manifest, files)
+        bar.update()
+    return Exported(Path(out), written, differences, latencies, report)
+
+
+def _make_graphs(checkpoint: Checkpoint, variants: Sequence[str], opset: int, bar: tqdm[Any]) -> Graphs:
+    graphs: dict[str, dict[str, onnx.ModelProto]] = {variant: {} for variant in variants}
+    for stage, module in checkpoint.modules.items():
+        spec = checkpoint.specs[stage]
+        graphs["fp32"][stage] = stage_to_onnx(module, spec, opset)
+        if "fp16" in graphs:
+            # a recurrent state gathers the rounding of every step, so there only the weights shrink
+            convert = store_half if stage == "motion" else compute_half
+            graphs["fp16"][stage] = convert(graphs["fp32"][stage], spec)
+        bar.update()
+    return graphs
+
+
+def _measure(graphs: Graphs, checkpoint: Checkpoint, rollout: Rollout) -> dict[str, dict[str, Latency]]:
+    by_stage = {
+        stage: measure_latencies({v: stages[stage] for v, stages in graphs.items()}, checkpoint.specs[stage], rollout)
+        for stage in STAGES
+    }
+    return {variant: {stage: by_stage[stage][variant] for stage in STAGES} for variant in graphs}
+
+
+def _tokenizer_spec(checkpoint: Checkpoint) -> TokenizerSpec:
+    tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer)
+    tokens = checkpoint.specs["text"].inputs[0].shape[1]
+    if tokenizer.padding is not None:
+        return TokenizerSpec("tokenizer.json", tokens, int(tokenizer.padding["pad_id"]))
+    for token in PAD_TOKENS:
+        pad_id = tokenizer.token_to_id(token)
+        if pad_id is not None:
+            return TokenizerSpec("tokenizer.json", tokens, pad_id)
+    raise CheckpointError(
+        f"encoder/tokenizer.json names no padding and has none of {', '.join(PAD_TOKENS)}; enable padding in it "
+        "and save it"
+    )
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    profile: DeviceProfile,
+    options: ExportOptions,
+    tokens: TokenizerSpec,
+    graphs: Graphs,
+    differences: Mapping[str, Mapping[str, StageDifference]],
+    defaults: Mapping[str, tuple[str, str]],
+) -> Manifest:
+    config = checkpoint.config
+    return Manifest(
+        name=config.name,
+        video=VideoSpec(config.height, config.width, config.fps, config.blend_steps),
+        tokenizer=tokens,
+        stages=checkpoint.specs,
+        variants={
+            v: {s: GraphEntry(f"{v}/{s}.onnx", v, graph.opset_import[0].version) for s, graph in stages.items()}
+            for v, stages in graphs.items()
+        },
+        default={stage: variant for stage, (variant, _) in defaults.items()},
+        golden="golden.npz",
+        device=profile.name,
+        quality=_differences_json(differences),
+        provenance={"checkpoint_sha256": checkpoint.sha256, "recipe": None, "seed": options.seed, "tools": _tools()},
+    )
+
+
+def _other_files(
+    checkpoint: Checkpoint, rollouts: Sequence[Rollout], seed: int, report: Mapping[str, Any]
+) -> dict[str, bytes]:
+    files = {
+        "tokenizer.json": checkpoint.tokenizer.encode(),
+        "golden.npz": pack_npz(golden_vectors(rollouts, seed)),
+        "report.json": (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode(),
+    }
+    return {**files, "README.md": checkpoint.card.encode()} if checkpoint.card else files
+
+
+def _differences_json(differences: Mapping[str, Mapping[str, StageDifference]]) -> dict[str, Any]:
+    return {v: {s: d.to_json() for s, d in stages.items()} for v, stages in differences.items()}
+
+
+def _report(
+    checkpoint: Checkpoint,
+    profile: DeviceProfile,
+    options: ExportOptions,
+    files: Mapping[str, bytes],
+    differences: Mapping[str, Mapping[str, StageDifference]],
+    latencies: Mapping[str, Mapping[str, Latency]],
+    defaults: Mapping[str, tuple[str, str]],
+) -> dict[str, Any]:
+    return {
+        "name": checkpoint.config.name,
+        "checkpoint_sha256": checkpoint.sha256,
+        "device": profile.name,
+        "seed": options.seed,
+        "verification": {"captions": len(options.captions), "steps": STEPS, "engine": "onnxruntime"},
+        "bytes": {v: {s: len(files[f"{v}/{s}.onnx"]) for s in STAGES} for v in differences},
+        "differences": _differences_json(differences),
+        "latency": {v: {s: latency.to_json() for s, latency in stages.items()} for v, stages in latencies.items()},
+        "default": {stage: {"variant": variant, "why": why} for stage, (variant, why) in defaults.items()},
+        "machine": {"system": platform.system(), "architecture": platform.machine(), "cores": os.cpu_count()},
+        "tools": _tools(),
+    }
+
+
+def _tools() -> dict[str, str]:
+    """Versions of the packages that had a hand in the bundle, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in ("t2v-edge", *TOOLS):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,54 @@
+"""Golden vectors: what torch made of some captions, for a runtime in any language to prove itself by."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t2v_export.reference import FRAME_STEPS, Rollout
+
+_TIME = (1980, 1, 1, 0, 0, 0)
+
+
+def golden_vectors(rollouts: Sequence[Rollout], seed: int) -> dict[str, NDArray[np.generic]]:
+    """Arrays by name.
+
+    Of every caption: `captions` (text), `input_ids`, `attention_mask`, `condition`, a row each. Of the first, whose
+    stream has this `seed`: `motion.noise.NAME` and `render.noise.NAME` (1, ...) drawn once or (steps, ...) at each
+    step, `start.NAME` of each state, `motion` and `next.NAME` (steps, ...), and `frames` uint8 (n, H, W, 3) of the
+    steps in `frame_steps`.
+    """
+    first = rollouts[0]
+    arrays: dict[str, NDArray[np.generic]] = {
+        "seed": np.asarray(seed, dtype=np.int64),
+        "captions": np.asarray([r.caption for r in rollouts]),
+        "input_ids": np.concatenate([r.ids for r in rollouts]),
+        "attention_mask": np.concatenate([r.mask for r in rollouts]),
+        "condition": np.concatenate([r.condition for r in rollouts]),
+        "frame_steps": np.asarray(FRAME_STEPS, dtype=np.int64),
+        "frames": np.rint(first.levels).astype(np.uint8),
+        **first.outputs,
+    }
+    arrays.update({f"motion.{name}": value for name, value in first.draws.motion.items()})
+    arrays.update({f"render.{name}": value for name, value in first.draws.render.items()})
+    arrays.update({name.replace("state.", "start.", 1): value for name, value in first.draws.states.items()})
+    for name in first.draws.steps[0]:
+        arrays[f"motion.{name}"] = np.concatenate([step[name] for step in first.draws.steps])
+    return arrays
+
+
+def pack_npz(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
+    """An npz file whose bytes depend on the arrays alone: names sorted, times fixed, nothing compressed or pickled."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(arrays):
+            data = io.BytesIO()
+            np.lib.format.write_array(data, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy", _TIME)
+            entry.create_system = 3
+            archive.writestr(entry, data.getvalue())
+    return buffer.getvalue()

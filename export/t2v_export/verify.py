@@ -1,0 +1,142 @@
+"""Comparison of exported graphs with torch, stage by stage, through the runtime's own engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from t2v_edge.engine import open_engine
+from t2v_edge.engine.base import EngineOptions
+from t2v_edge.spec import STAGES, StageSpec, TensorSpec
+from t2v_export.errors import AccuracyError
+from t2v_export.graph import levels_graph
+from t2v_export.half import rounding_twin
+from t2v_export.reference import FRAME_STEPS, Rollout, roll_motion
+
+# Relative, by precision: float32 differs by the order of its sums, float16 by its 11 bits over some dozen layers.
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
+ENGINE = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`max_abs`: largest absolute difference; `max_rel`: that by the largest absolute value of the reference."""
+
+    max_abs: float
+    max_rel: float
+
+    def to_json(self) -> dict[str, float]:
+        return {"max_abs": self.max_abs, "max_rel": self.max_rel}
+
+
+@dataclass(frozen=True)
+class StageDifference:
+    """The worst of a stage's outputs, and each of them.
+
+    Of render, `levels` (0 to 255 before rounding) counts; `frame` counts whole uint8 levels, for which the smallest
+    difference at a rounding border is 1.
+    """
+
+    max_abs: float
+    max_rel: float
+    outputs: Mapping[str, Difference] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "max_abs": self.max_abs,
+            "max_rel": self.max_rel,
+            "outputs": {n: d.to_json() for n, d in self.outputs.items()},
+        }
+
+
+def compare(pairs: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]) -> Difference:
+    """Difference over all (made, reference) pairs of one output; NaN anywhere makes it infinite."""
+    largest, scale = 0.0, 0.0
+    for made, wanted in pairs:
+        apart = np.abs(made.astype(np.float64) - wanted.astype(np.float64))
+        largest = max(largest, float(apart.max()) if np.isfinite(apart).all() else math.inf)
+        scale = max(scale, float(np.abs(wanted.astype(np.float64)).max()))
+    return Difference(largest, largest / scale if scale else (0.0 if largest == 0 else math.inf))
+
+
+def compare_variant(
+    graphs: Mapping[str, onnx.ModelProto], specs: Mapping[str, StageSpec], rollouts: Sequence[Rollout]
+) -> dict[str, StageDifference]:
+    """Differences of a variant's stages from torch.
+
+    Every stage gets the reference's inputs, so that each difference is its own; the motion stage carries its own
+    states through all steps.
+    """
+    return {stage: _COMPARE[stage](graphs[stage], specs[stage], rollouts) for stage in STAGES}
+
+
+def check_accuracy(variant: str, differences: Mapping[str, StageDifference]) -> None:
+    """Raise `AccuracyError` where a stage is beyond the tolerance of its precision."""
+    tolerance = TOLERANCES[variant]
+    remedy = "export with --variants fp32, or train with smaller weights and activations"
+    if variant == "fp32":
+        remedy = "an operator is not exported faithfully; replace it in the stage's class, or report it"
+    for stage, difference in differences.items():
+        frame = difference.outputs.get("frame")
+        if not difference.max_rel <= tolerance or (frame is not None and frame.max_abs > math.ceil(tolerance * 255)):
+            worst, found = max(difference.outputs.items(), key=lambda item: item[1].max_rel)
+            raise AccuracyError(
+                f"{variant} {stage}: {worst} differs from torch by {found.max_rel:.2g} relative, "
+                f"at most {tolerance:g} is allowed; {remedy}"
+            )
+
+
+def _stage(outputs: Mapping[str, Difference], counted: Sequence[str]) -> StageDifference:
+    return StageDifference(max(outputs[n].max_abs for n in counted), max(outputs[n].max_rel for n in counted), outputs)
+
+
+def _forms(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, ...]:
+    """The graph, and for a float16 one its twin with every rounding in the open: both must be near torch."""
+    computes_half = any(n.op_type == "Cast" and n.attribute[0].i == onnx.TensorProto.FLOAT16 for n in graph.graph.node)
+    return (graph, rounding_twin(graph)) if computes_half else (graph,)
+
+
+def _compare_text(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout]) -> StageDifference:
+    pairs = []
+    for form in _forms(graph):
+        with open_engine(ENGINE, form.SerializeToString(), spec, EngineOptions()) as engine:
+            pairs += [
+                (engine.run({"input_ids": r.ids, "attention_mask": r.mask})["condition"], r.condition) for r in rollouts
+            ]
+    return _stage({"condition": compare(pairs)}, ["condition"])
+
+
+def _compare_motion(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout]) -> StageDifference:
+    with open_engine(ENGINE, graph.SerializeToString(), spec, EngineOptions()) as engine:
+        made = [roll_motion(spec, engine.run, r.condition, r.draws) for r in rollouts]
+    names = [t.name for t in spec.outputs]
+    return _stage({n: compare([(m[n], r.outputs[n]) for m, r in zip(made, rollouts)]) for n in names}, names)
+
+
+def _compare_render(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout]) -> StageDifference:
+    frame = spec.results[0]
+    floats = StageSpec(spec.stage, spec.feeds, (TensorSpec(frame.name, frame.shape),), spec.noises)
+    plays = [
+        (
+            {"motion": r.outputs["motion"][step : step + 1], "condition": r.condition, **r.draws.render},
+            r.levels[i : i + 1],
+        )
+        for r in rollouts
+        for i, step in enumerate(FRAME_STEPS)
+    ]
+    levels = []
+    for form in _forms(levels_graph(graph)):
+        with open_engine(ENGINE, form.SerializeToString(), floats, EngineOptions()) as engine:
+            levels += [(engine.run(feeds)["frame"], wanted) for feeds, wanted in plays]
+    with open_engine(ENGINE, graph.SerializeToString(), spec, EngineOptions()) as engine:
+        frames = [(engine.run(feeds)["frame"], np.rint(wanted)) for feeds, wanted in plays]
+    return _stage({"levels": compare(levels), "frame": compare(frames)}, ["levels"])
+
+
+_COMPARE = {"text": _compare_text, "motion": _compare_motion, "render": _compare_render}

@@ -1,0 +1,85 @@
+"""``t2v-edge inspect``: what a bundle holds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from t2v_edge.bundle import Bundle
+from t2v_edge.commands.output import print_result
+from t2v_edge.manifest import Manifest
+from t2v_edge.spec import STAGES
+
+EXAMPLES = """examples:
+  t2v-edge inspect BUNDLE
+  t2v-edge inspect BUNDLE.zip --verify
+  t2v-edge inspect BUNDLE --json | jq .quality"""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "inspect", help="what a bundle holds, and whether it is whole",
+        description="Check a bundle and show its stages, variants, sizes, quality and provenance.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="a bundle folder or zip")
+    parser.add_argument("--verify", action="store_true", help="also walk every graph: contract, operators, NaN weights")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    with Bundle.open(args.bundle) as bundle:
+        manifest = bundle.manifest
+        graphs: dict[str, dict[str, Any]] = {}
+        for variant, entries in manifest.variants.items():
+            graphs[variant] = {stage: describe_graph(bundle, variant, stage, args.verify) for stage in entries}
+        if args.verify:
+            bundle.verify()
+    data = {**manifest.to_json(), "path": str(args.bundle), "verified": args.verify, "graphs": graphs,
+            "total_bytes": sum(entry.bytes for entry in manifest.files.values())}
+    print_result(data, describe(manifest, graphs, args.verify), args.json)
+    return 0
+
+
+def describe_graph(bundle: Bundle, variant: str, stage: str, deep: bool) -> dict[str, Any]:
+    """File, precision, opset and bytes of a graph; `deep` adds weight bytes and operators."""
+    entry = bundle.manifest.variants[variant][stage]
+    described: dict[str, Any] = {**entry.to_json(), "bytes": bundle.manifest.files[entry.file].bytes}
+    if deep:
+        summary = bundle.summary(variant, stage)
+        described["weight_bytes"] = summary.weight_bytes
+        described["operators"] = dict(sorted(summary.operators.items()))
+    return described
+
+
+def describe(manifest: Manifest, graphs: Mapping[str, Mapping[str, Any]], verified: bool) -> str:
+    video = manifest.video
+    lines = [f"{manifest.name}: {video.width}x{video.height} at {video.fps} fps, captions of up to "
+             f"{manifest.tokenizer.tokens} tokens, for {manifest.device}",
+             "whole: every graph was checked" if verified else "whole: sizes and hashes agree", "", "stages"]
+    for stage in STAGES:
+        spec = manifest.stages[stage]
+        lines.append(f"  {stage:<7}{_shapes(spec.inputs)} -> {_shapes(spec.outputs)}")
+    lines += ["", "variants" + " " * 13 + "bytes  file"]
+    for variant, entries in graphs.items():
+        for stage, graph in entries.items():
+            mark = "*" if manifest.default[stage] == variant else " "
+            lines.append(f" {mark}{variant:<9}{stage:<7}{graph['bytes']:>10}  {graph['file']} (opset {graph['opset']})"
+                         + _quality(manifest, variant, stage))
+    lines += ["  * is the default", "", "provenance"]
+    lines += [f"  {key}: {value}" for key, value in manifest.provenance.items()]
+    return "\n".join(lines)
+
+
+def _shapes(tensors: Any) -> str:
+    return ", ".join(f"{t.name} {t.dtype}{list(t.shape)}" for t in tensors)
+
+
+def _quality(manifest: Manifest, variant: str, stage: str) -> str:
+    measured = manifest.quality.get(variant)
+    values = measured.get(stage) if isinstance(measured, dict) else None
+    if not isinstance(values, dict) or not isinstance(values.get("max_rel"), (int, float)):
+        return ""
+    return f"  differs from the checkpoint by at most {values['max_rel']:.1e}"

@@ -1,0 +1,48 @@
+"""How commands speak: results on stdout, progress on stderr and only to people."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any, Optional, TextIO
+
+_REFRESH_S = 0.1
+_WIDTH = 28
+
+
+def print_result(data: Any, text: str, as_json: bool, out: Optional[TextIO] = None) -> None:
+    """Write `data` as JSON for machines, else `text` for people."""
+    stream = sys.stdout if out is None else out
+    stream.write(json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) if as_json else text)
+    stream.write("\n")
+    stream.flush()
+
+
+class Progress:
+    """A progress bar on stderr, silent where that is not a terminal. `total` None counts without an end."""
+
+    def __init__(self, label: str, total: Optional[int], out: Optional[TextIO] = None) -> None:
+        self._out = sys.stderr if out is None else out
+        self._label = label
+        self._total = total
+        self._on = self._out.isatty()
+        self._start = self._shown = time.monotonic()
+
+    def update(self, done: int) -> None:
+        now = time.monotonic()
+        if self._on and (now - self._shown >= _REFRESH_S or done == self._total):
+            self._shown = now
+            rate = done / max(1e-9, now - self._start)
+            if self._total is None:
+                shown = f"{done} frames"
+            else:
+                filled = _WIDTH * done // self._total
+                shown = f"[{'#' * filled}{'.' * (_WIDTH - filled)}] {done}/{self._total}"
+            self._out.write(f"\r{self._label} {shown} {rate:.1f} fps ")
+            self._out.flush()
+
+    def close(self) -> None:
+        if self._on:
+            self._out.write("\r\x1b[K")
+            self._out.flush()

@@ -1,0 +1,146 @@
+"""``t2v-edge run``: captions in, video out."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Optional
+
+from t2v_edge.commands.output import Progress, print_result
+from t2v_edge.engine import ENGINES
+from t2v_edge.errors import SinkError, UsageError
+from t2v_edge.frame import Frame
+from t2v_edge.pipeline import Pipeline
+from t2v_edge.report import PixelHash, RunReport
+from t2v_edge.sinks import WINDOW, open_sink
+from t2v_edge.sinks.base import Sink
+from t2v_edge.stream import FrameStream
+
+DEFAULT_SECONDS = 4.0
+
+EXAMPLES = """examples:
+  t2v-edge run BUNDLE "a person is dribbling a basketball" -o out.mp4
+  t2v-edge run BUNDLE 一个人正在打篮球 --then 4 "a woman is dancing" --seconds 8 -o out.mp4 --sheet sheet.png
+  t2v-edge run BUNDLE "a man is running" --fps 72 --size 512x512 --seed 7 -o frames/%04d.png
+  t2v-edge run BUNDLE "a man is walking" --show
+  t2v-edge run BUNDLE "a man is walking" -o - | ffplay -f rawvideo -pixel_format rgb24 -video_size 256x256 -
+
+Without --seconds a file gets 4 seconds (or 4 after the last --then), and a window or stdout plays until it is
+closed. Ctrl-C ends an endless stream well; a file whose --seconds it cuts short is removed."""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "run", help="play captions: write a video, or show it", description="Play captions through a bundle.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="a bundle folder or zip")
+    parser.add_argument("caption", help="what should be seen, in a language the model knows")
+    parser.add_argument("--then", nargs=2, action="append", default=[], metavar=("SECONDS", "CAPTION"),
+                        help="change to CAPTION at SECONDS; may be given many times")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("-o", "--output", metavar="TARGET",
+                       help="x.mp4, x.gif, frames/%%04d.png, or - for raw RGB on stdout")
+    where.add_argument("--show", action="store_true", help="show a window, in real time")
+    parser.add_argument("--fps", help="frames a second: 72, 29.97, 30000/1001 (default: the model's own)")
+    parser.add_argument("--seconds", type=float, help="how long to play")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same frames (default: 0)")
+    parser.add_argument("--size", type=parse_size, metavar="WxH", help="frame size (default: the model's own)")
+    parser.add_argument("--smoothing", type=float, default=0.0, help="of motion, 0 (none) to below 1 (default: 0)")
+    parser.add_argument("--blend-steps", type=int, help="base frames a caption change takes (default: the model's own)")
+    parser.add_argument("--variant", help="fp32, fp16, ... (default: what the bundle says is best for each stage)")
+    parser.add_argument("--engine", default="auto", choices=("auto", *ENGINES), help="inference engine (default: auto)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's choice)")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet")
+    parser.add_argument("--json", action="store_true", help="report as JSON (on stderr where -o - fills stdout)")
+    parser.set_defaults(run=run)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``512x256`` as (512, 256), width first."""
+    match = re.fullmatch(r"(\d{1,5})[xX×](\d{1,5})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write WIDTHxHEIGHT, for example 512x512")
+    return int(match[1]), int(match[2])
+
+
+def run(args: argparse.Namespace) -> int:
+    target = WINDOW if args.show else args.output
+    if target is None and args.sheet is None and not args.json:
+        raise UsageError("nowhere to put the video; add -o out.mp4, --show, --sheet sheet.png or --json")
+    if args.sheet is not None and args.sheet.suffix.lower() != ".png":
+        raise UsageError(f"the contact sheet {args.sheet} must end with .png")
+    start = time.perf_counter()
+    with Pipeline.open(args.bundle, args.engine, args.variant, args.threads) as pipeline:
+        open_s = time.perf_counter() - start
+        stream = open_stream(pipeline, args, target)
+        _warn_truncated(pipeline, stream)
+        pixels = PixelHash()
+        start = time.perf_counter()
+        play(stream, target, args.sheet, pixels)
+        report = RunReport(pipeline.manifest.name, pipeline.engine, pipeline.variants, target, stream.options.captions,
+                           args.seed, stream.clock.fps, stream.size, pixels.hexdigest(), open_s,
+                           time.perf_counter() - start, stream.stats)
+    print_result(report.to_json(), report.to_text(), args.json, sys.stderr if target == "-" else None)
+    return 0
+
+
+def open_stream(pipeline: Pipeline, args: argparse.Namespace, target: Optional[str]) -> FrameStream:
+    """The stream that the arguments ask for."""
+    then = []
+    for at, caption in args.then:
+        try:
+            then.append((float(at), caption))
+        except ValueError as error:
+            raise UsageError(f"--then takes SECONDS CAPTION; {at!r} is no number") from error
+    seconds = args.seconds
+    if seconds is None and target not in (WINDOW, "-"):
+        seconds = DEFAULT_SECONDS + (then[-1][0] if then else 0.0)
+    return pipeline.stream(args.caption, then=then, fps=args.fps, seconds=seconds, seed=args.seed, size=args.size,
+                           smoothing=args.smoothing, blend_steps=args.blend_steps)
+
+
+def play(stream: FrameStream, target: Optional[str], sheet: Optional[Path], pixels: PixelHash) -> None:
+    """Run the stream into its sinks. Ctrl-C ends an endless stream well and aborts one of a fixed length."""
+    collected = None if sheet is None else _open_sheet(stream)
+    progress = Progress("run", stream.frame_count)
+    with ExitStack() as stack:
+        stack.callback(progress.close)
+        sink: Optional[Sink] = None
+        if target is not None:
+            sink = stack.enter_context(open_sink(target, stream.clock.fps, stream.size))
+        try:
+            for frame in stream:
+                pixels.add(frame)
+                if collected is not None:
+                    collected.add(frame)
+                if not _show(sink, frame):
+                    break
+                progress.update(frame.index + 1)
+        except KeyboardInterrupt:
+            if stream.frame_count is not None:
+                raise
+        if collected is not None and sheet is not None:
+            collected.save(sheet)
+
+
+def _show(sink: Optional[Sink], frame: Frame) -> bool:
+    return sink is None or sink.write(frame)
+
+
+def _open_sheet(stream: FrameStream) -> Any:
+    try:
+        from t2v_edge.sinks.sheet import ContactSheet
+    except ImportError as error:
+        raise SinkError("a contact sheet needs OpenCV: pip install 't2v-edge[video]'") from error
+    return ContactSheet(stream.frame_count)
+
+
+def _warn_truncated(pipeline: Pipeline, stream: FrameStream) -> None:
+    for _, caption in stream.options.captions:
+        if pipeline.is_truncated(caption):
+            tokens = pipeline.manifest.tokenizer.tokens
+            sys.stderr.write(f"t2v-edge: the caption {caption[:40]!r}... is cut after {tokens} tokens\n")

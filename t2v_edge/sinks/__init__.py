@@ -1,0 +1,41 @@
+"""Where frames go: MP4, GIF, PNG sequence, raw RGB on stdout, a window. Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import importlib
+from fractions import Fraction
+
+from t2v_edge.errors import SinkError
+from t2v_edge.sinks.base import Sink
+
+__all__ = ["WINDOW", "Sink", "open_sink"]
+
+WINDOW = "window"
+"""The target that means a window on the screen."""
+
+
+def open_sink(target: str, fps: Fraction, size: tuple[int, int]) -> Sink:
+    """A sink for `target`: ``x.mp4``, ``x.gif``, ``frames/%04d.png``, ``-`` for raw RGB on stdout, or `WINDOW`.
+
+    fps: frames a second, exact. size: (width, height). Raises `SinkError` naming the remedy where the target cannot
+    be served. Use the sink as a context manager: leaving it well finishes the file, an exception removes it.
+    """
+    kind = _kind(target)
+    try:
+        module = importlib.import_module(f"t2v_edge.sinks.{kind}")
+    except ImportError as error:
+        raise SinkError(f"{target}: {error.name} is not installed; pip install 't2v-edge[video]'") from error
+    sink: Sink = module.open_sink(target, fps, size)
+    return sink
+
+
+def _kind(target: str) -> str:
+    lowered = target.lower()
+    if target == "-":
+        return "raw"
+    if target == WINDOW:
+        return "window"
+    for suffix, kind in ((".mp4", "mp4"), (".gif", "gif"), (".png", "png")):
+        if lowered.endswith(suffix):
+            return kind
+    raise SinkError(f"{target}: this kind is not written; use x.mp4, x.gif, frames/%04d.png, or - for stdout")

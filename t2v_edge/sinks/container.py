@@ -1,0 +1,96 @@
+"""What the PyAV sinks share: one video stream in a container that is renamed into place when it is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Optional
+
+import av
+
+from t2v_edge.errors import SinkError
+from t2v_edge.files import atomic_file
+from t2v_edge.frame import Frame
+from t2v_edge.sinks.base import check_frame
+
+
+class ContainerSink:
+    """Base of the sinks that mux with PyAV. A subclass gives `_start` (add the stream) and `_packets`."""
+
+    def __init__(self, target: str, size: tuple[int, int], options: Mapping[str, str]) -> None:
+        if Path(target).is_dir():
+            raise SinkError(f"{target} is a folder; give another name for the file")
+        self._target = target
+        self._size = size
+        self._frames = 0
+        self._exits = ExitStack()
+        with ExitStack() as opened:
+            try:
+                temporary = opened.enter_context(atomic_file(Path(target)))
+                self._container: Any = av.open(str(temporary), "w", options=dict(options))
+            except (OSError, ValueError) as error:
+                raise SinkError(f"{target} cannot be written ({error}); check its folder and permissions") from error
+            try:
+                self._start(self._container)
+            except BaseException:
+                self._container.close()
+                raise
+            self._exits = opened.pop_all()
+
+    def _start(self, container: Any) -> None:
+        raise NotImplementedError
+
+    def _packets(self, frame: Optional[Frame]) -> Any:
+        """Packets of `frame`, or for None those still held back."""
+        raise NotImplementedError
+
+    def write(self, frame: Frame) -> bool:
+        check_frame(frame, self._size, self._target)
+        self._mux(frame)
+        self._frames += 1
+        return True
+
+    def _mux(self, frame: Optional[Frame]) -> None:
+        try:
+            for packet in self._packets(frame):
+                self._container.mux(packet)
+        except (OSError, ValueError) as error:  # PyAV's FFmpegError is one or the other
+            raise SinkError(f"{self._target} cannot be written ({error}); check the space on the disk") from error
+
+    def __enter__(self) -> ContainerSink:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        try:
+            with self._exits:
+                try:
+                    if error is None:
+                        self._complete()
+                finally:
+                    self._close(quietly=error is not None)
+                if error is not None:
+                    raise _Abandoned
+        except _Abandoned:
+            pass  # the temporary is gone, and the exception that brought us here goes on
+        except OSError as failure:
+            raise SinkError(f"{self._target} cannot be finished ({failure}); check its folder and the disk") from failure
+
+    def _complete(self) -> None:
+        if not self._frames:
+            raise SinkError(f"{self._target}: no frame came, nothing is written; ask for more seconds")
+        self._mux(None)
+
+    def _close(self, quietly: bool) -> None:
+        try:
+            self._container.close()
+        except (OSError, ValueError) as failure:
+            if not quietly:
+                raise SinkError(f"{self._target} cannot be finished ({failure}); check the disk") from failure
+
+
+class _Abandoned(Exception):
+    """Tells the atomic file to remove its temporary."""

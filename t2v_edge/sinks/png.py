@@ -1,0 +1,58 @@
+"""A sequence of PNG files."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Optional
+
+import cv2
+import numpy.typing as npt
+
+from t2v_edge.errors import SinkError
+from t2v_edge.files import write_atomic
+from t2v_edge.frame import Frame
+from t2v_edge.sinks.base import check_frame
+
+_PATTERN = re.compile(r"[^%]*%(0[1-9])?d[^%]*")
+_FAST = [cv2.IMWRITE_PNG_COMPRESSION, 3]
+
+
+def encode_png(pixels: npt.NDArray[Any]) -> bytes:
+    """A PNG file of uint8 (H, W, 3) RGB pixels."""
+    done, data = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), _FAST)
+    if not done:
+        raise SinkError("OpenCV cannot encode PNG; pip install --force-reinstall opencv-python-headless")
+    return bytes(data.tobytes())
+
+
+class PngSink:
+    """Frame k goes to ``pattern % k``, each file whole. What was written stays where a run fails."""
+
+    def __init__(self, pattern: str, size: tuple[int, int]) -> None:
+        if _PATTERN.fullmatch(Path(pattern).name) is None or "%" in str(Path(pattern).parent):
+            raise SinkError(f"{pattern}: a PNG sequence needs a number in its name, as in frames/%04d.png")
+        self._pattern = pattern
+        self._size = size
+
+    def write(self, frame: Frame) -> bool:
+        check_frame(frame, self._size, self._pattern)
+        try:
+            write_atomic(Path(self._pattern % frame.index), encode_png(frame.pixels))
+        except OSError as error:
+            raise SinkError(f"{self._pattern} cannot be written ({error}); check the space and permissions") from error
+        return True
+
+    def __enter__(self) -> PngSink:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        """Every file is already whole."""
+
+
+def open_sink(target: str, fps: Fraction, size: tuple[int, int]) -> PngSink:
+    return PngSink(target, size)
