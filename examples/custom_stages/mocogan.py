@@ -8,10 +8,10 @@ The generator is DCGAN's: transposed convolutions, BatchNorm, tanh.
 from __future__ import annotations
 
 import torch
-from t2v_export.models.contract import motion_spec, render_spec
 from torch import Tensor, nn
 
 from t2v_edge.spec import NoiseSpec, StageSpec, StateSpec
+from t2v_export.models.contract import motion_spec, render_spec
 
 
 class CodeMotion(nn.Module):

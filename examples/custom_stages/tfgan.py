@@ -8,24 +8,24 @@ which does not travel with a checkpoint.)
 from __future__ import annotations
 
 import torch
-from t2v_export.models.contract import motion_spec, render_spec, text_spec
 from torch import Tensor, nn
 from torch.nn import functional
 
 from t2v_edge.spec import NoiseSpec, StageSpec, StateSpec
+from t2v_export.models.contract import motion_spec, render_spec, text_spec
 
 
 class TextCNN(nn.Module):
     """Embedding, one convolution over words, maximum over time, a linear layer."""
 
     def __init__(
-        self, *, condition_size: int, folder: object, vocabulary: int, tokens: int = 16, width: int = 24, **_: object
+        self, *, condition_size: int, folder: object, vocabulary: int, tokens: int = 16, features: int = 24, **_: object
     ) -> None:
         super().__init__()  # all weights are in encoder/head.safetensors, so `folder` is not needed
         self.spec: StageSpec = text_spec(tokens, condition_size)
-        self.embedding = nn.Embedding(vocabulary, width)
-        self.conv = nn.Conv1d(width, width, 3, padding=1)
-        self.linear = nn.Linear(width, condition_size)
+        self.embedding = nn.Embedding(vocabulary, features)
+        self.conv = nn.Conv1d(features, features, 3, padding=1)
+        self.linear = nn.Linear(features, condition_size)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         present = attention_mask[:, None].to(self.embedding.weight.dtype)

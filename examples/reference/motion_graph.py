@@ -27,7 +27,7 @@ LOOP_BLEND = 5
 SWITCH_BLEND = 10
 SHORTEST_STAY = 24
 _FIRST_PART = 0.45
-_STILL = 0.2
+_STILL = 0.35
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class MotionGraph:
     """
 
     def __init__(self, clips: list[Clip], choices: int = CHOICES, seed: int = 0) -> None:
+        if not 1 <= choices <= 2 * (STYLE_SIZE - 1):
+            raise ValueError(f"choices must be 1 to {2 * (STYLE_SIZE - 1)}, not {choices}")
         self.clips = clips = typical(clips, choices)
         parts = [features(clip) for clip in clips]
         self.neutral = neutral_pose(clips)
@@ -156,7 +158,7 @@ def typical(clips: list[Clip], choices: int) -> list[Clip]:
 
         def worth(clip: Clip, speeds: dict[str, np.ndarray] = speeds, usual: float = usual) -> float:
             speed = speeds[clip.name]
-            ratio = speed.mean() / usual
+            ratio = max(float(speed.mean()), 1e-6) / usual
             moving = (gaussian_filter1d(speed, FPS / 4, mode="nearest") > _STILL).mean()
             return len(speed) * float(moving) ** 4 * min(ratio, 1 / ratio) ** 2
 
@@ -200,16 +202,18 @@ def _keys(poses: np.ndarray) -> np.ndarray:
 
 
 def _codes(clips: list[Clip], seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
+    """Unit codes (clips, 8), as far apart within an action as can be, so that styles share its clips evenly.
+
+    The first number is +0.6, or -0.6 where mirrored; the rest are plus or minus the rows of a random rotation.
+    """
+    rotation = np.linalg.qr(np.random.default_rng(seed).standard_normal((STYLE_SIZE - 1, STYLE_SIZE - 1)))[0]
+    directions = 0.8 * np.concatenate([rotation, -rotation])
     codes: dict[str, np.ndarray] = {}
-    for clip in clips:
-        if not clip.mirrored:
-            code = rng.standard_normal(STYLE_SIZE)
-            code[0] = abs(code[0])
-            codes[clip.name] = code / np.linalg.norm(code)
-    for clip in clips:
-        if clip.mirrored:
-            flip = np.ones(STYLE_SIZE)
-            flip[0] = -1
-            codes[clip.name] = codes[clip.name.rsplit(":", 1)[0]] * flip
-    return np.stack([codes[clip.name] for clip in clips]).astype(np.float32)
+    for action in ACTIONS:
+        for index, clip in enumerate(c for c in clips if c.action == action and not c.mirrored):
+            codes[clip.name] = directions[index]
+    hands = {False: 0.6, True: -0.6}
+    rows = [
+        np.concatenate([[hands[c.mirrored]], codes[c.name.rsplit(":", 1)[0] if c.mirrored else c.name]]) for c in clips
+    ]
+    return np.stack(rows).astype(np.float32)

@@ -29,7 +29,7 @@ def commands(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]
     renderer = part("renderer", "--out", out / "renderer", "--minutes", args.minutes,
                     "--rollouts", out / "motion" / "motion_vectors.npy")
     return [renderer], [
-        part("text", "--out", out / "text", "--encoder", args.encoder),
+        part("text", "--out", out / "text", "--encoder", args.encoder, "--steps", 1000),
         part("motion", "--out", out / "motion", "--minutes", args.minutes * 0.4),
         part("evaluator", "--out", out / "evaluator", "--minutes", args.minutes * 0.3),
     ]

@@ -102,8 +102,8 @@ class RendererTraining:
         self.g_optimizer = torch.optim.Adam(self.generator.parameters(), args.lr, betas=(0.5, 0.99), fused=cuda)
         self.d_optimizer = torch.optim.Adam(self.critic.parameters(), 4e-4, betas=(0.5, 0.99), fused=cuda)
         self.ema = Ema(self.generator, 0.998)
-        self.make = torch.compile(FrameModule(self.generator)) if args.compile else FrameModule(self.generator)
-        self.judge = torch.compile(self.critic) if args.compile else self.critic
+        self.make = torch.compile(FrameModule(self.generator), dynamic=False) if args.compile else FrameModule(self.generator)
+        self.judge = torch.compile(self.critic, dynamic=False) if args.compile else self.critic
         self.step_index = self.gan_steps = 0
         self.elapsed = 0.0
 
@@ -224,6 +224,9 @@ def train(args: argparse.Namespace) -> Path:
     if args.resume and state_file.exists():
         training.resume(load_state(state_file))
     bank.fill()
+    if args.compile:
+        for progress in (0.0, GAN_START):
+            training.step(bank, progress)      # compiled before the clock starts
     seconds, began, saved = args.minutes * 60, time.monotonic() - training.elapsed, training.elapsed
     measured, sheets = training.elapsed, 0
     bar = tqdm(total=round(seconds), unit="s", desc="renderer", disable=None, initial=round(training.elapsed))

@@ -48,9 +48,12 @@ def needed_file(root: Path, relative: str, max_bytes: int, remedy: str) -> Path:
 
 def folder_sha256(root: Path) -> str:
     """SHA-256 over the names and contents of all files of a folder, byte-compiled code aside, in name order."""
-    names = sorted(
-        p.relative_to(root).as_posix() for p in root.rglob("*") if not p.is_dir() and "__pycache__" not in p.parts
-    )
+    found = [p for p in root.rglob("*") if "__pycache__" not in p.parts]
+    for path in found:
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            shown = path.relative_to(root)
+            raise CheckpointError(f"{shown} is a symbolic link or no regular file; keep plain files in a checkpoint")
+    names = sorted(p.relative_to(root).as_posix() for p in found if p.is_file())
     if len(names) > MAX_FILES:
         raise CheckpointError(
             f"checkpoint {root} holds {len(names)} files, at most {MAX_FILES} are allowed; is it the right folder?"

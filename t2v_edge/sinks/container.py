@@ -77,7 +77,7 @@ class ContainerSink:
         except _Abandoned:
             pass  # the temporary is gone, and the exception that brought us here goes on
         except OSError as failure:
-            raise SinkError(f"{self._target} cannot be finished ({failure}); check its folder and the disk") from failure
+            raise SinkError(f"{self._target} cannot be finished ({failure}); check its folder") from failure
 
     def _complete(self) -> None:
         if not self._frames:

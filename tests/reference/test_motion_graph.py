@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from examples.reference.motion_data import load_clips
-from examples.reference.motion_graph import SHORTEST_STAY, STYLE_SIZE, MotionGraph
+from examples.reference.motion_graph import SHORTEST_STAY, STYLE_SIZE, MotionGraph, typical
+from examples.reference.train_motion import fresh_module
 from examples.reference.vocabulary import ACTIONS
 from tests.reference.motion_samples import write_samples
 
@@ -68,3 +71,24 @@ def test_same_seed_gives_the_same_sequences(graph: MotionGraph) -> None:
     first, again = graph.sequences(5, 80, switch=0.02, seed=9), graph.sequences(5, 80, switch=0.02, seed=9)
     np.testing.assert_array_equal(first.poses, again.poses)
     assert not np.array_equal(first.poses, graph.sequences(5, 80, switch=0.02, seed=10).poses)
+
+
+def test_stored_codes_choose_the_same_clip_as_the_graph(graph: MotionGraph) -> None:
+    module = fresh_module(graph, 8)
+    styles = np.random.default_rng(1).standard_normal((200, STYLE_SIZE)).astype(np.float32)
+    agreed = []
+    for action in graph.actions:
+        hot = torch.eye(len(ACTIONS))[action].expand(200, -1)
+        ways = module.choose(hot, torch.from_numpy(styles)).unflatten(1, (len(ACTIONS), -1))
+        torch.testing.assert_close(ways[:, action].sum(1), torch.ones(200))
+        mine = [i for i, c in enumerate(graph.clips) if c.action == ACTIONS[action]]
+        chosen = ways[:, action].argmax(1).tolist()
+        assert [mine[c] for c in chosen] == [graph.clip_of(action, s) for s in styles]
+        agreed.append(ways[:, action].amax(1).mean().item())
+    assert min(agreed) > 0.9  # decided, not a mixture
+
+
+def test_clips_that_stand_still_give_way_to_those_that_move(tmp_path: Path) -> None:
+    clips = [c for c in load_clips(write_samples(tmp_path)) if c.action == "walking" and c.split == "train"]
+    still = replace(clips[0], name="still", joints=np.repeat(clips[0].joints[:1], 200, 0))
+    assert [c.name for c in typical([still, *clips], 2)] == [c.name for c in clips]

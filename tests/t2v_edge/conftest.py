@@ -17,7 +17,8 @@ from t2v_edge.spec import NoiseSpec, StageSpec, StateSpec, TensorSpec
 
 TOKENS, CONDITION, MOTION, HIDDEN, SIDE, OPSET = 8, 4, 3, 5, 16, 17
 WORDS = (
-    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "person", "is", "walking", "running", "dancing", "waving", "一", "个", "人",
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "person", "is", "walking", "running", "dancing", "waving",
+    "一", "个", "人",
 )
 TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "uint8": TensorProto.UINT8}
 

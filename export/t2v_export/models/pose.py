@@ -9,7 +9,8 @@ what. They are computed inside the graph, from plain element-wise operators.
 from __future__ import annotations
 
 import math
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn

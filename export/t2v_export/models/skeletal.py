@@ -31,7 +31,7 @@ JOINTS, STEP, SPIN, PROP, PRESENCE = slice(0, 60), slice(60, 62), slice(62, 63),
 PLACE_PERIOD = 2.0
 """Metres after which the floor repeats: the hip's place is kept modulo this, so that it never loses precision."""
 
-STYLE_SHARPNESS = 10.0
+STYLE_SHARPNESS = 30.0
 """How decidedly a style chooses: logits are this times its products with the codes."""
 
 _HIP_HEIGHT = 0.9
@@ -155,7 +155,7 @@ class SkeletalMotion(nn.Module):
             getattr(self, name).copy_(value)
 
     def set_styles(self, codes: Tensor, unused: Tensor) -> None:
-        """Store each action's codes (action_size, choices, style_size) and which are `unused` (action_size, choices)."""
+        """Store the codes (action_size, choices, style_size) and which are `unused`, boolean (action_size, choices)."""
         self.codes.copy_(codes.flatten(0, 1))
         self.unused.copy_(unused.flatten().to(self.unused) * -100.0)
 

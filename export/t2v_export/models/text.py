@@ -142,7 +142,8 @@ def open_encoder(folder: Path) -> tuple[nn.Module, str]:
             raise CheckpointError(
                 f"encoder/config.json has {refused!r}, which runs other code; save a plain float encoder"
             )
-    bar = logging.is_progress_bar_enabled()
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # its report of missing weights names the unused pooler; ours follows
     logging.disable_progress_bar()
     try:
         model, loading = AutoModel.from_pretrained(
@@ -157,6 +158,7 @@ def open_encoder(folder: Path) -> tuple[nn.Module, str]:
     except Exception as error:  # transformers raises many kinds; each means that this folder does not open
         raise CheckpointError(f"encoder/ does not open with transformers: {error}") from error
     finally:
+        logging.set_verbosity(verbosity)
         if bar:
             logging.enable_progress_bar()
     prefix = ""
@@ -180,7 +182,7 @@ def open_encoder(folder: Path) -> tuple[nn.Module, str]:
 class ConvText(nn.Module):
     """A convolutional text encoder: embedding, convolutions of several widths, maximum over tokens (Kim, 2014).
 
-    Options: `vocabulary` size, `tokens`, `width` of the embedding, `filters` for each of `kernels`, `groups`.
+    Options: `vocabulary` size, `tokens`, `embedding` width, `filters` for each of `kernels`, `groups`.
     TFGAN (Balaji et al., 2019) conditions its video generator on such an encoder.
     """
 
@@ -190,7 +192,7 @@ class ConvText(nn.Module):
         condition_size: int,
         vocabulary: int,
         tokens: int = 32,
-        width: int = 128,
+        embedding: int = 128,
         filters: int = 128,
         kernels: Sequence[int] = (1, 3, 5),
         groups: Sequence[int] | None = None,
@@ -200,8 +202,8 @@ class ConvText(nn.Module):
         if not kernels or any(kernel % 2 == 0 for kernel in kernels):
             raise ValueError(f"kernels {list(kernels)} must be odd widths")
         self.spec: StageSpec = text_spec(tokens, condition_size)
-        self.embedding = nn.Embedding(vocabulary, width)
-        self.convs = nn.ModuleList(nn.Conv1d(width, filters, kernel, padding=kernel // 2) for kernel in kernels)
+        self.embedding = nn.Embedding(vocabulary, embedding)
+        self.convs = nn.ModuleList(nn.Conv1d(embedding, filters, kernel, padding=kernel // 2) for kernel in kernels)
         self.head = TextHead(filters * len(kernels), condition_size, groups)
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -223,7 +225,7 @@ class ConvText(nn.Module):
 class RecurrentText(nn.Module):
     """A GRU or LSTM read over the caption, unrolled: its state after the last token is the caption.
 
-    Options: `vocabulary` size, `tokens`, `width` of the embedding, `hidden`, `cell` gru or lstm, `groups`.
+    Options: `vocabulary` size, `tokens`, `embedding` width, `hidden`, `cell` gru or lstm, `groups`.
     """
 
     def __init__(
@@ -232,7 +234,7 @@ class RecurrentText(nn.Module):
         condition_size: int,
         vocabulary: int,
         tokens: int = 32,
-        width: int = 128,
+        embedding: int = 128,
         hidden: int = 128,
         cell: str = "gru",
         groups: Sequence[int] | None = None,
@@ -240,8 +242,8 @@ class RecurrentText(nn.Module):
     ) -> None:
         super().__init__()
         self.spec: StageSpec = text_spec(tokens, condition_size)
-        self.embedding = nn.Embedding(vocabulary, width)
-        self.cell = make_cell(cell, width, hidden)
+        self.embedding = nn.Embedding(vocabulary, embedding)
+        self.cell = make_cell(cell, embedding, hidden)
         self.head = TextHead(hidden, condition_size, groups)
 
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

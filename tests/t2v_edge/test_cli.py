@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import pytest
+
+import t2v_edge
+from t2v_edge.cli import main
+
+ROOT = str(Path(t2v_edge.__file__).parents[1])
+WALK = "a person is walking"
+
+
+def start(*arguments, **options):
+    command = [sys.executable, "-m", "t2v_edge", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": ROOT}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **options)
+
+
+def run_json(capsys, *arguments):
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_run_writes_the_frames_asked_for_at_their_times(bundle_path, tmp_path, capsys):
+    target = tmp_path / "x.mp4"
+    report = run_json(capsys, "run", bundle_path, WALK, "-o", target, "--fps", "72", "--seconds", "4")
+    with av.open(str(target)) as container:
+        times = [frame.pts * frame.time_base for frame in container.decode(video=0)]
+    assert times == [Fraction(index, 72) for index in range(288)]
+    assert report["frames"] == 288 and report["shown_fps"] == 72
+    assert report["fps"] > 0 and report["caption_to_first_frame_ms"] > 0
+    assert {stage: s["count"] for stage, s in report["stages"].items()} == {"text": 1, "motion": 65, "render": 288}
+
+
+def test_run_twice_with_one_seed_gives_identical_pixels(bundle_path, capsys):
+    seeds = (5, 5, 6)
+    once, again, other = (run_json(capsys, "run", bundle_path, WALK, "--seed", s)["pixels_sha256"] for s in seeds)
+    assert once == again != other
+
+
+def test_run_takes_captions_size_smoothing_sheet_and_variant(bundle_path, tmp_path, capsys):
+    report = run_json(
+        capsys, "run", bundle_path, "一个人", "--then", "1.5", WALK, "-o", tmp_path / "f" / "%03d.png",
+        "--sheet", tmp_path / "s.png", "--size", "40x24", "--smoothing", "0.5", "--variant", "fp16", "--threads", "1")
+    assert report["frames"] == 88, "4 seconds after the last caption"
+    assert report["captions"] == [{"seconds": 0.0, "caption": "一个人"}, {"seconds": 1.5, "caption": WALK}]
+    assert report["variants"] == {"text": "fp16", "motion": "fp16", "render": "fp16"}
+    assert len(os.listdir(tmp_path / "f")) == 88
+    assert cv2.imread(str(tmp_path / "f" / "087.png")).shape == (24, 40, 3)
+    assert (tmp_path / "s.png").exists()
+
+
+def test_run_fills_stdout_with_pixels_and_reports_on_stderr(bundle_path):
+    process = start("run", bundle_path, WALK, "-o", "-", "--seconds", "1", "--json")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert len(out) == 16 * 16 * 16 * 3
+    assert json.loads(err)["frames"] == 16
+
+
+def test_run_ends_quietly_when_the_reader_of_stdout_has_had_enough(bundle_path):
+    process = start("run", bundle_path, WALK, "-o", "-")
+    assert len(process.stdout.read(16 * 16 * 3)) == 768
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("target, seconds, code", [("-", [], 0), ("x.mp4", ["--seconds", "100000"], 130)])
+def test_ctrl_c_ends_an_endless_stream_well_and_removes_a_file_cut_short(bundle_path, tmp_path, target, seconds, code):
+    process = start("run", bundle_path, WALK, "-o", target, *seconds, cwd=tmp_path)
+    if target == "-":
+        process.stdout.read(768)
+    deadline = time.monotonic() + 30
+    while target != "-" and not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert b"Traceback" not in err
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("arguments, code, words", [
+    (["run", "{b}", WALK], 2, "nowhere to put the video"),
+    (["run", "{b}", "", "-o", "x.mp4"], 1, "empty"),
+    (["run", "{b}", WALK, "-o", "x.avi"], 1, "x.mp4"),
+    (["run", "{b}", WALK, "-o", "x.mp4", "--fps", "fast"], 2, "fps"),
+    (["run", "{b}", WALK, "-o", "x.mp4", "--then", "soon", WALK], 2, "'soon' is no number"),
+    (["run", "{b}", WALK, "-o", "x.mp4", "--variant", "int8"], 2, "fp32, fp16"),
+    (["run", "{b}", WALK, "-o", "x.mp4", "--threads", "0"], 2, "threads"),
+    (["run", "{b}", WALK, "--sheet", "x.jpg"], 2, ".png"),
+    (["run", "nowhere", WALK, "-o", "x.mp4"], 1, "t2v-edge export"),
+    (["inspect", "nowhere"], 1, "no such bundle"),
+    (["devices", "abacus"], 1, "abacus"),
+])
+def test_errors_name_the_problem_and_the_exit_code_says_whose_it_is(
+    bundle_path, tmp_path, monkeypatch, capsys, arguments, code, words
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([a.replace("{b}", str(bundle_path)) for a in arguments]) == code
+    captured = capsys.readouterr()
+    assert words in captured.err and captured.err.startswith("t2v-edge: ")
+    assert captured.out == ""
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["dance"], ["run"], ["run", "b", "c", "--size", "big"], ["run", "b", "c", "-o", "x", "--show"],
+])
+def test_wrong_arguments_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["inspect"], ["devices"]])
+def test_help_teaches_with_examples(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    assert f"  t2v-edge {command[0] if command else 'run'} " in capsys.readouterr().out
+
+
+def test_a_cut_caption_is_mentioned(bundle_path, tmp_path, capsys):
+    assert main(["run", str(bundle_path), " ".join([WALK] * 5), "-o", str(tmp_path / "x.mp4"), "--seconds", "1"]) == 0
+    assert "cut after 8 tokens" in capsys.readouterr().err
+
+
+def test_inspect_shows_what_a_bundle_holds(bundle_path, capsys):
+    assert main(["inspect", str(bundle_path), "--verify"]) == 0
+    text = capsys.readouterr().out
+    for words in ("16x16 at 16 fps", "state.hidden float32[1, 5]", "*fp32", "fp16/render.onnx", "seed: 0"):
+        assert words in text
+    data = run_json(capsys, "inspect", bundle_path, "--verify")
+    assert data["graphs"]["fp32"]["render"]["operators"]["MatMul"] == 1
+    assert data["total_bytes"] == sum(f["bytes"] for f in data["files"].values())
+
+
+def test_devices_lists_profiles_and_shows_one_with_its_sources(capsys):
+    listed = run_json(capsys, "devices")
+    assert "jetson-orin-nano-8gb" in [profile["name"] for profile in listed]
+    assert main(["devices", "cpu"]) == 0
+    assert "sources:" in capsys.readouterr().out
+
+
+def test_export_without_the_toolchain_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "t2v_export", None)
+    monkeypatch.delitem(sys.modules, "t2v_export.command", raising=False)
+    assert main(["export", "checkpoint", "-o", "bundle"]) == 2
+    assert "pip install 't2v-edge[export]'" in capsys.readouterr().err

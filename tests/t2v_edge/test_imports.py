@@ -1,0 +1,61 @@
+"""The runtime stays light: it imports and runs without the toolchain."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import t2v_edge
+
+ROOT = Path(t2v_edge.__file__).parent
+
+PLAY = """
+    import importlib, pkgutil, sys
+
+    import t2v_edge
+
+    before = set(sys.modules)
+    for module in pkgutil.walk_packages(t2v_edge.__path__, "t2v_edge."):
+        importlib.import_module(module.name)
+    with t2v_edge.Pipeline.open(sys.argv[1], threads=1) as pipeline:
+        captions = "a person is walking", [(0.5, "a person is running")]
+        stream = pipeline.stream(captions[0], then=captions[1], fps=30, seconds=1, size=(32, 32))
+        assert sum(1 for _ in stream) == 30
+    heavy = {"torch", "transformers", "nncf", "onnx", "onnxscript", "t2v_export", "t2v_calibration"}
+    found = heavy & {name.split(".")[0] for name in sys.modules}
+    assert not found, found
+    print(sum(name.startswith("t2v_edge.") for name in sys.modules))
+"""
+
+
+def run_fresh(code, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent)}
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_importing_everything_and_playing_a_stream_never_imports_torch(bundle_path):
+    done = run_fresh(PLAY, bundle_path)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= len(list(ROOT.rglob("*.py"))) - 1
+
+
+def test_importing_the_package_imports_neither_opencv_nor_pyav_nor_an_engine():
+    done = run_fresh("""
+        import sys
+        import t2v_edge, t2v_edge.cli
+        print(sorted({"cv2", "av", "onnxruntime"} & set(sys.modules)))
+    """)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_library_code_neither_prints_nor_exits():
+    for path in ROOT.rglob("*.py"):
+        if path.name in ("cli.py", "__main__.py") or path.parent.name == "commands":
+            continue
+        text = path.read_text(encoding="utf-8")
+        for word in ("print(", "sys.exit", "os._exit"):
+            assert word not in text, f"{path.name} has {word}"
