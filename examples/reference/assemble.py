@@ -9,10 +9,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from t2v_export.checkpoint import EVALUATOR_FILES, load_checkpoint, save_checkpoint
 from t2v_export.config import CheckpointConfig
 from t2v_export.models import build_stage
-from torch import nn
 
 from .model import config
 from .train_text import open_text
@@ -23,10 +24,15 @@ def trained_stage(settings: CheckpointConfig, stage: str, weights: Path) -> nn.M
     """The stage's module with the weights that its training script left."""
     shown = settings.stages[stage]
     module = build_stage(
-        stage, shown.class_name, shown.options, condition_size=settings.condition_size,
-        motion_size=settings.motion_size, height=settings.height, width=settings.width,
+        stage,
+        shown.class_name,
+        shown.options,
+        condition_size=settings.condition_size,
+        motion_size=settings.motion_size,
+        height=settings.height,
+        width=settings.width,
     )
-    state: dict[str, Any] = dict(module.state_dict())      # integer buffers, such as BatchNorm's counters, stay
+    state: dict[str, Any] = dict(module.state_dict())  # integer buffers, such as BatchNorm's counters, stay
     state.update(load_state(weights))
     module.load_state_dict(state)
     return module.eval()
@@ -42,7 +48,9 @@ def assemble(run: Path, target: Path, name: str = "reference") -> None:
     }
     card = target / "README.md"
     save_checkpoint(
-        target, settings, modules,
+        target,
+        settings,
+        modules,
         tokenizer=(run / "text" / "encoder" / "tokenizer.json").read_text("utf-8"),
         card=card.read_text("utf-8") if card.exists() else "",
         evaluator={Path(file).name: (run / file).read_bytes() for file in EVALUATOR_FILES},

@@ -62,5 +62,8 @@ def critic_loss(real: list[Tensor], fake: list[Tensor], mismatched: list[Tensor]
 
 def feature_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
     """Feature matching, each layer relative to the real features' size."""
-    parts = [(r.detach().float() - f.float()).abs().mean() / (r.detach().float().abs().mean() + 1e-6) for r, f in zip(real, fake)]
+    parts = [
+        (r.detach().float() - f.float()).abs().mean() / (r.detach().float().abs().mean() + 1e-6)
+        for r, f in zip(real, fake)
+    ]
     return torch.stack(parts).mean()

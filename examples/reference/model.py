@@ -6,8 +6,18 @@ from typing import Any
 
 from . import drawing
 from .vocabulary import (
-    ACTIONS, CONDITION_SIZE, FPS, HIP_HEIGHT, JOINT_SCALE, LOOK_SLOTS, MOTION_SIZE, PARENTS, PRESENCE_SLICE, PROP_SLICE,
-    SLOT_SIZES, slot_slices,
+    ACTIONS,
+    CONDITION_SIZE,
+    FPS,
+    HIP_HEIGHT,
+    JOINT_SCALE,
+    LOOK_SLOTS,
+    MOTION_SIZE,
+    PARENTS,
+    PRESENCE_SLICE,
+    PROP_SLICE,
+    SLOT_SIZES,
+    slot_slices,
 )
 
 SIZE = 256
@@ -29,8 +39,10 @@ def render_options(channels: tuple[int, ...] = (256, 320, 256, 160, 96, 48, 32))
             "scale": JOINT_SCALE,
             "bones": [[parent, joint] for joint, parent in enumerate(PARENTS) if parent >= 0],
             "camera": {
-                "distance": drawing.CAMERA_DISTANCE, "height": drawing.CAMERA_HEIGHT,
-                "pitch": drawing.CAMERA_PITCH, "focal": drawing.CAMERA_FOCAL,
+                "distance": drawing.CAMERA_DISTANCE,
+                "height": drawing.CAMERA_HEIGHT,
+                "pitch": drawing.CAMERA_PITCH,
+                "focal": drawing.CAMERA_FOCAL,
             },
         },
         "maps": [16, 32, 64],

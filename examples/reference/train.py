@@ -26,8 +26,15 @@ def commands(args: argparse.Namespace) -> tuple[list[list[str]], list[list[str]]
     def part(name: str, *options: object) -> list[str]:
         return [sys.executable, "-m", f"examples.reference.train_{name}", *shared, *map(str, options)]
 
-    renderer = part("renderer", "--out", out / "renderer", "--minutes", args.minutes,
-                    "--rollouts", out / "motion" / "motion_vectors.npy")
+    renderer = part(
+        "renderer",
+        "--out",
+        out / "renderer",
+        "--minutes",
+        args.minutes,
+        "--rollouts",
+        out / "motion" / "motion_vectors.npy",
+    )
     return [renderer], [
         part("text", "--out", out / "text", "--encoder", args.encoder, "--steps", 1000),
         part("motion", "--out", out / "motion", "--minutes", args.minutes * 0.4),
@@ -48,14 +55,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="folder with motions.npz and index.csv")
     parser.add_argument("--encoder", required=True, help="folder made by examples.reference.make_encoder")
     parser.add_argument("--out", required=True, help="folder for everything that is trained")
-    parser.add_argument("--minutes", type=float, default=20.0, help="minutes for the frame generator; the other parts follow")
+    parser.add_argument(
+        "--minutes", type=float, default=20.0, help="minutes for the frame generator; the other parts follow"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the states in --out")
     args = parser.parse_args(arguments)
     gpus = torch.cuda.device_count()
     failed: list[str] = []
     lines = commands(args)
     threads = [
-        threading.Thread(target=run_line, args=(line, None if gpus < 2 else gpu, failed)) for gpu, line in enumerate(lines)
+        threading.Thread(target=run_line, args=(line, None if gpus < 2 else gpu, failed))
+        for gpu, line in enumerate(lines)
     ]
     for thread in threads:
         thread.start()

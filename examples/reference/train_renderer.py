@@ -30,7 +30,7 @@ from .training import Ema, TrainingLog, load_state, save_sheet, save_state, seed
 from .vocabulary import CONDITION_SIZE, LOOK_SIZE, MOTION_SIZE
 
 PERSON_WEIGHT, L1_WEIGHT, HINGE_WEIGHT = 3.0, 10.0, 0.08
-GAN_START, DECAY_START = 0.35, 0.55     # shares of the training time
+GAN_START, DECAY_START = 0.35, 0.55  # shares of the training time
 
 
 class FrameBank:
@@ -41,7 +41,9 @@ class FrameBank:
         self.rasterizer = torch.compile(rasterize, dynamic=False) if compiled else rasterize
         self.at_once = 64 if device.type == "cuda" else 4
         count = max(count // self.at_once, 1) * self.at_once
-        self.frames = torch.empty(count, 4, SIZE, SIZE, dtype=torch.uint8, device=device).to(memory_format=torch.channels_last)
+        self.frames = torch.empty(count, 4, SIZE, SIZE, dtype=torch.uint8, device=device).to(
+            memory_format=torch.channels_last
+        )
         self.motion = torch.empty(count, MOTION_SIZE, device=device)
         self.look = torch.empty(count, LOOK_SIZE, device=device)
         self.rolled_out: Tensor | None = None
@@ -49,7 +51,9 @@ class FrameBank:
 
     def draw(self, motion: Tensor, look: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (n, 3, S, S) and masks (n, 1, S, S) in [0, 1], in batches of one shape; n divides by the batch."""
-        parts = [draw(m, k, SIZE, 2, self.rasterizer) for m, k in zip(motion.split(self.at_once), look.split(self.at_once))]
+        parts = [
+            draw(m, k, SIZE, 2, self.rasterizer) for m, k in zip(motion.split(self.at_once), look.split(self.at_once))
+        ]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def poses_to_draw(self) -> Tensor:
@@ -75,7 +79,12 @@ class FrameBank:
         """Frames and masks in [0, 1], motion, look."""
         rows = torch.randint(len(self.frames), (count,), device=self.device)
         pixels = self.frames[rows].float().div(255)
-        return pixels[:, :3].contiguous(memory_format=torch.channels_last), pixels[:, 3:], self.motion[rows], self.look[rows]
+        return (
+            pixels[:, :3].contiguous(memory_format=torch.channels_last),
+            pixels[:, 3:],
+            self.motion[rows],
+            self.look[rows],
+        )
 
 
 class FrameModule(nn.Module):
@@ -96,22 +105,33 @@ class RendererTraining:
         self.args, self.device = args, device
         cuda = device.type == "cuda"
         self.generator = PoseRenderer(
-            condition_size=CONDITION_SIZE, motion_size=MOTION_SIZE, height=SIZE, width=SIZE, **render_options(args.channels)
+            condition_size=CONDITION_SIZE,
+            motion_size=MOTION_SIZE,
+            height=SIZE,
+            width=SIZE,
+            **render_options(args.channels),
         ).to(device, memory_format=torch.channels_last)
         self.critic = Discriminator(args.critic_width).to(device, memory_format=torch.channels_last)
         self.g_optimizer = torch.optim.Adam(self.generator.parameters(), args.lr, betas=(0.5, 0.99), fused=cuda)
         self.d_optimizer = torch.optim.Adam(self.critic.parameters(), 4e-4, betas=(0.5, 0.99), fused=cuda)
         self.ema = Ema(self.generator, 0.998)
-        self.make = torch.compile(FrameModule(self.generator), dynamic=False) if args.compile else FrameModule(self.generator)
+        self.make = (
+            torch.compile(FrameModule(self.generator), dynamic=False) if args.compile else FrameModule(self.generator)
+        )
         self.judge = torch.compile(self.critic, dynamic=False) if args.compile else self.critic
         self.step_index = self.gan_steps = 0
         self.elapsed = 0.0
 
     def state(self) -> dict[str, object]:
         return {
-            "generator": self.generator.state_dict(), "critic": self.critic.state_dict(), "ema": self.ema.module.state_dict(),
-            "g_optimizer": self.g_optimizer.state_dict(), "d_optimizer": self.d_optimizer.state_dict(),
-            "step": self.step_index, "gan_steps": self.gan_steps, "elapsed": self.elapsed,
+            "generator": self.generator.state_dict(),
+            "critic": self.critic.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "g_optimizer": self.g_optimizer.state_dict(),
+            "d_optimizer": self.d_optimizer.state_dict(),
+            "step": self.step_index,
+            "gan_steps": self.gan_steps,
+            "elapsed": self.elapsed,
         }
 
     def resume(self, state: dict) -> None:
@@ -226,7 +246,7 @@ def train(args: argparse.Namespace) -> Path:
     bank.fill()
     if args.compile:
         for progress in (0.0, GAN_START):
-            training.step(bank, progress)      # compiled before the clock starts
+            training.step(bank, progress)  # compiled before the clock starts
     seconds, began, saved = args.minutes * 60, time.monotonic() - training.elapsed, training.elapsed
     measured, sheets = training.elapsed, 0
     bar = tqdm(total=round(seconds), unit="s", desc="renderer", disable=None, initial=round(training.elapsed))
@@ -244,11 +264,18 @@ def train(args: argparse.Namespace) -> Path:
         if training.elapsed - measured >= args.every:
             measured = training.elapsed
             figures, made = held_out.measure(training.ema.module)
-            log.write(step=training.step_index, seconds=training.elapsed, rollouts=bank.rolled_out is not None,
-                      **{k: v.item() for k, v in losses.items()}, **figures)
+            log.write(
+                step=training.step_index,
+                seconds=training.elapsed,
+                rollouts=bank.rolled_out is not None,
+                **{k: v.item() for k, v in losses.items()},
+                **figures,
+            )
             held_out.sheet(made, out / f"renderer_{sheets % 4}.png")
             sheets += 1
-            save_state({k: v.half() for k, v in training.ema.module.state_dict().items() if v.is_floating_point()}, weights)
+            save_state(
+                {k: v.half() for k, v in training.ema.module.state_dict().items() if v.is_floating_point()}, weights
+            )
         if training.elapsed - saved >= 120:
             saved = training.elapsed
             save_state(training.state(), state_file)
@@ -265,7 +292,9 @@ def train(args: argparse.Namespace) -> Path:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="folder with motions.npz and index.csv")
     parser.add_argument("--out", required=True, help="folder for weights, log and sample sheets")
     parser.add_argument("--minutes", type=float, default=15.0, help="training time; schedules follow it")
@@ -275,8 +304,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64, help="frames a step")
     parser.add_argument("--lr", type=float, default=1e-3, help="the generator's learning rate")
     parser.add_argument("--critic-width", type=int, default=48, help="channels of the critics' first layer")
-    parser.add_argument("--channels", type=lambda s: tuple(map(int, s.split(","))),
-                        default=(256, 320, 256, 160, 96, 48, 32), help="the generator's widths, comma-separated")
+    parser.add_argument(
+        "--channels",
+        type=lambda s: tuple(map(int, s.split(","))),
+        default=(256, 320, 256, 160, 96, 48, 32),
+        help="the generator's widths, comma-separated",
+    )
     parser.add_argument("--rollouts", help="npy of motion vectors (n, 75) from the motion stage; used once it exists")
     parser.add_argument("--every", type=float, default=30.0, help="seconds between measurements")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")

@@ -44,7 +44,11 @@ class Ema:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.source, self.decay = module, decay
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        pairs = [(mine, its) for mine, its in zip(self._tensors(self.module), self._tensors(module)) if its.is_floating_point()]
+        pairs = [
+            (mine, its)
+            for mine, its in zip(self._tensors(self.module), self._tensors(module))
+            if its.is_floating_point()
+        ]
         self.mine, self.its = [p[0] for p in pairs], [p[1] for p in pairs]
 
     @staticmethod

@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from t2v_export.models.skeletal import SkeletalMotion
-from t2v_export.to_onnx import stage_to_onnx
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 
@@ -22,6 +20,8 @@ from t2v_edge import Manifest, Pipeline, write_bundle
 from t2v_edge.bundle import GraphEntry, TokenizerSpec, VideoSpec
 from t2v_edge.errors import CheckpointError, UsageError
 from t2v_edge.spec import NoiseSpec, StageSpec, TensorSpec
+from t2v_export.models.skeletal import SkeletalMotion
+from t2v_export.to_onnx import stage_to_onnx
 from tests.reference.motion_samples import write_samples
 
 TOKENS, SIDE, STEPS = 8, 32, 64
