@@ -66,7 +66,7 @@ class LimbMaps(nn.Module):
         self.register_buffer("grid", (torch.arange(resolution) + 0.5) / resolution * 2 - 1, persistent=False)
 
     def points(self, motion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Joints and the prop's two ends: u, v on the screen in [-1, 1], depth from the hip; each (batch, joints + 2)."""
+        """Joints and the prop's two ends: u, v on the screen in [-1, 1], depth from the hip; all (n, joints + 2)."""
         layout, camera = self.layout, self.layout["camera"]
         first, count = layout["joints"]
         flat = torch.cat([motion[:, first : first + 3 * count], motion[:, layout["prop"] : layout["prop"] + 6]], 1)
@@ -103,10 +103,10 @@ class PoseRenderer(nn.Module):
     """A frame from a pose and a look.
 
     Options: `channels`, the widths from the 4x4 stem to the last level, one more than there are doublings;
-    `upsample` and `residual` as in `UpBlock`; `look`, the [start, size] of each group of probabilities in the condition that says
-    how things look (their sum is the size of the noise ``look``, normal, drawn once a stream); `layout` as in
-    `LimbMaps`; `maps`, the levels (their sizes) that get limb maps, `depth_maps`, those that get depth as well;
-    `bias_levels`, the levels whose block adds a bias made from the look.
+    `upsample` and `residual` as in `UpBlock`; `look`, the [start, size] of each group of probabilities in the
+    condition that says how things look (their sum is the size of the noise ``look``, normal, drawn once a stream);
+    `layout` as in `LimbMaps`; `maps`, the levels (their sizes) that get limb maps, `depth_maps`, those that get depth
+    as well; `bias_levels`, the levels whose block adds a bias made from the look.
     """
 
     pixel_range = "0..1"
