@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from examples.reference.captions import Caption
+from examples.reference.captions import load_heldout as captions_of
 from examples.reference.measures import UNNAMED, Readings, derangement, groups, percent, table_of
 from examples.reference.play import Job, Studio, read_jobs
 from examples.reference.rolling import measure_rollouts, measure_switches, rollout_tables
@@ -39,8 +40,7 @@ ROW_ALL = "all named, together"
 def load_heldout(path: Path, count: int) -> list[Caption]:
     """The first `count` captions of a JSON-lines file; raises `UsageError` where it cannot give them."""
     try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-        captions = [Caption.from_json(row) for row in rows[:count]]
+        captions = list(captions_of(path)[:count])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"cannot read captions from {path}: {error!r}; give --captions a JSON-lines file") from error
     if len(captions) < max(2, count):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from examples.reference.motion_data import Clip, features, load_clips
 from examples.reference.motion_graph import MotionGraph
 from examples.reference.training import load_state
 from examples.reference.vocabulary import ACTIONS, CONDITION_SIZE, FPS, JOINTS, MOTION_SIZE, PARENTS
+from t2v_edge.files import atomic_file, write_atomic
 from t2v_export.models.skeletal import PRESENCE, PROP, SPIN, SkeletalMotion, travel, turn
 
 WINDOW = 32
@@ -254,9 +254,8 @@ def save_figures(poses: Tensor, actions: Tensor, path: Path, columns: int = 16, 
         name = ACTIONS[int(actions[stream, 0])]
         cv2.putText(row, name, (4, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
         rows.append(row)
-    temporary = path.with_name(path.stem + ".part.png")
-    cv2.imwrite(str(temporary), np.concatenate(rows))
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        cv2.imwrite(str(temporary), np.concatenate(rows))
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -282,9 +281,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if args.sheet:
         save_figures(rollout.poses[:: args.streams, args.steps // 2:], rollout.actions[:: args.streams], args.sheet)
     if args.out:
-        temporary = args.out.with_name(args.out.name + ".part")
-        temporary.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-        os.replace(temporary, args.out)
+        write_atomic(args.out, json.dumps(figures, indent=1).encode())
     print(json.dumps(figures, indent=1))
     return figures
 

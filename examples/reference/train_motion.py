@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +29,7 @@ from examples.reference.motion_data import load_clips
 from examples.reference.motion_graph import MotionGraph, Sequences
 from examples.reference.training import Ema, TrainingLog, load_state, save_state, seed_everything
 from examples.reference.vocabulary import ACTIONS, CONDITION_SIZE, MOTION_SIZE
+from t2v_edge.files import atomic_file
 from t2v_export.models.skeletal import POSE_SIZE, PRESENCE, PROP, SPIN, STEP, SkeletalMotion
 
 SWITCH_RATE = 1 / 80
@@ -253,9 +253,8 @@ def finish(
     first = slice(None, None, 2 * args.streams)
     rollout.save_figures(played.poses[first, args.rollout // 2:], played.actions[first], out / "motion_sheet.png")
     vectors = played.motions[:, 1::3].flatten(0, 1).half().cpu().numpy()
-    temporary = out / "motion_vectors.part.npy"
-    np.save(temporary, vectors.astype(np.float32))
-    os.replace(temporary, out / "motion_vectors.npy")
+    with atomic_file(out / "motion_vectors.npy") as temporary:
+        np.save(temporary, vectors.astype(np.float32))
     print(json.dumps({"weights": str(out / "motion.pt"), "steps": training.step_index, **figures}, indent=1))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from t2v_edge.files import atomic_file
 
 
 def seed_everything(seed: int) -> None:
@@ -23,14 +24,9 @@ def seed_everything(seed: int) -> None:
 
 
 def save_state(state: Any, path: Path) -> None:
-    """Write with torch.save under a temporary name, then rename: the file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Write with torch.save; the file is whole or not there."""
+    with atomic_file(path) as temporary:
+        torch.save(state, temporary)
 
 
 def load_state(path: Path) -> Any:
@@ -104,6 +100,5 @@ def save_sheet(frames: Tensor, path: Path, columns: int) -> None:
     blank = np.zeros_like(pixels[:1]).repeat(-len(pixels) % columns, 0)
     grid = np.concatenate([pixels, blank]).reshape(-1, columns, *pixels.shape[1:])
     sheet = np.concatenate([np.concatenate(list(row), 1) for row in grid], 0)
-    temporary = path.with_name(path.stem + ".part.png")
-    cv2.imwrite(str(temporary), sheet[..., ::-1])
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        cv2.imwrite(str(temporary), sheet[..., ::-1])
