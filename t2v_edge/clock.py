@@ -18,14 +18,17 @@ from t2v_edge.errors import UsageError
 
 Vector = npt.NDArray[np.float32]
 
-MAX_FPS = 1000
+MIN_FPS, MAX_FPS = Fraction(1, 60), 1000
+MAX_TERM = 10**6  # containers keep a time base in 32 bits
 
 
 def exact(value: Union[int, float, Fraction, str], name: str) -> Fraction:
     """`value` as an exact fraction: 0.1 is 1/10, "30000/1001" is NTSC. Raises `UsageError` naming the option."""
+    text = str(value)
     try:
-        return Fraction(str(value))
-    except (ValueError, ZeroDivisionError) as error:
+        # An exponent goes by way of a float: "1e999999999" as a fraction would fill the memory.
+        return Fraction(float(text)) if "e" in text.lower() or len(text) > 40 else Fraction(text)
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise UsageError(f"{name} is {value!r}, expected a number such as 24, 29.97 or 30000/1001") from error
 
 
@@ -37,8 +40,10 @@ class Clock:
     fps: Fraction
 
     def __post_init__(self) -> None:
-        if not 0 < self.fps <= MAX_FPS:
-            raise UsageError(f"fps is {self.fps}, expected more than 0 and at most {MAX_FPS}")
+        if not MIN_FPS <= self.fps <= MAX_FPS:
+            raise UsageError(f"fps is {self.fps}, expected {MIN_FPS} to {MAX_FPS}")
+        if max(self.fps.numerator, self.fps.denominator) > MAX_TERM:
+            raise UsageError(f"fps is {self.fps}; as a fraction, its terms may be at most {MAX_TERM}: round it")
 
     @property
     def time_base(self) -> Fraction:
