@@ -15,7 +15,7 @@ from examples.reference.measures import UNNAMED, Readings, derangement, percent,
 from examples.reference.motion_data import features, load_clips, to_motion_vectors
 from examples.reference.play import Job, Studio, Take, read_jobs
 from examples.reference.rollout import joint_speed
-from examples.reference.vocabulary import ACTIONS, CONDITION_SIZE, MOTION_SIZE, SLOTS
+from examples.reference.vocabulary import ACTIONS, CONDITION_SIZE, FLOOR_SLICE, MOTION_SIZE, SLOTS
 from t2v_edge import Manifest, Pipeline, write_bundle
 from t2v_edge.bundle import GraphEntry, TokenizerSpec, VideoSpec
 from t2v_edge.errors import CheckpointError, UsageError
@@ -182,11 +182,14 @@ def test_world_speed_from_motion_vectors_is_that_of_the_poses(data: Path):
 def test_still_motion_is_frozen_and_a_leap_is_a_jump(data: Path):
     clip = max(load_clips(data), key=len)
     motion = to_motion_vectors(np.concatenate([features(clip)] * 2)[None])[0].numpy()
-    speed, bones = float(rolling.joint_speed(motion).mean()), rolling.bone_lengths(motion).mean(0)
-    alive = rolling.measure_run(motion, speed, bones)
+    speeds, bones = rolling.mean_speeds(motion).mean(0), rolling.bone_lengths(motion).mean(0)
+    alive = rolling.measure_run(motion, speeds, bones)
     assert alive["ratio"] == pytest.approx(1) and alive["bones"] < 1e-3
-    assert rolling.measure_run(np.repeat(motion[:1], 64, 0), speed, bones)["late"] < rolling.FROZEN
-    assert not rolling.measure_run(np.full_like(motion, np.nan), speed, bones)["late"] <= rolling.EXPLODED
+    assert rolling.measure_run(np.repeat(motion[:1], 64, 0), speeds, bones)["late"] < rolling.FROZEN
+    sliding = np.repeat(motion[:1], 64, 0)
+    sliding[:, FLOOR_SLICE] = motion[:64, FLOOR_SLICE]
+    assert rolling.measure_run(sliding, speeds, bones)["late"] < rolling.FROZEN
+    assert not rolling.measure_run(np.full_like(motion, np.nan), speeds, bones)["most"] <= rolling.EXPLODED
     smooth = to_motion_vectors(np.repeat(features(clip)[:1], 96, 0)[None])[0].numpy()
     smooth[:, 3] += 0.1 * np.sin(np.arange(96))
     leap = smooth.copy()
