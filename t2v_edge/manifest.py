@@ -21,6 +21,8 @@ MAX_FILES = 256
 MAX_FPS = 1000
 MAX_SIDE = 8192
 MAX_TOKENS = 4096
+MAX_LAYERS = 4096
+MAX_LAYER_NAME = 1000
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}"
 _FILE = re.compile(rf"{_PART}(/{_PART}){{0,3}}")
@@ -99,18 +101,28 @@ class TokenizerSpec:
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One stage's graph in one variant: its file, precision and default-domain opset."""
+    """One stage's graph in one variant: its file, precision and default-domain opset.
+
+    `float32_layers`: names of the nodes with weights that stay in float32 in a graph of lower precision.
+    """
 
     file: str
     precision: str
     opset: int
+    float32_layers: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {"file": self.file, "precision": self.precision, "opset": self.opset}
+        described = {"file": self.file, "precision": self.precision, "opset": self.opset}
+        return {**described, "float32_layers": list(self.float32_layers)} if self.float32_layers else described
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GraphEntry:
-        return cls(check_file_name(data["file"]), _text(data, "precision"), _integer(data, "opset", 1, 99))
+        layers = data.get("float32_layers", [])
+        _sound(isinstance(layers, list) and len(layers) <= MAX_LAYERS
+               and all(isinstance(name, str) and 0 < len(name) <= MAX_LAYER_NAME for name in layers),
+               f"float32_layers must be a list of at most {MAX_LAYERS} names")
+        return cls(check_file_name(data["file"]), _text(data, "precision"), _integer(data, "opset", 1, 99),
+                   tuple(layers))
 
 
 @dataclass(frozen=True)

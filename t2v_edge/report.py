@@ -11,6 +11,7 @@ from typing import Any, Optional
 import numpy as np
 
 from t2v_edge.frame import Frame
+from t2v_edge.machine import machine, versions
 from t2v_edge.timing import StreamStats
 
 
@@ -60,6 +61,8 @@ class RunReport:
             "pixels_sha256": self.pixels_sha256,
             "open_ms": 1000 * self.open_s,
             "wall_ms": 1000 * self.wall_s,
+            "machine": machine(),
+            "versions": versions(self.engine),
             **self.stats.to_json(),
         }
 

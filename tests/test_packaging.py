@@ -26,7 +26,7 @@ PACKAGES = {"t2v_edge": ROOT / "t2v_edge", "t2v_export": ROOT / "export/t2v_expo
 # Modules of t2v_edge by layer, low to high: a module imports from its own layer and those below.
 LAYERS = (
     ("errors",),
-    ("spec", "frame", "device", "files", "strict_json", "onnx_lite", "clock", "draws", "timing", "resize"),
+    ("spec", "frame", "device", "files", "strict_json", "onnx_lite", "clock", "draws", "timing", "resize", "machine"),
     ("bundle", "archive", "manifest", "tokenizer"),
     ("engine",),
     ("stream",),

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ from examples.reference.play import Job, Studio, read_jobs
 from examples.reference.rolling import measure_rollouts, measure_switches, rollout_tables
 from t2v_edge.errors import T2VError, UsageError
 from t2v_edge.files import write_atomic
+from t2v_edge.machine import machine, versions
 
 HELD_OUT = Path(__file__).resolve().parents[2] / "calibration" / "captions" / "heldout.jsonl"
 MARKERS = ("<!-- measured: begin -->", "<!-- measured: end -->")
@@ -137,26 +137,6 @@ def update_card(card: Path, text: str) -> None:
     write_atomic(card, f"{before}{begin}\n{text}{end}{after}".encode())
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    except OSError:
-        pass
-    return {"cpu": cpu, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
-
-
-def versions() -> dict[str, str]:
-    import onnxruntime
-
-    import t2v_edge
-
-    return {"t2v_edge": getattr(t2v_edge, "__version__", "unknown"), "onnxruntime": onnxruntime.__version__,
-            "numpy": np.__version__, "python": platform.python_version()}
-
-
 def real_clips(evaluator: Path, described: dict[str, Any], data: Path | None) -> dict[str, Any]:
     """The evaluator's accuracy on real clips: as kept at its training, or measured again with `data` (needs torch)."""
     if data is None:
@@ -184,7 +164,7 @@ def evaluate(given: argparse.Namespace) -> dict[str, Any]:
     read = np.array(list(tqdm(read_jobs(studio, jobs, given.processes), "captions", len(jobs), disable=quiet)))
     report = {
         "bundle": given.bundle.name, "variant": given.variant or "default", "seed": given.seed,
-        "machine": machine(), "versions": versions(),
+        "machine": machine(), "versions": versions("onnxruntime"),
         "captions": judge(captions, readings_of(captions, read, slots), given.seed),
         "real": real_clips(given.checkpoint / "evaluator", described, given.data if given.remeasure else None),
         "videos": [{**c.to_json(), "seed": job.seed, "read": [values[i] for values, i in zip(slots.values(), row)]}
