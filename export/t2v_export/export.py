@@ -25,16 +25,17 @@ from t2v_edge.tokenizer import CaptionTokenizer
 from t2v_export.captions import DEFAULT_CAPTIONS
 from t2v_export.checkpoint import Checkpoint, load_checkpoint
 from t2v_export.golden import golden_vectors, pack_npz
-from t2v_export.half import compute_half, store_half
 from t2v_export.latency import Latency, choose_default, measure_latencies
+from t2v_export.mixed import Mixed, make_half
 from t2v_export.reference import STEPS, Rollout, play_references
 from t2v_export.to_onnx import OPSET, stage_to_onnx
-from t2v_export.verify import StageDifference, check_accuracy, compare_variant
+from t2v_export.verify import TOLERANCES, StageDifference, check_accuracy, compare_variant
 
 VARIANTS = ("fp32", "fp16")
 PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
 TOOLS = ("numpy", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
 Graphs = Mapping[str, Mapping[str, onnx.ModelProto]]
+Kept = Mapping[str, Mapping[str, Sequence[str]]]  # by variant and stage, the layers that stay in float32
 
 
 @dataclass(frozen=True)
@@ -88,36 +89,46 @@ def export_checkpoint(
         tokens = _tokenizer_spec(checkpoint)
         tokenizer = CaptionTokenizer(checkpoint.tokenizer.encode(), tokens.tokens, tokens.pad_id)
         bar.update()
-        graphs = _make_graphs(checkpoint, variants, min(OPSET, profile.opset_cap), bar)
+        graphs = {"fp32": _make_graphs(checkpoint, min(OPSET, profile.opset_cap), bar)}
         rollouts = play_references(checkpoint, tokenizer, options.captions, options.seed, bar.update)
-        differences = {}
-        for variant in variants:
-            differences[variant] = compare_variant(graphs[variant], checkpoint.specs, rollouts)
-            check_accuracy(variant, differences[variant])
+        differences = {"fp32": compare_variant(graphs["fp32"], checkpoint.specs, rollouts)}
+        check_accuracy("fp32", differences["fp32"])
+        bar.update()
+        kept: dict[str, dict[str, tuple[str, ...]]] = {}
+        if "fp16" in variants:
+            halves = _make_halves(graphs["fp32"], checkpoint, rollouts)
+            graphs["fp16"] = {stage: made.graph for stage, made in halves.items()}
+            differences["fp16"] = {stage: made.difference for stage, made in halves.items()}
+            kept["fp16"] = {stage: made.kept for stage, made in halves.items() if made.kept}
             bar.update()
         latencies = _measure(graphs, checkpoint, rollouts[0]) if options.measure else {}
         bar.update()
         files = {f"{v}/{s}.onnx": graphs[v][s].SerializeToString(deterministic=True) for v in variants for s in STAGES}
         defaults = choose_default(profile, variants, latencies)
-        report = _report(checkpoint, profile, options, files, differences, latencies, defaults)
-        manifest = _manifest(checkpoint, profile, options, tokens, graphs, differences, defaults)
+        report = _report(checkpoint, profile, options, files, differences, kept, latencies, defaults)
+        manifest = _manifest(checkpoint, profile, options, tokens, graphs, differences, kept, defaults)
         files |= _other_files(checkpoint, rollouts, options.seed, report)
         written = write_bundle(out, manifest, files)
         bar.update()
     return Exported(Path(out), written, differences, latencies, report)
 
 
-def _make_graphs(checkpoint: Checkpoint, variants: Sequence[str], opset: int, bar: tqdm[Any]) -> Graphs:
-    graphs: dict[str, dict[str, onnx.ModelProto]] = {variant: {} for variant in variants}
+def _make_graphs(checkpoint: Checkpoint, opset: int, bar: tqdm[Any]) -> dict[str, onnx.ModelProto]:
+    graphs = {}
     for stage, module in checkpoint.modules.items():
-        spec = checkpoint.specs[stage]
-        graphs["fp32"][stage] = stage_to_onnx(module, spec, opset)
-        if "fp16" in graphs:
-            # a recurrent state gathers the rounding of every step, so there only the weights shrink
-            convert = store_half if stage == "motion" else compute_half
-            graphs["fp16"][stage] = convert(graphs["fp32"][stage], spec)
+        graphs[stage] = stage_to_onnx(module, checkpoint.specs[stage], opset)
         bar.update()
     return graphs
+
+
+def _make_halves(
+    graphs: Mapping[str, onnx.ModelProto], checkpoint: Checkpoint, rollouts: Sequence[Rollout]
+) -> dict[str, Mixed]:
+    halves = {}
+    for stage in STAGES:
+        made = halves[stage] = make_half(graphs[stage], checkpoint.specs[stage], rollouts, TOLERANCES["fp16"])
+        check_accuracy("fp16", {stage: made.difference}, {stage: made.kept})
+    return halves
 
 
 def _measure(graphs: Graphs, checkpoint: Checkpoint, rollout: Rollout) -> dict[str, dict[str, Latency]]:
@@ -150,6 +161,7 @@ def _manifest(
     tokens: TokenizerSpec,
     graphs: Graphs,
     differences: Mapping[str, Mapping[str, StageDifference]],
+    kept: Kept,
     defaults: Mapping[str, tuple[str, str]],
 ) -> Manifest:
     config = checkpoint.config
@@ -159,7 +171,10 @@ def _manifest(
         tokenizer=tokens,
         stages=checkpoint.specs,
         variants={
-            v: {s: GraphEntry(f"{v}/{s}.onnx", v, graph.opset_import[0].version) for s, graph in stages.items()}
+            v: {
+                s: GraphEntry(f"{v}/{s}.onnx", v, graph.opset_import[0].version, tuple(kept.get(v, {}).get(s, ())))
+                for s, graph in stages.items()
+            }
             for v, stages in graphs.items()
         },
         default={stage: variant for stage, (variant, _) in defaults.items()},
@@ -191,6 +206,7 @@ def _report(
     options: ExportOptions,
     files: Mapping[str, bytes],
     differences: Mapping[str, Mapping[str, StageDifference]],
+    kept: Kept,
     latencies: Mapping[str, Mapping[str, Latency]],
     defaults: Mapping[str, tuple[str, str]],
 ) -> dict[str, Any]:
@@ -202,6 +218,7 @@ def _report(
         "verification": {"captions": len(options.captions), "steps": STEPS, "engine": "onnxruntime"},
         "bytes": {v: {s: len(files[f"{v}/{s}.onnx"]) for s in STAGES} for v in differences},
         "differences": _differences_json(differences),
+        "float32_layers": {v: {s: list(names) for s, names in stages.items()} for v, stages in kept.items()},
         "latency": {v: {s: latency.to_json() for s, latency in stages.items()} for v, stages in latencies.items()},
         "default": {stage: {"variant": variant, "why": why} for stage, (variant, why) in defaults.items()},
         "machine": {"system": platform.system(), "architecture": platform.machine(), "cores": os.cpu_count()},

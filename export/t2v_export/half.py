@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Container, Iterator
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from t2v_edge.spec import StageSpec
@@ -35,27 +36,32 @@ FIXED_INPUTS = {"Resize": (1, 2, 3)}
 SMALL = 4096
 
 
-def store_half(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
+def layers(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of a float32 graph's layers, the nodes with weights, in order."""
+    weights = _float_weights(model.graph)
+    return tuple(node.name for node in model.graph.node if _is_layer(node, weights))
+
+
+def store_half(model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] = ()) -> onnx.ModelProto:
     """Weights stored in float16 and computed in float32, for recurrent stages whose state would gather rounding.
 
-    A small constant that float16 cannot hold exactly stays as it is.
+    A small constant that float16 cannot hold exactly stays as it is, and so do the weights of the layers `keep`.
     """
     model = onnx.ModelProto.FromString(model.SerializeToString())
     graph = model.graph
-    casts, renamed = [], {}
+    nodes = list(graph.node)
+    exact = {i for index in _layer_nodes(nodes, keep, _float_weights(graph)) for i in nodes[index].input}
+    casts = []
     for tensor in graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT:
+        if tensor.data_type != TensorProto.FLOAT or tensor.name in exact:
             continue
         full = numpy_helper.to_array(tensor)
-        if full.size < 2 or float(np.abs(full).max()) > HALF_MAX:
-            continue
-        half = full.astype(np.float16)
-        if full.size <= SMALL and not np.array_equal(half.astype(np.float32), full):
+        half = _shrunk(full, exact=full.size <= SMALL)
+        if half is None:
             continue
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
         casts.append(helper.make_node("Cast", [f"{name}.half"], [name], name=f"/half/{name}", to=TensorProto.FLOAT))
-        renamed[name] = f"{name}.half"
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
@@ -63,12 +69,14 @@ def store_half(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
     return model
 
 
-def compute_half(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
+def compute_half(model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] = ()) -> onnx.ModelProto:
     """Float16 arithmetic from the first weights on.
 
     Kept in float32: what comes before the first layer with weights (coordinates and masks lose most and cost
-    least), the pixels' conversion at the end, normalisations and long sums, and layers with weights beyond
-    float16's range.
+    least), the pixels' conversion at the end, normalisations and long sums, layers with weights beyond float16's
+    range, and the layers `keep` with what feeds them alone or follows from them alone. Weights of those layers that
+    are float16 numbers, as of a float16 checkpoint with nothing folded into them, are stored so all the same; others
+    would lose what is kept.
     """
     typed = onnx.shape_inference.infer_shapes(model, data_prop=True)
     kinds = {
@@ -76,7 +84,7 @@ def compute_half(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
     }
     kinds.update({t.name: t.data_type for t in typed.graph.initializer})
     model = onnx.ModelProto.FromString(model.SerializeToString())
-    _Halving(model.graph, kinds, spec).run()
+    _Halving(model.graph, kinds, spec, keep).run()
     check_graph(model, spec)
     return model
 
@@ -110,12 +118,68 @@ def rounding_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     return twin
 
 
+def computes_half(model: onnx.ModelProto) -> bool:
+    """Whether a graph computes in float16, rather than only stores weights in it."""
+    typed = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    halves = {v.name for v in typed.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    return any(node.op_type != "Cast" and not halves.isdisjoint(node.output) for node in model.graph.node)
+
+
+def _float_weights(graph: onnx.GraphProto) -> dict[str, NDArray[np.float32]]:
+    return {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type == TensorProto.FLOAT}
+
+
+def _is_layer(node: onnx.NodeProto, weights: Container[str]) -> bool:
+    if node.op_type == "Gather":
+        return node.input[0] in weights
+    return node.op_type in WEIGHTED and any(i in weights for i in node.input)
+
+
+def _layer_nodes(nodes: list[onnx.NodeProto], names: Collection[str], weights: Container[str]) -> set[int]:
+    """Indices of the layers `names`, each with the addition of its bias where that is a node of its own."""
+    found: set[int] = set()
+    products: set[str] = set()
+    for index, node in enumerate(nodes):
+        if node.name in names:
+            found.add(index)
+            products.update(node.output if node.op_type == "MatMul" else ())
+        elif node.op_type == "Add" and products & set(node.input) and any(i in weights for i in node.input):
+            found.add(index)
+    return found
+
+
+def _with_feeders(nodes: list[onnx.NodeProto], kept: set[int], layered: set[int]) -> set[int]:
+    """The nodes `kept` and every node that is of no layer and whose results only they read, directly or not."""
+    readers: dict[str, list[int]] = {}
+    for index, node in enumerate(nodes):
+        for name in node.input:
+            readers.setdefault(name, []).append(index)
+    found = set(kept)
+    for index in reversed(range(len(nodes))):
+        read_by = [r for o in nodes[index].output for r in readers.get(o, ())]
+        if read_by and found.issuperset(read_by) and index not in layered:
+            found.add(index)
+    return found
+
+
+def _shrunk(full: NDArray[np.float32], exact: bool) -> NDArray[np.float16] | None:
+    """A weight for storage in float16; None where that is no gain, out of range, or not `exact` though it must be."""
+    if full.size < 2 or float(np.abs(full).max()) > HALF_MAX:
+        return None
+    half = full.astype(np.float16)
+    return None if exact and not np.array_equal(half.astype(np.float32), full) else half
+
+
 class _Halving:
     """One conversion of one graph, in place: decides each node's arithmetic, then puts casts at the borders."""
 
-    def __init__(self, graph: onnx.GraphProto, kinds: dict[str, int], spec: StageSpec) -> None:
+    def __init__(self, graph: onnx.GraphProto, kinds: dict[str, int], spec: StageSpec, keep: Collection[str]) -> None:
         self.graph, self.kinds, self.spec = graph, kinds, spec
-        self.weights = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type == TensorProto.FLOAT}
+        self.weights = _float_weights(graph)
+        nodes = list(graph.node)
+        layered = _layer_nodes(nodes, [n.name for n in nodes if _is_layer(n, self.weights)], self.weights)
+        self.kept_layers = _layer_nodes(nodes, keep, self.weights)
+        self.kept = _with_feeders(nodes, self.kept_layers, layered)
         self.half_values: set[str] = set()
         self.casts: dict[tuple[str, int], str] = {}
         self.nodes: list[onnx.NodeProto] = []
@@ -127,7 +191,8 @@ class _Halving:
         for index, node in enumerate(list(self.graph.node)):
             half = index in half_nodes
             for position, name in self._float_inputs(node):
-                node.input[position] = self._as(name, half)
+                kept = index in self.kept_layers and name in self.weights
+                node.input[position] = self._stored(name) if kept else self._as(name, half)
             if half and node.op_type == "Cast" and self._to(node) == TensorProto.FLOAT:
                 node.attribute[0].i = TensorProto.FLOAT16
             self.nodes.append(node)
@@ -148,8 +213,7 @@ class _Halving:
         after: set[str] = set()
         chosen = set()
         for index, node in enumerate(nodes):
-            weighted = node.op_type in WEIGHTED or (node.op_type == "Gather" and node.input[0] in self.weights)
-            if not (after.intersection(node.input) or (weighted and any(i in self.weights for i in node.input))):
+            if index in self.kept or not (after.intersection(node.input) or _is_layer(node, self.weights)):
                 continue
             after.update(o for o in node.output if self.kinds.get(o) == TensorProto.FLOAT)
             used = [self.weights[i] for i in node.input if i in self.weights]
@@ -196,6 +260,17 @@ class _Halving:
             self.nodes.append(self._cast(source, cast, kind))
             self.casts[name, kind] = cast
         return self.casts[name, kind]
+
+    def _stored(self, name: str) -> str:
+        """The name of a weight in float32, by way of float16 where that loses nothing."""
+        stored = f"{name}.stored"
+        if stored not in self.added:
+            half = _shrunk(self.weights[name], exact=True)
+            if half is None:
+                return name
+            self.added[stored] = numpy_helper.from_array(half, stored)
+            self.nodes.append(self._cast(stored, f"{name}.full", TensorProto.FLOAT))
+        return f"{name}.full"
 
     def _may_overflow(self, name: str) -> bool:
         """Whether a mask made before the weights holds float32's lowest number (a Where with such a constant)."""

@@ -12,11 +12,11 @@ import onnx
 from numpy.typing import NDArray
 
 from t2v_edge.engine import open_engine
-from t2v_edge.engine.base import EngineOptions
+from t2v_edge.engine.base import Engine, EngineOptions
 from t2v_edge.spec import STAGES, StageSpec, TensorSpec
 from t2v_export.errors import AccuracyError
 from t2v_export.graph import levels_graph
-from t2v_export.half import rounding_twin
+from t2v_export.half import computes_half, rounding_twin
 from t2v_export.reference import FRAME_STEPS, Rollout, roll_motion
 
 # Relative, by precision: float32 differs by the order of its sums, float16 by its 11 bits over some dozen layers.
@@ -40,12 +40,18 @@ class StageDifference:
     """The worst of a stage's outputs, and each of them.
 
     Of render, `levels` (0 to 255 before rounding) counts; `frame` counts whole uint8 levels, for which the smallest
-    difference at a rounding border is 1.
+    difference at a rounding border is 1. `by_rollout`: `max_rel` of each rollout by itself.
     """
 
     max_abs: float
     max_rel: float
     outputs: Mapping[str, Difference] = field(default_factory=dict)
+    by_rollout: tuple[float, ...] = ()
+
+    def within(self, tolerance: float) -> bool:
+        """Whether no output differs by more than `tolerance`, relative."""
+        frame = self.outputs.get("frame")
+        return self.max_rel <= tolerance and (frame is None or frame.max_abs <= math.ceil(tolerance * 255))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -65,41 +71,58 @@ def compare(pairs: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]) ->
     return Difference(largest, largest / scale if scale else (0.0 if largest == 0 else math.inf))
 
 
-def compare_variant(
-    graphs: Mapping[str, onnx.ModelProto], specs: Mapping[str, StageSpec], rollouts: Sequence[Rollout]
-) -> dict[str, StageDifference]:
-    """Differences of a variant's stages from torch.
+def compare_stage(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout]) -> StageDifference:
+    """Difference of one stage's graph from torch.
 
     Every stage gets the reference's inputs, so that each difference is its own; the motion stage carries its own
     states through all steps.
     """
-    return {stage: _COMPARE[stage](graphs[stage], specs[stage], rollouts) for stage in STAGES}
+    return _COMPARE[spec.stage](graph, spec, rollouts)
 
 
-def check_accuracy(variant: str, differences: Mapping[str, StageDifference]) -> None:
-    """Raise `AccuracyError` where a stage is beyond the tolerance of its precision."""
+def compare_variant(
+    graphs: Mapping[str, onnx.ModelProto], specs: Mapping[str, StageSpec], rollouts: Sequence[Rollout]
+) -> dict[str, StageDifference]:
+    """Differences of a variant's stages from torch, as `compare_stage` finds them."""
+    return {stage: compare_stage(graphs[stage], specs[stage], rollouts) for stage in STAGES}
+
+
+def check_accuracy(
+    variant: str, differences: Mapping[str, StageDifference], kept: Mapping[str, Sequence[str]] = {}
+) -> None:
+    """Raise `AccuracyError` where a stage is beyond the tolerance of its precision.
+
+    `kept`: by stage, the layers that already stay in float32.
+    """
     tolerance = TOLERANCES[variant]
     remedy = "export with --variants fp32, or train with smaller weights and activations"
     if variant == "fp32":
         remedy = "an operator is not exported faithfully; replace it in the stage's class, or report it"
     for stage, difference in differences.items():
-        frame = difference.outputs.get("frame")
-        if not difference.max_rel <= tolerance or (frame is not None and frame.max_abs > math.ceil(tolerance * 255)):
+        if not difference.within(tolerance):
             worst, found = max(difference.outputs.items(), key=lambda item: item[1].max_rel)
+            mixed = f" with its {len(kept[stage])} most sensitive layers in float32" if kept.get(stage) else ""
             raise AccuracyError(
-                f"{variant} {stage}: {worst} differs from torch by {found.max_rel:.2g} relative, "
+                f"{variant} {stage}: {worst} differs from torch by {found.max_rel:.2g} relative{mixed}, "
                 f"at most {tolerance:g} is allowed; {remedy}"
             )
 
 
-def _stage(outputs: Mapping[str, Difference], counted: Sequence[str]) -> StageDifference:
-    return StageDifference(max(outputs[n].max_abs for n in counted), max(outputs[n].max_rel for n in counted), outputs)
+Pairs = Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]
+
+
+def _stage(pairs: Mapping[str, Pairs], counted: Sequence[str], rollouts: int) -> StageDifference:
+    """`pairs`: by output one for each rollout, in their order, and that again for each form of the graph."""
+    outputs = {name: compare(found) for name, found in pairs.items()}
+    each = tuple(max(compare(pairs[n][i::rollouts]).max_rel for n in counted) for i in range(rollouts))
+    return StageDifference(
+        max(outputs[n].max_abs for n in counted), max(outputs[n].max_rel for n in counted), outputs, each
+    )
 
 
 def _forms(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, ...]:
     """The graph, and for a float16 one its twin with every rounding in the open: both must be near torch."""
-    computes_half = any(n.op_type == "Cast" and n.attribute[0].i == onnx.TensorProto.FLOAT16 for n in graph.graph.node)
-    return (graph, rounding_twin(graph)) if computes_half else (graph,)
+    return (graph, rounding_twin(graph)) if computes_half(graph) else (graph,)
 
 
 def _compare_text(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout]) -> StageDifference:
@@ -109,34 +132,34 @@ def _compare_text(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Ro
             pairs += [
                 (engine.run({"input_ids": r.ids, "attention_mask": r.mask})["condition"], r.condition) for r in rollouts
             ]
-    return _stage({"condition": compare(pairs)}, ["condition"])
+    return _stage({"condition": pairs}, ["condition"], len(rollouts))
 
 
 def _compare_motion(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout]) -> StageDifference:
     with open_engine(ENGINE, graph.SerializeToString(), spec, EngineOptions()) as engine:
         made = [roll_motion(spec, engine.run, r.condition, r.draws) for r in rollouts]
     names = [t.name for t in spec.outputs]
-    return _stage({n: compare([(m[n], r.outputs[n]) for m, r in zip(made, rollouts)]) for n in names}, names)
+    pairs = {n: [(m[n], r.outputs[n]) for m, r in zip(made, rollouts)] for n in names}
+    return _stage(pairs, names, len(rollouts))
 
 
 def _compare_render(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout]) -> StageDifference:
     frame = spec.results[0]
     floats = StageSpec(spec.stage, spec.feeds, (TensorSpec(frame.name, frame.shape),), spec.noises)
-    plays = [
-        (
-            {"motion": r.outputs["motion"][step : step + 1], "condition": r.condition, **r.draws.render},
-            r.levels[i : i + 1],
-        )
-        for r in rollouts
-        for i, step in enumerate(FRAME_STEPS)
-    ]
-    levels = []
+    levels: list[tuple[NDArray[np.generic], NDArray[np.generic]]] = []
     for form in _forms(levels_graph(graph)):
         with open_engine(ENGINE, form.SerializeToString(), floats, EngineOptions()) as engine:
-            levels += [(engine.run(feeds)["frame"], wanted) for feeds, wanted in plays]
+            levels += [(_frames(engine, r), r.levels) for r in rollouts]
     with open_engine(ENGINE, graph.SerializeToString(), spec, EngineOptions()) as engine:
-        frames = [(engine.run(feeds)["frame"], np.rint(wanted)) for feeds, wanted in plays]
-    return _stage({"levels": compare(levels), "frame": compare(frames)}, ["levels"])
+        frames = [(_frames(engine, r), np.rint(r.levels)) for r in rollouts]
+    return _stage({"levels": levels, "frame": frames}, ["levels"], len(rollouts))
+
+
+def _frames(engine: Engine, rollout: Rollout) -> NDArray[np.generic]:
+    """The frames of the steps `FRAME_STEPS`, (frames, H, W, 3)."""
+    feeds = {"condition": rollout.condition, **rollout.draws.render}
+    motions = [rollout.outputs["motion"][step : step + 1] for step in FRAME_STEPS]
+    return np.concatenate([engine.run({"motion": motion, **feeds})["frame"] for motion in motions])
 
 
 _COMPARE = {"text": _compare_text, "motion": _compare_motion, "render": _compare_render}

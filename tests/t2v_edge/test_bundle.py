@@ -278,6 +278,19 @@ def paths_of(value, prefix=()):
             yield from paths_of(item, (*prefix, key))
 
 
+def test_layers_kept_in_float32_survive_the_round_trip():
+    entry = GraphEntry("fp16/render.onnx", "fp16", 17, ("/render/mix/Gemm", "/render/up/Conv"))
+    assert GraphEntry.from_json(json.loads(json.dumps(entry.to_json()))) == entry
+    assert "float32_layers" not in GraphEntry("fp16/render.onnx", "fp16", 17).to_json()
+
+
+@pytest.mark.parametrize("layers", ["Conv", [1], [""], ["x" * 1001], ["x"] * 4097, {"a": 1}, None])
+def test_layers_that_are_no_list_of_names_are_refused(bundle, layers):
+    change_manifest(bundle, lambda data: data["variants"]["fp16"]["render"].update(float32_layers=layers))
+    with pytest.raises(BundleError, match="float32_layers must be a list"):
+        Bundle.open(bundle)
+
+
 def test_any_value_of_the_manifest_replaced_by_nonsense_opens_or_is_a_bundle_error(bundle):
     original = json.loads((bundle / "manifest.json").read_text())
     refused = 0

@@ -45,6 +45,7 @@ def test_run_writes_the_frames_asked_for_at_their_times(bundle_path, tmp_path, c
 def test_run_twice_with_one_seed_gives_identical_pixels(bundle_path, capsys):
     seeds = (5, 5, 6)
     once, again, other = (run_json(capsys, "run", bundle_path, WALK, "--seed", s)["pixels_sha256"] for s in seeds)
+    assert {"machine", "versions"} <= run_json(capsys, "run", bundle_path, WALK, "--seed", "0").keys()
     assert once == again != other
 
 
