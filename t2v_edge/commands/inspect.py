@@ -67,9 +67,9 @@ def describe(manifest: Manifest, graphs: Mapping[str, Mapping[str, Any]], verifi
         for stage, graph in entries.items():
             mark = "*" if manifest.default[stage] == variant else " "
             lines.append(f" {mark}{variant:<9}{stage:<7}{graph['bytes']:>10}  {graph['file']} (opset {graph['opset']})"
-                         + _quality(manifest, variant, stage))
+                         + _quality(manifest, variant, stage) + _kept(graph))
     lines += ["  * is the default", "", "provenance"]
-    lines += [f"  {key}: {value}" for key, value in manifest.provenance.items()]
+    lines += [f"  {key}: {_value(value)}" for key, value in manifest.provenance.items()]
     return "\n".join(lines)
 
 
@@ -83,3 +83,14 @@ def _quality(manifest: Manifest, variant: str, stage: str) -> str:
     if not isinstance(values, dict) or not isinstance(values.get("max_rel"), (int, float)):
         return ""
     return f"  differs from the checkpoint by at most {values['max_rel']:.1e}"
+
+
+def _kept(graph: Mapping[str, Any]) -> str:
+    layers = graph.get("float32_layers", ())
+    return f"; in float32: {', '.join(layers)}" if layers else ""
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    return "none" if value is None else str(value)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,6 +149,17 @@ def test_inspect_shows_what_a_bundle_holds(bundle_path, capsys):
     data = run_json(capsys, "inspect", bundle_path, "--verify")
     assert data["graphs"]["fp32"]["render"]["operators"]["MatMul"] == 1
     assert data["total_bytes"] == sum(f["bytes"] for f in data["files"].values())
+
+
+def test_inspect_names_the_layers_that_stay_in_float32(bundle_path, tmp_path, capsys):
+    copy = tmp_path / "copy.bundle"
+    shutil.copytree(bundle_path, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["variants"]["fp16"]["render"]["float32_layers"] = ["/blocks.2/Conv"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["inspect", str(copy)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "in float32" in line]
+    assert len(lines) == 1 and "fp16/render.onnx" in lines[0] and "/blocks.2/Conv" in lines[0]
 
 
 def test_devices_lists_profiles_and_shows_one_with_its_sources(capsys):
