@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from t2v_edge.bundle import Bundle
-from t2v_edge.engine import Engine, EngineOptions, open_engine
+from t2v_edge.choice import open_stage
+from t2v_edge.draws import Draws
+from t2v_edge.engine import AUTO, Engine, EngineOptions
 from t2v_edge.engine.base import Arrays
 from t2v_edge.errors import EngineError, UsageError
 from t2v_edge.manifest import Manifest
@@ -39,7 +41,7 @@ class Condition:
 class Pipeline:
     """Three engines and a tokenizer. Immutable; share it among threads and streams, each stream has its own state.
 
-    `manifest`: the bundle's. `variants`: stage -> the variant loaded. `engine`: the engine's name.
+    `manifest`: the bundle's. `variants`: stage -> the variant loaded. `engines`: stage -> the engine's name.
     """
 
     def __init__(
@@ -51,9 +53,9 @@ class Pipeline:
     ) -> None:
         self.manifest = manifest
         self.variants = dict(variants)
-        self.engine = engines["render"].name
+        self.engines = {stage: engine.name for stage, engine in engines.items()}
         self._tokenizer = tokenizer
-        self._engines = dict(engines)
+        self._loaded = dict(engines)
         self._conditions: OrderedDict[str, Condition] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
@@ -62,29 +64,36 @@ class Pipeline:
     def open(
         cls,
         path: Union[str, os.PathLike[str]],
-        engine: str = "auto",
+        engine: str = AUTO,
         variant: Optional[str] = None,
         threads: Optional[int] = None,
     ) -> Pipeline:
         """Verify the bundle at `path` and load it.
 
-        engine: a name from `available_engines`, or ``auto``. variant: one variant for every stage that has it (the
-        others keep the manifest's default), or None for the manifest's default. threads: CPU threads an operator may
-        use, None for the engine's choice. Raises `BundleError`, `EngineError` or `UsageError`.
+        engine: a name from `available_engines` for all stages, or ``auto``: each stage gets the engine that runs it
+        fastest here, measured on first use, for about a second in all, and remembered (see `t2v_edge.choice`). The
+        same engines give the same frames; those of different engines differ by rounding. variant: one variant for
+        every stage that has it (the others keep the manifest's default), or None for the manifest's default. threads:
+        CPU threads an operator may use, None for the engine's choice. Raises `BundleError`, `EngineError` or
+        `UsageError`.
         """
         options = EngineOptions(threads)
         with Bundle.open(path) as bundle, ExitStack() as opened:
             manifest = bundle.manifest
             variants = choose_variants(manifest, variant)
             tokenizer = CaptionTokenizer(bundle.tokenizer_json, manifest.tokenizer.tokens, manifest.tokenizer.pad_id)
-            engines = {}
+            draws = Draws(manifest.stages["motion"], manifest.stages["render"], seed=0)
+            drawn = {"text": {}, "motion": {**draws.motion, **draws.step(), **draws.states}, "render": draws.render}
+            made: dict[str, npt.NDArray[Any]] = {}
+            engines: dict[str, Engine] = {}
             for stage in STAGES:
+                spec = manifest.stages[stage]
+                known = {**made, **drawn[stage]}
+                feeds = {t.name: known.get(t.name, np.ones(t.shape, t.dtype)) for t in spec.inputs}
                 graph = bundle.graph(variants[stage], stage)
-                engines[stage] = open_engine(engine, graph, manifest.stages[stage], options)
-                opened.callback(engines[stage].close)
-            for warm in engines.values():
+                engines[stage] = opened.enter_context(open_stage(engine, graph, spec, options, feeds))
                 # An engine's first run allocates; it is paid here and not by the first frame.
-                warm.run({tensor.name: np.ones(tensor.shape, tensor.dtype) for tensor in warm.spec.inputs})
+                made.update(engines[stage].run(feeds))
             opened.pop_all()
             return cls(manifest, tokenizer, engines, variants)
 
@@ -120,7 +129,7 @@ class Pipeline:
         """Run one stage once; the arrays returned belong to the caller. Raises `EngineError`."""
         if self._closed:
             raise EngineError("the pipeline is closed; open it again")
-        return self._engines[stage].run(feeds)
+        return self._loaded[stage].run(feeds)
 
     def stream(
         self,
@@ -142,7 +151,7 @@ class Pipeline:
     def close(self) -> None:
         """Free the engines; streams of this pipeline end with `EngineError`."""
         self._closed = True
-        for engine in self._engines.values():
+        for engine in self._loaded.values():
             engine.close()
 
     def __enter__(self) -> Pipeline:

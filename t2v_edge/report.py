@@ -33,7 +33,7 @@ class RunReport:
     """One played stream. `wall_s` includes what the sinks took; `stats` is the stream's own time."""
 
     bundle: str
-    engine: str
+    engines: Mapping[str, str]
     variants: Mapping[str, str]
     target: Optional[str]
     captions: tuple[tuple[float, str], ...]
@@ -49,7 +49,7 @@ class RunReport:
         """`fps` is the rate the stream was made at, `shown_fps` the rate it plays at (exact as ``shown_fps_exact``)."""
         return {
             "bundle": self.bundle,
-            "engine": self.engine,
+            "engines": dict(self.engines),
             "variants": dict(self.variants),
             "target": self.target,
             "captions": [{"seconds": at, "caption": caption} for at, caption in self.captions],
@@ -62,7 +62,7 @@ class RunReport:
             "open_ms": 1000 * self.open_s,
             "wall_ms": 1000 * self.wall_s,
             "machine": machine(),
-            "versions": versions(self.engine),
+            "versions": versions(*sorted(set(self.engines.values()))),
             **self.stats.to_json(),
         }
 
@@ -74,6 +74,6 @@ class RunReport:
                  f"for {float(self.fps):g} fps, made{rate}{first}"]
         for stage, latency in stats.stages.items():
             if latency.median_ms is not None and latency.p95_ms is not None:
-                lines.append(f"  {stage:<7}{self.variants[stage]:<8}{latency.count:>6} runs  "
+                lines.append(f"  {stage:<7}{self.variants[stage]:<8}{self.engines[stage]:<12}{latency.count:>6} runs  "
                              f"median {latency.median_ms:.2f} ms  p95 {latency.p95_ms:.2f} ms")
         return "\n".join(lines)

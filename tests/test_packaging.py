@@ -26,9 +26,10 @@ PACKAGES = {"t2v_edge": ROOT / "t2v_edge", "t2v_export": ROOT / "export/t2v_expo
 # Modules of t2v_edge by layer, low to high: a module imports from its own layer and those below.
 LAYERS = (
     ("errors",),
-    ("spec", "frame", "device", "files", "strict_json", "onnx_lite", "clock", "draws", "timing", "resize", "machine"),
+    ("spec", "frame", "device", "files", "strict_json", "onnx_lite", "clock", "draws", "timing", "resize", "machine",
+     "cache"),
     ("bundle", "archive", "manifest", "tokenizer"),
-    ("engine",),
+    ("engine", "choice"),
     ("stream",),
     ("pipeline",),
     ("sinks", "report"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from t2v_edge.commands.output import Progress, print_result
-from t2v_edge.engine import ENGINES
+from t2v_edge.engine import AUTO, ENGINES
 from t2v_edge.errors import SinkError, UsageError
 from t2v_edge.frame import Frame
 from t2v_edge.pipeline import Pipeline
@@ -52,7 +52,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--smoothing", type=float, default=0.0, help="of motion, 0 (none) to below 1 (default: 0)")
     parser.add_argument("--blend-steps", type=int, help="base frames a caption change takes (default: the model's own)")
     parser.add_argument("--variant", help="fp32, fp16, ... (default: what the bundle says is best for each stage)")
-    parser.add_argument("--engine", default="auto", choices=("auto", *ENGINES), help="inference engine (default: auto)")
+    parser.add_argument("--engine", default=AUTO, choices=(AUTO, *ENGINES),
+                        help="engine of all stages (default: auto, the fastest of each, measured on first use)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's choice)")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet")
     parser.add_argument("--json", action="store_true", help="report as JSON (on stderr where -o - fills stdout)")
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         pixels = PixelHash()
         start = time.perf_counter()
         play(stream, target, args.sheet, pixels)
-        report = RunReport(pipeline.manifest.name, pipeline.engine, pipeline.variants, target, stream.options.captions,
+        report = RunReport(pipeline.manifest.name, pipeline.engines, pipeline.variants, target, stream.options.captions,
                            args.seed, stream.clock.fps, stream.size, pixels.hexdigest(), open_s,
                            time.perf_counter() - start, stream.stats)
     print_result(report.to_json(), report.to_text(), args.json, sys.stderr if target == "-" else None)

@@ -6,19 +6,26 @@ import os
 import subprocess
 import sys
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 import t2v_edge
 
 ROOT = Path(t2v_edge.__file__).parent
 
 PLAY = """
-    import importlib, pkgutil, sys
+    import importlib, importlib.util, pkgutil, sys
 
     import t2v_edge
 
     before = set(sys.modules)
+    skipped = 0
     for module in pkgutil.walk_packages(t2v_edge.__path__, "t2v_edge."):
+        if module.name == "t2v_edge.engine.openvino" and importlib.util.find_spec("openvino") is None:
+            skipped = 1
+            continue
         importlib.import_module(module.name)
     with t2v_edge.Pipeline.open(sys.argv[1], threads=1) as pipeline:
         captions = "a person is walking", [(0.5, "a person is running")]
@@ -27,7 +34,7 @@ PLAY = """
     heavy = {"torch", "transformers", "nncf", "onnx", "onnxscript", "t2v_export", "t2v_calibration"}
     found = heavy & {name.split(".")[0] for name in sys.modules}
     assert not found, found
-    print(sum(name.startswith("t2v_edge.") for name in sys.modules))
+    print(skipped + sum(name.startswith("t2v_edge.") for name in sys.modules))
 """
 
 
@@ -47,9 +54,23 @@ def test_importing_the_package_imports_neither_opencv_nor_pyav_nor_an_engine():
     done = run_fresh("""
         import sys
         import t2v_edge, t2v_edge.cli
-        print(sorted({"cv2", "av", "onnxruntime"} & set(sys.modules)))
+        print(sorted({"cv2", "av", "onnxruntime", "openvino"} & set(sys.modules)))
     """)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed")
+def test_openvino_neither_reports_its_use_nor_writes_into_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("CI", "TF_BUILD", "JENKINS_URL"):  # where these are set, OpenVINO holds back by itself
+        monkeypatch.delenv(name, raising=False)
+    done = run_fresh("""
+        import sys
+        import t2v_edge.engine.openvino
+        print("openvino" in sys.modules, [name for name in sys.modules if name.startswith("openvino_telemetry")])
+    """)
+    assert done.stdout.strip() == "True []", done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_library_code_neither_prints_nor_exits():
