@@ -13,16 +13,19 @@ from t2v_edge.errors import UsageError
 from t2v_edge.spec import STAGES
 from t2v_export.captions import DEFAULT_CAPTIONS, read_captions
 from t2v_export.export import VARIANTS, Exported, ExportOptions, export_checkpoint
+from t2v_export.recipe import load_recipe
 
 HELP = "turn a trained checkpoint into a bundle for a device"
 DESCRIPTION = """\
 Turn a trained checkpoint (a folder with config.json) into a bundle: three ONNX graphs a variant, verified against
 torch over 64 free-running steps of a dozen captions, with golden vectors and a report. Nothing is written where a
 graph is further from torch than 1e-4 (fp32) or 1e-2 (fp16), relative; the exit code is 3 then. Where float16 alone
-is too far, up to 4 of a stage's layers, the most sensitive ones, stay in float32 and are named."""
+is too far, up to 4 of a stage's layers, the most sensitive ones, stay in float32 and are named. A recipe adds INT8
+variants, calibrated on captions: how far they are from torch is measured and recorded, and bounded by nothing."""
 EPILOG = """\
 examples:
   t2v-edge export checkpoints/reference --device cpu -o bundle
+  t2v-edge export checkpoints/reference --recipe fast -o bundle
   t2v-edge export my-model --device jetson-orin-nano-8gb --allow-code -o my-bundle.zip --json"""
 
 
@@ -41,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variants",
         metavar="LIST",
         help="comma-separated, of fp32 and fp16 (default: those the device computes; fp32 always)",
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="fast: INT8 variants beside the others, by calibration on captions; or a .toml file (default: none)",
     )
     parser.add_argument(
         "--captions",
@@ -78,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         variants=asked,
         seed=args.seed,
         captions=read_captions(args.captions) if args.captions else DEFAULT_CAPTIONS,
+        recipe=load_recipe(args.recipe) if args.recipe else None,
         allow_code=args.allow_code,
         measure=not args.no_timing,
         progress=True,
@@ -89,15 +98,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def summary(exported: Exported) -> dict[str, Any]:
-    """For each variant and stage the largest difference from torch, the size, the layers that a float16 variant keeps
-    in float32 where it does, and the latency where measured.
+    """For each variant and stage the largest difference from torch, the size, the layers that a float16 or INT8 variant
+    keeps in float32 where it does, the PSNR of an INT8 renderer's frames, and the latency where measured.
     """
     variants: dict[str, dict[str, Any]] = {}
     for variant, differences in exported.differences.items():
         variants[variant] = {}
-        for stage, difference in differences.items():
+        for stage in differences:
             graph = exported.manifest.variants[variant][stage]
-            entry = {**difference.to_json(), "bytes": exported.manifest.files[graph.file].bytes}
+            described = exported.manifest.quality[variant][stage]
+            entry = {**described, "bytes": exported.manifest.files[graph.file].bytes}
             if graph.float32_layers:
                 entry["float32_layers"] = list(graph.float32_layers)
             if variant in exported.latencies:
@@ -121,11 +131,13 @@ def table(exported: Exported) -> str:
     ]
     for variant, stages in summary(exported)["variants"].items():
         for stage in STAGES:
+            if stage not in stages:
+                continue
             entry = stages[stage]
             mark = " default" if exported.manifest.default[stage] == variant else ""
             latency = f"{entry['latency_ms']:.3f}" if "latency_ms" in entry else "-"
             kept = f"  {len(entry['float32_layers'])} layers in float32" if "float32_layers" in entry else ""
-            lines.append(
-                f"{variant:8} {stage:7} {entry['bytes'] / 1e6:8.2f}  {entry['max_rel']:19.2g}  {latency}{mark}{kept}"
-            )
+            psnr = f"  {entry['psnr_db']['mean']:.1f} dB" if "psnr_db" in entry else ""
+            line = f"{variant:8} {stage:7} {entry['bytes'] / 1e6:8.2f}  {entry['max_rel']:19.2g}  {latency}"
+            lines.append(line + mark + psnr + kept)
     return "\n".join(lines)

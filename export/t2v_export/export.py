@@ -25,8 +25,10 @@ from t2v_edge.tokenizer import CaptionTokenizer
 from t2v_export.captions import DEFAULT_CAPTIONS
 from t2v_export.checkpoint import Checkpoint, load_checkpoint
 from t2v_export.golden import golden_vectors, pack_npz
+from t2v_export.int8 import Quantized, make_int8, measure_int8
 from t2v_export.latency import Latency, choose_default, measure_latencies
 from t2v_export.mixed import Mixed, make_half
+from t2v_export.recipe import Recipe
 from t2v_export.reference import STEPS, Rollout, play_references
 from t2v_export.to_onnx import OPSET, stage_to_onnx
 from t2v_export.verify import TOLERANCES, StageDifference, check_accuracy, compare_variant
@@ -42,13 +44,15 @@ Kept = Mapping[str, Mapping[str, Sequence[str]]]  # by variant and stage, the la
 class ExportOptions:
     """`variants` to write beside fp32, which is always there; `seed` of the verification streams and golden vectors.
 
-    `captions`: at least a dozen to verify with. `measure`: time each stage here; without it nothing in the bundle
-    depends on the machine's speed, and the same checkpoint and seed give the same bytes throughout.
+    `captions`: at least a dozen to verify with. `recipe`: its quantize pass makes INT8 variants besides. `measure`:
+    time each stage here; without it nothing in the bundle depends on the machine's speed, and the same checkpoint and
+    seed give the same bytes throughout.
     """
 
     variants: tuple[str, ...] = VARIANTS
     seed: int = 0
     captions: tuple[str, ...] = DEFAULT_CAPTIONS
+    recipe: Recipe | None = None
     allow_code: bool = False
     measure: bool = True
     progress: bool = False
@@ -81,7 +85,9 @@ def export_checkpoint(
     `BundleError`, each with its remedy.
     """
     variants = ("fp32", *(v for v in VARIANTS[1:] if v in options.variants))
+    recipe = options.recipe
     total = 3 + len(STAGES) + len(options.captions) + len(variants)
+    total += sum(1 + 2 * len(p.stages) for p in recipe.passes) if recipe else 0
     with tqdm(
         total=total, desc="export", file=sys.stderr, disable=None if options.progress else True, leave=False
     ) as bar:
@@ -89,24 +95,35 @@ def export_checkpoint(
         tokens = _tokenizer_spec(checkpoint)
         tokenizer = CaptionTokenizer(checkpoint.tokenizer.encode(), tokens.tokens, tokens.pad_id)
         bar.update()
-        graphs = {"fp32": _make_graphs(checkpoint, min(OPSET, profile.opset_cap), bar)}
+        graphs: dict[str, Mapping[str, onnx.ModelProto]] = {
+            "fp32": _make_graphs(checkpoint, min(OPSET, profile.opset_cap), bar)
+        }
         rollouts = play_references(checkpoint, tokenizer, options.captions, options.seed, bar.update)
         differences = {"fp32": compare_variant(graphs["fp32"], checkpoint.specs, rollouts)}
         check_accuracy("fp32", differences["fp32"])
         bar.update()
-        kept: dict[str, dict[str, tuple[str, ...]]] = {}
+        kept: dict[str, Mapping[str, tuple[str, ...]]] = {}
         if "fp16" in variants:
             halves = _make_halves(graphs["fp32"], checkpoint, rollouts)
             graphs["fp16"] = {stage: made.graph for stage, made in halves.items()}
             differences["fp16"] = {stage: made.difference for stage, made in halves.items()}
             kept["fp16"] = {stage: made.kept for stage, made in halves.items() if made.kept}
             bar.update()
+        quality = _differences_json(differences)
+        calibration = {}
+        if recipe:
+            made = _quantize(graphs["fp32"], checkpoint, tokenizer, profile, options, recipe, bar)
+            graphs |= made.graphs
+            kept |= dict.fromkeys(made.graphs, made.kept)
+            calibration = {"calibration_sha256": made.calibration_sha256}
+            found, described = measure_int8(made, checkpoint.specs, rollouts, bar.update)
+            differences, quality = {**differences, **found}, {**quality, **described}
         latencies = _measure(graphs, checkpoint, rollouts[0]) if options.measure else {}
         bar.update()
-        files = {f"{v}/{s}.onnx": graphs[v][s].SerializeToString(deterministic=True) for v in variants for s in STAGES}
-        defaults = choose_default(profile, variants, latencies)
-        report = _report(checkpoint, profile, options, files, differences, kept, latencies, defaults)
-        manifest = _manifest(checkpoint, profile, options, tokens, graphs, differences, kept, defaults)
+        files = _graph_files(graphs)
+        defaults = choose_default(profile, tuple(graphs), latencies)
+        report = _report(checkpoint, profile, options, files, quality, kept, latencies, defaults)
+        manifest = _manifest(checkpoint, profile, options, tokens, graphs, quality, kept, defaults, calibration)
         files |= _other_files(checkpoint, rollouts, options.seed, report)
         written = write_bundle(out, manifest, files)
         bar.update()
@@ -131,12 +148,34 @@ def _make_halves(
     return halves
 
 
-def _measure(graphs: Graphs, checkpoint: Checkpoint, rollout: Rollout) -> dict[str, dict[str, Latency]]:
-    by_stage = {
-        stage: measure_latencies({v: stages[stage] for v, stages in graphs.items()}, checkpoint.specs[stage], rollout)
-        for stage in STAGES
+def _quantize(
+    graphs: Mapping[str, onnx.ModelProto],
+    checkpoint: Checkpoint,
+    tokenizer: CaptionTokenizer,
+    profile: DeviceProfile,
+    options: ExportOptions,
+    recipe: Recipe,
+    bar: tqdm[Any],
+) -> Quantized:
+    blend_steps, (quantize,) = checkpoint.config.blend_steps, recipe.passes
+    cap = profile.opset_cap
+    return make_int8(graphs, checkpoint.specs, tokenizer, blend_steps, quantize, options.seed, cap, bar.update)
+
+
+def _graph_files(graphs: Graphs) -> dict[str, bytes]:
+    return {
+        f"{variant}/{stage}.onnx": graph.SerializeToString(deterministic=True)
+        for variant, stages in graphs.items()
+        for stage, graph in stages.items()
     }
-    return {variant: {stage: by_stage[stage][variant] for stage in STAGES} for variant in graphs}
+
+
+def _measure(graphs: Graphs, checkpoint: Checkpoint, rollout: Rollout) -> dict[str, dict[str, Latency]]:
+    by_stage = {}
+    for stage in STAGES:
+        variants = {v: stages[stage] for v, stages in graphs.items() if stage in stages}
+        by_stage[stage] = measure_latencies(variants, checkpoint.specs[stage], rollout)
+    return {variant: {stage: by_stage[stage][variant] for stage in graphs[variant]} for variant in graphs}
 
 
 def _tokenizer_spec(checkpoint: Checkpoint) -> TokenizerSpec:
@@ -160,9 +199,10 @@ def _manifest(
     options: ExportOptions,
     tokens: TokenizerSpec,
     graphs: Graphs,
-    differences: Mapping[str, Mapping[str, StageDifference]],
+    quality: Mapping[str, Any],
     kept: Kept,
     defaults: Mapping[str, tuple[str, str]],
+    calibration: Mapping[str, str],
 ) -> Manifest:
     config = checkpoint.config
     return Manifest(
@@ -180,8 +220,14 @@ def _manifest(
         default={stage: variant for stage, (variant, _) in defaults.items()},
         golden="golden.npz",
         device=profile.name,
-        quality=_differences_json(differences),
-        provenance={"checkpoint_sha256": checkpoint.sha256, "recipe": None, "seed": options.seed, "tools": _tools()},
+        quality=quality,
+        provenance={
+            "checkpoint_sha256": checkpoint.sha256,
+            "recipe": options.recipe.name if options.recipe else None,
+            "seed": options.seed,
+            "tools": _tools(),
+            **calibration,
+        },
     )
 
 
@@ -205,7 +251,7 @@ def _report(
     profile: DeviceProfile,
     options: ExportOptions,
     files: Mapping[str, bytes],
-    differences: Mapping[str, Mapping[str, StageDifference]],
+    quality: Mapping[str, Any],
     kept: Kept,
     latencies: Mapping[str, Mapping[str, Latency]],
     defaults: Mapping[str, tuple[str, str]],
@@ -216,8 +262,8 @@ def _report(
         "device": profile.name,
         "seed": options.seed,
         "verification": {"captions": len(options.captions), "steps": STEPS, "engine": "onnxruntime"},
-        "bytes": {v: {s: len(files[f"{v}/{s}.onnx"]) for s in STAGES} for v in differences},
-        "differences": _differences_json(differences),
+        "bytes": {v: {s: len(files[f"{v}/{s}.onnx"]) for s in stages} for v, stages in quality.items()},
+        "differences": quality,
         "float32_layers": {v: {s: list(names) for s, names in stages.items()} for v, stages in kept.items()},
         "latency": {v: {s: latency.to_json() for s, latency in stages.items()} for v, stages in latencies.items()},
         "default": {stage: {"variant": variant, "why": why} for stage, (variant, why) in defaults.items()},

@@ -69,26 +69,35 @@ def measure_latencies(graphs: Mapping[str, onnx.ModelProto], spec: StageSpec, ro
 def choose_default(
     profile: DeviceProfile, variants: tuple[str, ...], latencies: Mapping[str, Mapping[str, Latency]]
 ) -> dict[str, tuple[str, str]]:
-    """For each stage the default variant and why. No stage gets a precision that measured slower than fp32.
+    """For each stage the default variant and why. No stage gets a precision that did not measure faster than every
+    more exact one, in the order of the profile's `precisions`.
 
     On a CPU what was measured here decides. Elsewhere nothing was measured: the profile's float16 goes to the
-    feed-forward stages, and the recurrent step stays fp32, for a batch-1 step gains nothing from it.
+    feed-forward stages, the recurrent step stays fp32, for a batch-1 step gains nothing from it, and INT8, which
+    does not always pay, to none.
     """
     chosen = {}
     for stage in STAGES:
-        offered = [v for v in variants if v in profile.precisions]
-        if "fp16" not in offered:
+        offered = [v for v in profile.precisions if v in variants]
+        if len(offered) < 2:
             chosen[stage] = ("fp32", f"fp16 is not exported, or not among {profile.name}'s precisions")
-        elif profile.kind != "cpu":
-            chosen[stage] = (
-                ("fp32", "recurrent state: fp16 gains nothing at batch 1")
-                if stage == "motion"
-                else ("fp16", f"{profile.name} computes fp16; not measured on it")
-            )
-        elif not latencies:
-            chosen[stage] = ("fp32", "not measured")
+        elif profile.kind == "cpu":
+            chosen[stage] = _fastest({v: latencies[v][stage] for v in offered if stage in latencies.get(v, {})})
+        elif stage == "motion" or "fp16" not in offered:
+            why = "recurrent state: fp16 gains nothing at batch 1"
+            chosen[stage] = ("fp32", why if stage == "motion" else "fp16 is not exported, INT8 not measured there")
         else:
-            full, half = (latencies[v][stage].median_ms for v in ("fp32", "fp16"))
-            faster = half < full * MARGIN
-            chosen[stage] = ("fp16" if faster else "fp32", f"measured here: fp32 {full:.3g} ms, fp16 {half:.3g} ms")
+            chosen[stage] = ("fp16", f"{profile.name} computes fp16; not measured on it")
     return chosen
+
+
+def _fastest(measured: Mapping[str, Latency]) -> tuple[str, str]:
+    """The variant that is faster by `MARGIN` than all before it, or fp32, and what was measured."""
+    if not measured:
+        return ("fp32", "not measured")
+    best, fastest = "fp32", measured["fp32"].median_ms
+    for variant, latency in measured.items():
+        if latency.median_ms < fastest * MARGIN:
+            best = variant
+        fastest = min(fastest, latency.median_ms)
+    return (best, "measured here: " + ", ".join(f"{v} {x.median_ms:.3g} ms" for v, x in measured.items()))

@@ -1,0 +1,157 @@
+"""A linter of Q/DQ graphs: does a graph keep the rules of the engine it is for? Each fault names its node."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from t2v_edge.errors import SpecError
+from t2v_export.graph import WEIGHTED, _out_axis
+
+SCALE_SHARERS = ("Concat", "Resize", "MaxPool")
+Q, DQ = "QuantizeLinear", "DequantizeLinear"
+
+
+@dataclass(frozen=True)
+class Target:
+    """The rules of one kind of engine. `signed`: activations are int8 with zero-point 0, else uint8.
+
+    `float_bias`: biases must be float32, else int32 of scale input x weight. `opset_cap`: newest opset it parses.
+    """
+
+    name: str
+    signed: bool
+    float_bias: bool
+    opset_cap: int
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A rule that a node breaks, with what was found and what is wanted."""
+
+    node: str
+    rule: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.rule}: {self.message}"
+
+
+def target_of(variant: str, opset_cap: int) -> Target:
+    """The rules that a variant, `int8` or `int8-u8`, is made for."""
+    return Target(variant, variant == "int8", variant == "int8", opset_cap)
+
+
+def lint(model: onnx.ModelProto, target: Target, kept: Collection[str] = ()) -> tuple[Fault, ...]:
+    """Every fault of a Q/DQ graph, in the order of its nodes. `kept`: layers meant to stay in float32."""
+    return tuple(_Linter(model, target, kept).run())
+
+
+def check_lint(model: onnx.ModelProto, target: Target, stage: str, kept: Collection[str] = ()) -> None:
+    """Raise `SpecError` naming the first fault."""
+    faults = lint(model, target, kept)
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise SpecError(f"{target.name} {stage}: {faults[0]}{more}; leave the layer out with keep in the recipe")
+
+
+class _Linter:
+    def __init__(self, model: onnx.ModelProto, target: Target, kept: Collection[str]) -> None:
+        self.model, self.target, self.kept = model, target, kept
+        self.constants = {t.name: t for t in model.graph.initializer}
+        self.made_by = {o: n for n in model.graph.node for o in n.output}
+        self.faults: list[Fault] = []
+
+    def run(self) -> list[Fault]:
+        opset = next(o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
+        if opset > self.target.opset_cap:
+            self._fault(self.model.graph.name, "opset", f"{opset}, at most {self.target.opset_cap} is parsed")
+        if opset < 13:
+            self._fault(self.model.graph.name, "opset", f"{opset} has no scale for each channel, 13 has")
+        for node in self.model.graph.node:
+            if node.op_type in (Q, DQ):
+                self._parameters(node)
+            elif node.op_type in WEIGHTED:
+                self._layer(node)
+            elif node.op_type in SCALE_SHARERS:
+                self._shared(node)
+        return self.faults
+
+    def _fault(self, node: str, rule: str, message: str) -> None:
+        self.faults.append(Fault(node, rule, message))
+
+    def _value(self, node: onnx.NodeProto, position: int) -> NDArray[Any] | None:
+        tensor = self.constants.get(node.input[position]) if len(node.input) > position else None
+        return None if tensor is None else numpy_helper.to_array(tensor)
+
+    def _parameters(self, node: onnx.NodeProto) -> None:
+        scale, zero = self._value(node, 1), self._value(node, 2)
+        if scale is None:
+            self._fault(node.name, "scale", "is not a constant")
+            return
+        if not (np.isfinite(scale).all() and (scale > 0).all()):
+            self._fault(node.name, "scale", f"{scale.min():.3g} is not above 0 and finite")
+        data = self.constants.get(node.input[0])
+        kind = data.data_type if data is not None else None
+        if zero is not None and zero.shape != scale.shape:
+            self._fault(node.name, "zero-point", f"has shape {zero.shape}, its scale {scale.shape}")
+        signed = kind is not None or self.target.signed or (zero is not None and zero.dtype == np.int8)
+        if zero is not None and signed and zero.any():
+            self._fault(node.name, "zero-point", f"{zero.reshape(-1)[np.flatnonzero(zero)[0]]}, 0 is wanted")
+        if node.op_type == Q:
+            if scale.size != 1:
+                self._fault(node.name, "activation scale", f"{scale.size} of them, one for the tensor is wanted")
+            if zero is None or zero.dtype != (np.int8 if self.target.signed else np.uint8):
+                wanted = "int8" if self.target.signed else "uint8"
+                self._fault(node.name, "activation type", f"{'uint8' if zero is None else zero.dtype}, not {wanted}")
+
+    def _layer(self, node: onnx.NodeProto) -> None:
+        weight = self.made_by.get(node.input[1])
+        data = self.constants.get(weight.input[0]) if weight is not None and weight.op_type == DQ else None
+        if weight is None or data is None:
+            if node.input[1] in self.constants and node.name not in self.kept:
+                self._fault(node.name, "leftover", "computes in float32 and is not among the layers kept so")
+            return
+        axis = 1 if node.op_type == "ConvTranspose" else _out_axis(node)
+        found = next((int(a.i) for a in weight.attribute if a.name == "axis"), 1) % len(data.dims)
+        scale = self._value(weight, 1)
+        if data.data_type != TensorProto.INT8:
+            self._fault(node.name, "weight type", "is not int8")
+        if found != axis:
+            self._fault(node.name, "weight axis", f"{found}, the outputs are along {axis}")
+        elif scale is not None and scale.shape != (data.dims[axis],):
+            self._fault(node.name, "weight scale", f"has shape {scale.shape}, one for {data.dims[axis]} outputs wanted")
+        source = self.made_by.get(node.input[0])
+        if source is None or source.op_type != DQ:
+            self._fault(node.name, "input", "its weights are int8 and its input is not quantized")
+        else:
+            self._bias(node, source, scale)
+
+    def _bias(self, node: onnx.NodeProto, source: onnx.NodeProto, scale: NDArray[Any] | None) -> None:
+        made = self.made_by.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        if made is None or made.op_type != DQ:
+            return
+        if self.target.float_bias:
+            self._fault(node.name, "bias", "is quantized; this target wants float32")
+            return
+        own, of_input = self._value(made, 1), self._value(source, 1)
+        if own is None or of_input is None or scale is None or not np.allclose(own, of_input * scale, rtol=1e-4):
+            self._fault(node.name, "bias scale", "is not that of its input times that of its weight")
+
+    def _shared(self, node: onnx.NodeProto) -> None:
+        sources = [self.made_by.get(i) for i in node.input if i and i not in self.constants]
+        quantized = [s for s in sources if s is not None and s.op_type == DQ]
+        readers = [n for n in self.model.graph.node if n.op_type == Q and n.input[0] == node.output[0]]
+        if not quantized or not readers:
+            return
+        wanted = (self._value(readers[0], 1), self._value(readers[0], 2))
+        for source in quantized:
+            found = (self._value(source, 1), self._value(source, 2))
+            if not all(np.array_equal(a, b) for a, b in zip(wanted, found)):  # type: ignore[arg-type]
+                self._fault(node.name, "shared scale", f"{source.name} differs from {readers[0].name}")

@@ -1,0 +1,372 @@
+"""INT8 Q/DQ graphs of a float32 graph: what to quantize, and the graph with QuantizeLinear and DequantizeLinear in it.
+
+Weights become int8 constants with a scale for each output channel; activations get one scale a tensor.
+`int8` is what TensorRT takes: signed, every zero-point 0, the inputs of layers quantized and their sums left to fuse.
+`int8-u8` is what ONNX Runtime's CPU kernels and OpenVINO like: unsigned with a zero-point, convolutions' outputs
+quantized as well, int32 biases, embeddings stored as int8. Both come from the same observations.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from t2v_calibration.ranges import Grid, Histogram, choose_grid, quantize_weight, weight_scales
+from t2v_edge.spec import StageSpec
+from t2v_export.graph import WEIGHTED, _out_axis, check_graph
+from t2v_export.observe import Observations
+from t2v_export.recipe import Quantize
+
+INT8_VARIANTS = ("int8", "int8-u8")
+EMBEDDING_ELEMENTS = 1 << 16  # lookup tables from this size on are stored as int8
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a graph is quantized.
+
+    `layers`: names of its nodes. `groups`: activation tensors that share one grid, each group ending in the tensors
+    that layers read. `extra`: tensors that `int8-u8` quantizes besides. `kept`: layers left in float32.
+    """
+
+    layers: tuple[str, ...]
+    kept: tuple[str, ...]
+    groups: tuple[tuple[str, ...], ...]
+    extra: tuple[str, ...]
+
+
+class View:
+    """A float32 graph looked at from all sides; it is not changed."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes = list(model.graph.node)
+        self.constants = {t.name: t for t in model.graph.initializer}
+        self.made_by = {o: n for n in self.nodes for o in n.output}
+        self.read_by: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in self.nodes:
+            for name in node.input:
+                self.read_by[name].append(node)
+        self.outputs = {o.name for o in model.graph.output}
+
+    def layers(self) -> list[onnx.NodeProto]:
+        """The nodes with float32 weights that can be quantized."""
+        return [n for n in self.nodes if n.op_type in WEIGHTED and self._has_weight(n)]
+
+    def _has_weight(self, node: onnx.NodeProto) -> bool:
+        weight = self.constants.get(node.input[1])
+        if weight is None or weight.data_type != TensorProto.FLOAT or node.input[0] in self.constants:
+            return False
+        plain = all(a.name != "transA" or a.i == 0 for a in node.attribute) and all(
+            a.name not in ("alpha", "beta") or a.f == 1.0 for a in node.attribute
+        )
+        return plain and (node.op_type != "MatMul" or len(weight.dims) == 2)
+
+    def shared_inputs(self, name: str) -> list[str]:
+        """The tensors that `name` only moves about, so that one grid does for it and them."""
+        node = self.made_by.get(name)
+        if node is None:
+            return []
+        if node.op_type == "Concat":
+            return [i for i in node.input if i not in self.constants]
+        nearest = node.op_type == "Resize" and any(a.name == "mode" and a.s == b"nearest" for a in node.attribute)
+        return [node.input[0]] if nearest or node.op_type == "MaxPool" else []
+
+    def only_reader(self, name: str) -> onnx.NodeProto | None:
+        readers = self.read_by.get(name, [])
+        return readers[0] if len(readers) == 1 and name not in self.outputs else None
+
+
+def make_plan(model: onnx.ModelProto, spec: StageSpec, options: Quantize) -> Plan:
+    """Choose the layers and tensors of a stage's float32 graph; nothing is measured for it."""
+    view = View(model)
+    layers = view.layers()
+    names = {n.name for n in layers}
+    kept = names & set(options.keep)
+    if options.keep_first:
+        kept |= _first_dense(view, names, spec)
+    if options.keep_last:
+        kept |= _last(view, names)
+    chosen = [n for n in layers if n.name not in kept]
+    groups = _groups(view, [n.input[0] for n in chosen])
+    grouped = {t for group in groups for t in group}
+    extra: dict[str, None] = {}
+    for node in chosen:
+        if node.op_type in CONVOLUTIONS:
+            extra.update(dict.fromkeys(_after(view, node.output[0], grouped)))
+    order = tuple(n.name for n in layers)
+    return Plan(tuple(n.name for n in chosen), tuple(n for n in order if n in kept), groups, tuple(extra))
+
+
+def _first_dense(view: View, layers: Collection[str], spec: StageSpec) -> set[str]:
+    """Dense layers that a float input reaches through no other layer: coordinates and codes lose most, cost least."""
+    reached = {t.name for t in spec.inputs if t.dtype == "float32"}
+    first = set()
+    for node in view.nodes:
+        if reached.intersection(node.input):
+            if node.name not in layers:
+                reached.update(node.output)
+            elif node.op_type in ("Gemm", "MatMul"):
+                first.add(node.name)
+    return first
+
+
+def _last(view: View, layers: Collection[str]) -> set[str]:
+    """Layers whose result reaches an output of the graph through no other layer."""
+    wanted, last = set(view.outputs), set()
+    for node in reversed(view.nodes):
+        if wanted.intersection(node.output):
+            if node.name in layers:
+                last.add(node.name)
+            else:
+                wanted.update(i for i in node.input if i)
+    return last
+
+
+def _groups(view: View, wanted: list[str]) -> tuple[tuple[str, ...], ...]:
+    group_of: dict[str, list[str]] = {}
+
+    def join(name: str, group: list[str]) -> None:
+        if name in group_of:
+            other = group_of[name]
+            if other is not group:
+                group += [member for member in other if member not in group]
+                group_of.update(dict.fromkeys(other, group))
+            return
+        group.append(name)
+        group_of[name] = group
+        for source in view.shared_inputs(name):
+            join(source, group_of[name])
+
+    for name in wanted:
+        if name not in group_of:
+            join(name, [])
+    return tuple(dict.fromkeys(tuple(group) for group in group_of.values()))
+
+
+def _after(view: View, made: str, grouped: Collection[str]) -> list[str]:
+    """What to quantize behind a convolution, so that it gives 8 bits: the ReLU's output where only that reads it, else
+    its own, and the other side of a sum that ends in a quantized tensor.
+    """
+    reader = view.only_reader(made)
+    if reader is not None and reader.op_type == "Relu":
+        made = reader.output[0]
+        reader = None
+    if made in grouped:
+        return []
+    found = [made]
+    if reader is not None and reader.op_type == "Add":
+        behind = view.only_reader(reader.output[0])
+        sums = {reader.output[0], *(behind.output if behind is not None and behind.op_type == "Relu" else ())}
+        others = [i for i in reader.input if i != made and i not in view.constants]
+        found += others if sums.intersection(grouped) else []
+    return [name for name in found if name not in grouped]
+
+
+def observed_tensors(model: onnx.ModelProto, plan: Plan) -> tuple[tuple[str, ...], dict[str, tuple[str, int]]]:
+    """What `quantize` must know: tensors whose histograms it needs, and for each layer its input and channel axis."""
+    view = View(model)
+    sources = {g: [t for t in g if not view.shared_inputs(t)] for g in plan.groups}
+    tensors = dict.fromkeys(t for found in sources.values() for t in found)
+    tensors.update(dict.fromkeys(plan.extra))
+    nodes = {n.name: n for n in view.nodes}
+    inputs = {}
+    for name in plan.layers:
+        node = nodes[name]
+        inputs[name] = (node.input[0], 1 if node.op_type in CONVOLUTIONS else -1)
+    return tuple(tensors), inputs
+
+
+def quantize(
+    model: onnx.ModelProto, spec: StageSpec, plan: Plan, seen: Observations, options: Quantize, variant: str
+) -> onnx.ModelProto:
+    """The Q/DQ graph of `variant`, one of `INT8_VARIANTS`; `model` is left as it is. Same input, same bytes.
+
+    Raises `CalibrationError` where a tensor was not observed or a weight is not finite, `SpecError` where the graph
+    made is not valid.
+    """
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    _Quantizer(model, plan, seen, options, variant == "int8").run()
+    check_graph(model, spec)
+    return model
+
+
+class _Quantizer:
+    """The work of `quantize` on one copied graph."""
+
+    def __init__(self, model: onnx.ModelProto, plan: Plan, seen: Observations, options: Quantize, signed: bool) -> None:
+        self.graph, self.plan, self.seen, self.options, self.signed = model.graph, plan, seen, options, signed
+        self.view = View(model)
+        self.grids: dict[str, Grid] = {}
+        self.before: dict[str, list[onnx.NodeProto]] = defaultdict(list)  # new nodes by the name of the one they feed
+        self.behind: dict[str, list[onnx.NodeProto]] = defaultdict(list)  # and by the tensor they follow
+
+    def run(self) -> None:
+        for group in self.plan.groups:
+            grid = self._grid(group)
+            self.grids.update(dict.fromkeys(group, grid))
+        if not self.signed:
+            self.grids.update({name: self._grid((name,)) for name in self.plan.extra})
+        layers = {n.name: n for n in self.view.nodes if n.name in set(self.plan.layers)}
+        for name in self.plan.layers:
+            self._layer(layers[name])
+        for name, grid in self.grids.items():
+            self._activation(name, grid)
+        if not self.signed:
+            for node in self.view.nodes:
+                self._embedding(node)
+        nodes: list[onnx.NodeProto] = []
+        for graph_input in self.graph.input:
+            nodes += self.behind.get(graph_input.name, [])
+        for node in self.view.nodes:
+            nodes += [*self.before[node.name], node]
+            for output in node.output:
+                nodes += self.behind.get(output, [])
+        del self.graph.node[:]
+        self.graph.node.extend(nodes)
+        used = {i for n in nodes for i in n.input}
+        for tensor in [t for t in self.graph.initializer if t.name not in used]:
+            self.graph.initializer.remove(tensor)
+
+    def _grid(self, names: tuple[str, ...]) -> Grid:
+        merged = Histogram()
+        for name in names:
+            if name in self.seen.histograms:
+                merged = merged.merged(self.seen.histograms[name])
+        return choose_grid(names[0], merged, self.options.method, self.signed, self.options.percentile)
+
+    def _constant(self, name: str, value: NDArray[np.generic]) -> str:
+        self.graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    def _activation(self, name: str, grid: Grid) -> None:
+        """Put Q and DQ behind a tensor and let those who compute in 8 bits, or only move it about, read it there."""
+        parameters = [
+            self._constant(f"{name}.scale", np.asarray(grid.scale, np.float32)),
+            self._constant(f"{name}.zero_point", np.asarray(grid.zero_point, grid.dtype)),
+        ]
+        q = helper.make_node("QuantizeLinear", [name, *parameters], [f"{name}.q"], name=f"/q{_slash(name)}")
+        dq = helper.make_node("DequantizeLinear", [f"{name}.q", *parameters], [f"{name}.dq"], name=f"/dq{_slash(name)}")
+        self.behind[name] += [q, dq]
+        chosen = set(self.plan.layers)
+        for node in self.view.read_by[name]:
+            shares = name in self.view.shared_inputs(node.output[0]) and node.output[0] in self.grids
+            summed = name in self.plan.extra
+            for position, read in enumerate(node.input):
+                if read == name and (summed or shares or (position == 0 and node.name in chosen)):
+                    node.input[position] = f"{name}.dq"
+
+    def _layer(self, node: onnx.NodeProto) -> None:
+        """Int8 weights behind DQ, and a corrected bias."""
+        weight = numpy_helper.to_array(self.view.constants[node.input[1]])
+        axis = 1 if node.op_type == "ConvTranspose" else _out_axis(node)
+        scales = weight_scales(weight, axis)
+        rounded = quantize_weight(weight, scales, axis)
+        name = node.name.lstrip("/") + ".weight"
+        inputs = [
+            self._constant(f"{name}.int8", rounded),
+            self._constant(f"{name}.scale", scales),
+            self._constant(f"{name}.zero_point", np.zeros(scales.shape, np.int8)),
+        ]
+        self.before[node.name].append(
+            helper.make_node("DequantizeLinear", inputs, [f"{name}.dq"], name=f"/dq/{name}", axis=axis)
+        )
+        node.input[1] = f"{name}.dq"
+        shape = [1] * weight.ndim
+        shape[axis] = -1
+        error = rounded * scales.reshape(shape).astype(np.float64) - weight
+        mean = _mean_error(node, error, self.seen.means[node.name])
+        self._bias(node, scales, mean if self.options.bias_correction else np.zeros_like(mean))
+
+    def _bias(self, node: onnx.NodeProto, scales: NDArray[np.float32], error: NDArray[np.float64]) -> None:
+        if node.op_type == "MatMul":
+            self._added_bias(node, error)
+            return
+        has = len(node.input) > 2 and node.input[2] != ""
+        if has and node.input[2] not in self.view.constants:
+            return
+        size = error.size
+        bias = numpy_helper.to_array(self.view.constants[node.input[2]]) if has else np.zeros(size, np.float32)
+        if bias.size != size or not (has or self.options.bias_correction):
+            return
+        bias = (bias.reshape(-1) - error).astype(np.float32)
+        name = node.name.lstrip("/") + ".bias"
+        del node.input[2:]
+        grid = self.grids[node.input[0]]
+        steps = (np.float32(grid.scale) * scales).astype(np.float32)
+        whole = np.rint(bias.reshape(-1).astype(np.float64) / np.resize(steps, size))
+        if self.signed or steps.size != size or np.abs(whole).max(initial=0) >= 2**31 - 1:
+            node.input.append(self._constant(f"{name}.float", bias.reshape(-1).astype(np.float32)))
+            return
+        inputs = [self._constant(f"{name}.int32", whole.astype(np.int32)), self._constant(f"{name}.scale", steps)]
+        self.before[node.name].append(
+            helper.make_node("DequantizeLinear", inputs, [f"{name}.dq"], name=f"/dq/{name}", axis=0)
+        )
+        node.input.append(f"{name}.dq")
+
+    def _added_bias(self, node: onnx.NodeProto, error: NDArray[np.float64]) -> None:
+        """A MatMul's bias is the constant of the Add that alone reads it."""
+        add = self.view.only_reader(node.output[0])
+        if add is None or add.op_type != "Add":
+            return
+        for position, read in enumerate(add.input):
+            if read in self.view.constants and list(self.view.constants[read].dims) == [error.size]:
+                bias = (numpy_helper.to_array(self.view.constants[read]) - error).astype(np.float32)
+                if not self.signed:
+                    # ONNX Runtime makes a float Gemm of a MatMul and an Add of a flat bias before it looks for INT8
+                    bias = bias.reshape([1] * (self.seen.ranks.get(node.output[0], 1) - 1) + [-1])
+                add.input[position] = self._constant(f"{add.name.lstrip('/')}.corrected", bias)
+                return
+
+    def _embedding(self, node: onnx.NodeProto) -> None:
+        """Store a large lookup table as int8, one scale a column; what is looked up is dequantized after it."""
+        table = self.view.constants.get(node.input[0]) if node.op_type == "Gather" else None
+        if (
+            table is None
+            or table.data_type != TensorProto.FLOAT
+            or len(table.dims) != 2
+            or self.view.outputs & {*node.output}
+        ):
+            return
+        if any(a.name == "axis" and a.i != 0 for a in node.attribute) or np.prod(table.dims) < EMBEDDING_ELEMENTS:
+            return
+        rows = numpy_helper.to_array(table)
+        scales = weight_scales(rows, 1)
+        name, made = node.name.lstrip("/") + ".table", node.output[0]
+        node.input[0] = self._constant(f"{name}.int8", quantize_weight(rows, scales, 1))
+        node.output[0] = f"{made}.int8"
+        inputs = [
+            node.output[0],
+            self._constant(f"{name}.scale", scales),
+            self._constant(f"{name}.zero_point", np.zeros(scales.shape, np.int8)),
+        ]
+        dq = helper.make_node(
+            "DequantizeLinear", inputs, [made], name=f"/dq/{name}", axis=self.seen.ranks[node.input[1]]
+        )
+        self.behind[node.output[0]] += [dq, *self.behind.pop(made, [])]
+
+
+def _slash(name: str) -> str:
+    return name if name.startswith("/") else f"/{name}"
+
+
+def _mean_error(node: onnx.NodeProto, error: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """By how much the rounded weights shift the mean of each output, from the inputs' channel means (bias correction
+    after Nagel et al., ICCV 2019; borders are taken to have the mean of the rest).
+    """
+    groups = next((int(a.i) for a in node.attribute if a.name == "group"), 1)
+    if node.op_type == "Conv":  # (out, in / groups, kernel)
+        summed = error.reshape(*error.shape[:2], -1).sum(2)
+        of_group = means.reshape(groups, -1).repeat(summed.shape[0] // groups, axis=0)
+        return np.asarray((summed * of_group).sum(1))
+    if node.op_type == "ConvTranspose":  # (in, out / groups, kernel): each kernel place meets 1 of `strides` outputs
+        strides = next((list(a.ints) for a in node.attribute if a.name == "strides"), [1] * (error.ndim - 2))
+        summed = error.reshape(*error.shape[:2], -1).sum(2) / np.prod(strides)
+        return np.asarray((summed * means[:, None]).reshape(groups, -1, summed.shape[1]).sum(1).reshape(-1))
+    return np.asarray(means @ error if _out_axis(node) == 1 else error @ means)
