@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from tqdm import tqdm
 from t2v_edge.bundle import write_bundle
 from t2v_edge.device import DeviceProfile
 from t2v_edge.errors import CheckpointError, UsageError
+from t2v_edge.machine import machine, versions
 from t2v_edge.manifest import GraphEntry, Manifest, TokenizerSpec, VideoSpec
 from t2v_edge.spec import STAGES
 from t2v_edge.tokenizer import CaptionTokenizer
@@ -225,7 +223,7 @@ def _manifest(
             "checkpoint_sha256": checkpoint.sha256,
             "recipe": options.recipe.name if options.recipe else None,
             "seed": options.seed,
-            "tools": _tools(),
+            "tools": versions(*TOOLS),
             **calibration,
         },
     )
@@ -267,17 +265,6 @@ def _report(
         "float32_layers": {v: {s: list(names) for s, names in stages.items()} for v, stages in kept.items()},
         "latency": {v: {s: latency.to_json() for s, latency in stages.items()} for v, stages in latencies.items()},
         "default": {stage: {"variant": variant, "why": why} for stage, (variant, why) in defaults.items()},
-        "machine": {"system": platform.system(), "architecture": platform.machine(), "cores": os.cpu_count()},
-        "tools": _tools(),
+        "machine": machine(),
+        "tools": versions(*TOOLS),
     }
-
-
-def _tools() -> dict[str, str]:
-    """Versions of the packages that had a hand in the bundle, those that are installed."""
-    found = {"python": platform.python_version()}
-    for name in ("t2v-edge", *TOOLS):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
