@@ -26,7 +26,7 @@ from t2v_export.golden import golden_vectors, pack_npz
 from t2v_export.int8 import Quantized, make_int8, measure_int8
 from t2v_export.latency import Latency, choose_default, measure_latencies
 from t2v_export.mixed import Mixed, make_half
-from t2v_export.recipe import Recipe
+from t2v_export.recipe import Quantize, Recipe
 from t2v_export.reference import STEPS, Rollout, play_references
 from t2v_export.to_onnx import OPSET, stage_to_onnx
 from t2v_export.verify import TOLERANCES, StageDifference, check_accuracy, compare_variant
@@ -85,7 +85,7 @@ def export_checkpoint(
     variants = ("fp32", *(v for v in VARIANTS[1:] if v in options.variants))
     recipe = options.recipe
     total = 3 + len(STAGES) + len(options.captions) + len(variants)
-    total += sum(1 + 2 * len(p.stages) for p in recipe.passes) if recipe else 0
+    total += 1 + 2 * len(recipe.quantize.stages) if recipe and recipe.quantize else 0
     with tqdm(
         total=total, desc="export", file=sys.stderr, disable=None if options.progress else True, leave=False
     ) as bar:
@@ -109,8 +109,8 @@ def export_checkpoint(
             bar.update()
         quality = _differences_json(differences)
         calibration = {}
-        if recipe:
-            made = _quantize(graphs["fp32"], checkpoint, tokenizer, profile, options, recipe, bar)
+        if recipe and recipe.quantize:
+            made = _quantize(graphs["fp32"], checkpoint, tokenizer, profile, options, recipe.quantize, bar)
             graphs |= made.graphs
             kept |= dict.fromkeys(made.graphs, made.kept)
             calibration = {"calibration_sha256": made.calibration_sha256}
@@ -152,11 +152,10 @@ def _quantize(
     tokenizer: CaptionTokenizer,
     profile: DeviceProfile,
     options: ExportOptions,
-    recipe: Recipe,
+    quantize: Quantize,
     bar: tqdm[Any],
 ) -> Quantized:
-    blend_steps, (quantize,) = checkpoint.config.blend_steps, recipe.passes
-    cap = profile.opset_cap
+    blend_steps, cap = checkpoint.config.blend_steps, profile.opset_cap
     return make_int8(graphs, checkpoint.specs, tokenizer, blend_steps, quantize, options.seed, cap, bar.update)
 
 

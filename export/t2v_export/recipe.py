@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from t2v_calibration.ranges import METHODS
 from t2v_edge.errors import UsageError
@@ -18,6 +18,7 @@ else:
     import tomli as tomllib
 
 MAX_FILE_BYTES = 64 << 10
+MAX_PASSES = 32
 
 
 @dataclass(frozen=True)
@@ -45,21 +46,117 @@ class Quantize:
 
 
 @dataclass(frozen=True)
+class Prune:
+    """Structured pruning: whole channels, heads, units, layers and tokens leave, and the rest is a smaller checkpoint.
+
+    `stages` to prune. `criterion` of importance: magnitude of the weights, taylor (first-order change of a loss,
+    Molchanov et al., 2019) or activation, both on rolled-out streams of `captions` (`samples` of each stage).
+    `text_keep`, `motion_keep`, `render_keep`: the share of a stage's multiply-accumulates to keep, 1 leaves it be.
+    `text_layers` of the encoder to keep, 0 for all; `vocabulary`: keep the tokens that the captions and single
+    characters need. `total_keep` below 1: one budget for all stages, a share of `budget` (macs of a second of video or
+    parameters), shared out by importance within and among the stages. Widths are multiples of `round_to`.
+    """
+
+    stages: tuple[str, ...] = STAGES
+    criterion: str = "activation"
+    text_keep: float = 1.0
+    motion_keep: float = 1.0
+    render_keep: float = 1.0
+    total_keep: float = 1.0
+    budget: str = "macs"
+    text_layers: int = 0
+    vocabulary: bool = False
+    round_to: int = 8
+    captions: tuple[str, ...] = ("en", "zh")
+    samples: int = 64
+
+
+@dataclass(frozen=True)
+class Rebuild:
+    """Build `stage` anew with some `options` changed: what a student may be that pruning alone cannot make.
+
+    Weights whose name and shape still fit are carried over, the others start fresh: a distill pass must follow.
+    """
+
+    stage: str = "render"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Teach the pruned stages what the checkpoint as it came does, from `captions` and noise alone.
+
+    `stages` to train, each for its number of steps and batch. `corpus`: a further file of captions for the text stage,
+    one a line. Rates are AdamW's peaks. `length`: base steps of a motion rollout that is learned from. Weights of the
+    frames' losses: `pixel` (L1), `perceptual` (the teacher's own features), `temporal` (differences of neighbouring
+    frames), `adversarial`. `quantize_aware`: weights and activations are rounded to INT8 in the forward pass.
+    """
+
+    stages: tuple[str, ...] = STAGES
+    captions: tuple[str, ...] = ("en", "zh")
+    corpus: str = ""
+    text_steps: int = 2000
+    text_batch: int = 128
+    text_rate: float = 1e-3
+    motion_steps: int = 2000
+    motion_batch: int = 128
+    motion_rate: float = 1e-3
+    length: int = 96
+    render_steps: int = 10_000
+    render_batch: int = 32
+    render_rate: float = 1e-3
+    pixel: float = 1.0
+    perceptual: float = 0.5
+    temporal: float = 1.0
+    adversarial: float = 0.0
+    quantize_aware: bool = False
+
+
+Pass = Union[Quantize, Prune, Rebuild, Distill]
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """A name and its passes, in order."""
+    """A name and its passes, in order: those that make a smaller checkpoint, then at most one that quantizes."""
 
     name: str
-    passes: tuple[Quantize, ...]
+    passes: tuple[Pass, ...]
+
+    @property
+    def quantize(self) -> Quantize | None:
+        """The pass that makes INT8 graphs, where there is one: the last."""
+        last = self.passes[-1]
+        return last if isinstance(last, Quantize) else None
+
+    @property
+    def checkpoint_passes(self) -> tuple[Prune | Rebuild | Distill, ...]:
+        """The passes before it: a checkpoint in, a checkpoint out."""
+        return tuple(p for p in self.passes if not isinstance(p, Quantize))
 
 
-PASSES = {"quantize": Quantize}
-_CHOICES = {"method": METHODS, "stages": STAGES}
+PASSES = {"quantize": Quantize, "prune": Prune, "rebuild": Rebuild, "distill": Distill}
+_CHOICES = {
+    "method": METHODS,
+    "stages": STAGES,
+    "stage": STAGES,
+    "criterion": ("magnitude", "taylor", "activation"),
+    "budget": ("macs", "parameters"),
+}
 _BOUNDS = {
     "percentile": (50.0, 100.0),
     "text_samples": (1, 20_000),
     "motion_samples": (1, 20_000),
     "render_samples": (1, 20_000),
     "steps": (2, 10_000),
+    **dict.fromkeys(("text_keep", "motion_keep", "render_keep", "total_keep"), (0.001, 1.0)),
+    "text_layers": (0, 1000),
+    "round_to": (1, 256),
+    "samples": (1, 20_000),
+    **dict.fromkeys(("text_steps", "motion_steps", "render_steps"), (1, 10_000_000)),
+    **dict.fromkeys(("text_batch", "motion_batch", "render_batch"), (2, 65_536)),
+    **dict.fromkeys(("text_rate", "motion_rate", "render_rate"), (1e-7, 1.0)),
+    "length": (2, 10_000),
+    **dict.fromkeys(("pixel", "perceptual", "temporal", "adversarial"), (0.0, 1000.0)),
 }
 
 
@@ -90,23 +187,30 @@ def parse_recipe(data: Mapping[str, Any], where: str) -> Recipe:
     name, listed = data.get("name"), data.get("pass")
     if not isinstance(name, str) or not name:
         raise UsageError(f"{where}: name must be a word, not {name!r}")
-    if not isinstance(listed, list) or len(listed) != 1:
-        raise UsageError(f"{where}: pass must be one [[pass]] table; quantize is the only pass so far")
-    return Recipe(name, tuple(_pass(table, f"{where}, pass {i + 1}") for i, table in enumerate(listed)))
+    if not isinstance(listed, list) or not 1 <= len(listed) <= MAX_PASSES:
+        raise UsageError(f"{where}: pass must be 1 to {MAX_PASSES} [[pass]] tables")
+    passes = tuple(_pass(table, f"{where}, pass {i + 1}") for i, table in enumerate(listed))
+    if any(isinstance(p, Quantize) for p in passes[:-1]):
+        raise UsageError(f"{where}: a quantize pass makes graphs of a checkpoint; let it be the last, and the only one")
+    return Recipe(name, passes)
 
 
-def _pass(table: Any, where: str) -> Quantize:
+def _pass(table: Any, where: str) -> Pass:
     if not isinstance(table, dict) or table.get("kind") not in PASSES:
         found = table.get("kind") if isinstance(table, dict) else table
         raise UsageError(f"{where}: kind is {found!r}; choose one of {', '.join(PASSES)}")
     made = PASSES[table["kind"]]
-    defaults = {f.name: f.default for f in fields(made)}
+    defaults = {f.name: {} if f.default is MISSING else f.default for f in fields(made)}
     _only(table, ("kind", *defaults), where)
     return made(**{key: _value(key, value, defaults[key], where) for key, value in table.items() if key != "kind"})
 
 
 def _value(key: str, value: Any, default: Any, where: str) -> Any:
     """`value` in the type of the default; lists of words become tuples."""
+    if isinstance(default, dict):
+        if not isinstance(value, dict) or not value:
+            raise UsageError(f"{where}: {key} is {value!r}, expected a table of the stage's options")
+        return value
     if isinstance(default, tuple):
         good = isinstance(value, list) and all(isinstance(v, str) and v for v in value)
         if not good or (not value and key != "keep"):

@@ -1,0 +1,88 @@
+"""Finished work of the toolchain, kept by what it was made from: a stopped export goes on where it was.
+
+A key is the SHA-256 of all that a result depends on, so that a stale result cannot be found. Entries are folders of
+the user's cache, written whole or not at all; the least recently used leave when all together grow too large.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from t2v_edge.cache import cache_folder
+from t2v_edge.files import atomic_folder
+
+FOLDER = "passes"
+MAX_BYTES = 4 << 30
+
+
+def content_key(**parts: Any) -> str:
+    """The SHA-256 of named parts: JSON values, and bytes, which count by their own hash."""
+    plain = {k: hashlib.sha256(v).hexdigest() if isinstance(v, (bytes, bytearray)) else v for k, v in parts.items()}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+class PassStore:
+    """Results by key in `folder`; with None nothing is kept and nothing is found."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of_user(cls) -> PassStore:
+        """The store in the user's cache folder; one that keeps nothing where there is none."""
+        return cls(cache_folder(FOLDER))
+
+    def load(self, key: str) -> dict[str, bytes] | None:
+        """The files of a result by name; None where it is not kept."""
+        folder = self._entry(key)
+        if folder is None or not folder.is_dir():
+            return None
+        os.utime(folder)
+        return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+    def save(self, key: str, files: Mapping[str, bytes]) -> None:
+        """Keep a result. A cache that cannot be written is done without."""
+        folder = self._entry(key)
+        if folder is None:
+            return
+        try:
+            with atomic_folder(folder) as partial:
+                for name, data in files.items():
+                    (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                    (partial / name).write_bytes(data)
+            self._make_room(folder)
+        except OSError:
+            return
+
+    def workplace(self, key: str) -> Path | None:
+        """A folder for the unfinished state of the work `key`, which stays when the work is stopped."""
+        if self.folder is None:
+            return None
+        path = self.folder / f"{key[:32]}.work"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def clear_workplace(self, key: str) -> None:
+        """Remove it once the work is done."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder / f"{key[:32]}.work", ignore_errors=True)
+
+    def _entry(self, key: str) -> Path | None:
+        return None if self.folder is None else self.folder / key[:32]
+
+    def _make_room(self, newest: Path) -> None:
+        assert self.folder is not None
+        entries = [p for p in self.folder.iterdir() if p.is_dir() and p != newest and not p.name.startswith(".")]
+        sizes = {p: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in [*entries, newest]}
+        total = sum(sizes.values())
+        for path in sorted(entries, key=lambda p: p.stat().st_mtime):
+            if total <= MAX_BYTES:
+                return
+            shutil.rmtree(path, ignore_errors=True)
+            total -= sizes[path]
