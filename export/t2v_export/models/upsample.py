@@ -81,17 +81,24 @@ class UpBlock(nn.Module):
 
 
 class ToPixels(nn.Module):
-    """The last convolution and squashing: (batch, in, h, w) -> (batch, 3, h, w) in `pixel_range`."""
+    """The last convolution and squashing: (batch, in, h, w) -> (batch, 3, s * h, s * w) in `pixel_range`.
 
-    def __init__(self, in_channels: int, pixel_range: str = "-1..1", kernel: int = 3) -> None:
+    s is 2 to the power of `shuffle`: that many doublings are left to a pixel shuffle of the convolution's channels
+    (Shi et al., 2016), so that nothing is convolved at the size of the frame.
+    """
+
+    def __init__(self, in_channels: int, pixel_range: str = "-1..1", kernel: int = 3, shuffle: int = 0) -> None:
         super().__init__()
         if pixel_range not in PIXEL_RANGES:
             raise ValueError(f"pixel_range {pixel_range!r} is not one of {', '.join(PIXEL_RANGES)}")
-        self.conv = nn.Conv2d(in_channels, 3, kernel, padding=kernel // 2)
+        if not 0 <= shuffle <= 4:
+            raise ValueError(f"shuffle {shuffle} must be 0 to 4 doublings")
+        self.conv = nn.Conv2d(in_channels, 3 << 2 * shuffle, kernel, padding=kernel // 2)
+        self.shuffle = nn.PixelShuffle(1 << shuffle) if shuffle else nn.Identity()
         self.squash = nn.Tanh() if pixel_range == "-1..1" else nn.Sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        squashed: Tensor = self.squash(self.conv(x))
+        squashed: Tensor = self.shuffle(self.squash(self.conv(x)))
         return squashed
 
 
