@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from t2v_edge.spec import StageSpec
 from t2v_export.distill.streams import BatchDraws, Captions, play, run_motion
-from t2v_export.distill.training import generators
+from t2v_export.distill.training import Rate, Replay, generators
 
 STREAM_STEPS = 800
 """After about so many base steps a stream starts anew."""
@@ -63,13 +63,12 @@ class MotionLesson:
         self.theirs, self.mine = self.draws.start(self.spec), self.draws.start(self.student_spec)
         self.taught = torch.ones(batch, 1, dtype=torch.bool, device=device)
         self.scale = self._scales()
-        on_gpu = device.type == "cuda"
-        self._rate = torch.tensor(rate, device=device)
+        self._rate = Rate(rate, device)
         self.optimizer = torch.optim.AdamW(
-            student.parameters(), lr=self._rate if on_gpu else rate, betas=(0.9, 0.99), capturable=on_gpu
+            student.parameters(), lr=self._rate.given, betas=(0.9, 0.99), capturable=device.type == "cuda"
         )
         self.loss = torch.zeros((), device=device)
-        self._replay: torch.cuda.CUDAGraph | None = None
+        self._replay = Replay(self._update, self._changed, device)
 
     def _scales(self) -> dict[str, Tensor]:
         """By output, how much each number changes in a step, with a twentieth of its whole spread as the least."""
@@ -93,19 +92,15 @@ class MotionLesson:
         return scales
 
     def set_rate(self, rate: float) -> None:
-        self._rate.fill_(rate)
-        if self.device.type != "cuda":
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+        self._rate.set(rate, self.optimizer)
+
+    def _changed(self) -> list[Tensor]:
+        """What an update changes, but for the optimizer's moments."""
+        return [*self.student.parameters(), *self.theirs.values(), *self.mine.values()]
 
     def step(self, progress: float) -> Mapping[str, Tensor]:
         self._draw(progress)
-        if self.device.type != "cuda":
-            self._update()
-        elif self._replay is None:
-            self._capture()
-        if self._replay is not None:
-            self._replay.replay()
+        self._replay()
         return {"loss": self.loss.clone()}
 
     def _draw(self, progress: float) -> None:
@@ -144,15 +139,15 @@ class MotionLesson:
 
     def _window(self) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         theirs, mine = dict(self.theirs), dict(self.mine)
-        total = torch.zeros((), device=self.device)
+        pairs: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.scale}
         for t in range(self.length):
             noises = {**self.stream_noises, **{name: value[t] for name, value in self.step_noises.items()}}
             feeds = {"condition": self.condition[t], **noises}
             with torch.no_grad():
                 wanted = run_motion(self.teacher, self.spec, {**feeds, **theirs})
             made = run_motion(self.student, self.student_spec, {**feeds, **mine})
-            for name, scale in self.scale.items():
-                total = total + functional.smooth_l1_loss(made[name] / scale, wanted[name] / scale)
+            for name, seen in pairs.items():
+                seen.append((made[name], wanted[name]))
             theirs = {s.input: wanted[s.output] for s in self.spec.states}
             mine = {s.input: made[s.output] for s in self.student_spec.states}
             for state in self.shared:
@@ -160,29 +155,11 @@ class MotionLesson:
                     _like(self.taught[:, 0], wanted[state.output]), wanted[state.output], made[state.output].detach()
                 )
                 theirs[state.input] = mine[state.input] = led
-        return total / (self.length * len(self.scale)), theirs, mine
-
-    def _capture(self) -> None:
-        """Record an update, thousands of small kernels, as a CUDA graph; its warm-up leaves the optimizer's moments."""
-        weights = {n: t.clone() for n, t in self.student.state_dict().items()}
-        kept = [{n: t.clone() for n, t in states.items()} for states in (self.theirs, self.mine)]
-        rate = self._rate.clone()
-        self._rate.zero_()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self._update()
-        torch.cuda.current_stream().wait_stream(side)
-        recorded = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(recorded):
-            self._update()
-        self._replay = recorded
-        self.student.load_state_dict(weights)
-        for states, old in zip((self.theirs, self.mine), kept):
-            for name, value in old.items():
-                states[name].copy_(value)
-        self._rate.copy_(rate)
+        losses = []
+        for name, seen in pairs.items():
+            made_all, wanted_all = (torch.stack(part) / self.scale[name] for part in zip(*seen))
+            losses.append(functional.smooth_l1_loss(made_all, wanted_all))
+        return torch.stack(losses).mean(), theirs, mine
 
     @torch.no_grad()
     def measure(self, student: nn.Module) -> Mapping[str, float]:
@@ -220,9 +197,6 @@ class MotionLesson:
 
     def resume(self, state: Mapping[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.device.type == "cuda":
-            for group in self.optimizer.param_groups:
-                group["lr"] = self._rate
         self.generator.set_state(state["generator"])
         self.captions.resume(state["captions"])
         for name in ("theirs", "mine", "stream_noises"):

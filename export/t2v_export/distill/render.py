@@ -17,7 +17,7 @@ from torch.nn import functional
 from t2v_edge.spec import StageSpec
 from t2v_export.distill.critic import PairCritic
 from t2v_export.distill.streams import Trajectories, play
-from t2v_export.distill.training import autocast, generators
+from t2v_export.distill.training import Rate, Replay, autocast, generators
 
 RENEW = 500
 """Updates after which the teacher's motion is played anew."""
@@ -103,7 +103,8 @@ class RenderLesson:
         self.low = 0.0 if getattr(self.teacher, "pixel_range", "-1..1") == "0..1" else -1.0
         held = generators(device, seed + 1)
         pairs = MEASURED[device.type] // 2
-        self.held = self._draw_pairs(self._play(pairs, held), pairs, held)
+        played = self._play(pairs, held)
+        self.held = self._draw_pairs(played, pairs, held)
         with torch.no_grad(), autocast(device):
             self.held_frames = self.teacher(*self.held).float()
         some = tuple(t[:2] for t in self.held)
@@ -113,16 +114,31 @@ class RenderLesson:
         self.bridges = nn.ModuleDict(
             {name.replace(".", "/"): nn.Conv2d(mine[name][0], made[name][0], 1) for name in names}
         ).to(device)
+        self._rate = Rate(rate, device)
         self.optimizer = torch.optim.AdamW(
-            [*student.parameters(), *self.bridges.parameters()], lr=rate, betas=(0.9, 0.99), weight_decay=1e-4
+            [*student.parameters(), *self.bridges.parameters()],
+            lr=self._rate.given,
+            betas=(0.9, 0.99),
+            weight_decay=1e-4,
+            capturable=device.type == "cuda",
         )
-        self.critic = PairCritic(device) if self.weights["adversarial"] else None
+        self.critic = PairCritic(device, *self.held_frames.shape[2:]) if self.weights["adversarial"] else None
         self.trajectories: Trajectories | None = None
         self.number = 0
+        self.inputs = tuple(t[: 2 * self.pairs].clone() for t in self._draw_pairs(played, self.pairs, held))
+        self.losses: dict[str, Tensor] = {}
+        self._replay = Replay(self._update, self._changed, device)
+        self._judged = Replay(lambda: self._update(judged=True), self._changed, device)
 
     def set_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self._rate.set(rate, self.optimizer)
+        if self.critic is not None:
+            self.critic.set_rate(0.3 * rate)
+
+    def _changed(self) -> list[Tensor]:
+        """What an update changes, but for the optimizers' moments."""
+        critic = self.critic.network.state_dict().values() if self.critic is not None else ()
+        return [*self.student.state_dict().values(), *self.bridges.parameters(), *critic]
 
     def _play(self, pairs: int, generator: torch.Generator) -> Trajectories:
         streams = pairs * STREAMS_PER_PAIR if self.device.type == "cuda" else pairs
@@ -151,28 +167,32 @@ class RenderLesson:
         if self.trajectories is None or self.number % RENEW == 0:
             self.trajectories = self._play(self.pairs, self.generator)
         self.number += 1
-        inputs = self._draw_pairs(self.trajectories, self.pairs, self.generator)
+        for held, drawn in zip(self.inputs, self._draw_pairs(self.trajectories, self.pairs, self.generator)):
+            held.copy_(drawn)
+        judged = self.critic is not None and progress >= CRITIC_START
+        if self.critic is not None and judged:
+            self.critic.move(self.generator)
+        (self._judged if judged else self._replay)()
+        return {name: loss.clone() for name, loss in self.losses.items()}
+
+    def _update(self, judged: bool = False) -> None:
         with autocast(self.device):
             with torch.no_grad():
-                wanted = self.teacher(*inputs)
-            made = self.student(*inputs)
+                wanted = self.teacher(*self.inputs)
+            made = self.student(*self.inputs)
         made, wanted = made.float(), wanted.float()
         losses = self._losses(made, wanted)
-        critic = self.critic if progress >= CRITIC_START else None
+        critic = self.critic if judged else None
         if critic is not None:
-            losses["adversarial"] = critic.judge(made, wanted, self.generator)
+            losses["adversarial"] = critic.judge(made)
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=False)
         total.backward()
         nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
         self.optimizer.step()
         if critic is not None:
-            losses["critic"] = critic.learn(made.detach(), wanted, self.rate_now * 0.3)
-        return {name: loss.detach() for name, loss in losses.items()}
-
-    @property
-    def rate_now(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
+            losses["critic"] = critic.learn(made.detach(), wanted)
+        self.losses = {name: loss.detach() for name, loss in losses.items()}
 
     def _losses(self, made: Tensor, wanted: Tensor) -> dict[str, Tensor]:
         near = near_edges(wanted)
@@ -239,9 +259,10 @@ class RenderLesson:
 
 
 def near_edges(frames: Tensor) -> Tensor:
-    """Weights (batch, 1, h, w) of frames (batch, 3, h, w): 1, and 1 + `EDGE_WEIGHT` within 4 pixels of an edge."""
+    """Weights (batch, 1, h, w) of frames (batch, 3, h, w): 1, and 1 + `EDGE_WEIGHT` within some 4 pixels of an edge."""
     edges = functional.pad((frames.diff(dim=3).abs()).amax(1, keepdim=True), (0, 1)) + functional.pad(
         (frames.diff(dim=2).abs()).amax(1, keepdim=True), (0, 0, 0, 1)
     )
-    wide = functional.max_pool2d((edges > EDGE).float(), 9, 1, 4)
-    return 1.0 + EDGE_WEIGHT * wide
+    coarse = functional.max_pool2d((edges > EDGE).float(), 4, ceil_mode=True)
+    wide = functional.interpolate(functional.max_pool2d(coarse, 3, 1, 1), scale_factor=4.0, mode="nearest")
+    return 1.0 + EDGE_WEIGHT * wide[..., : frames.shape[2], : frames.shape[3]]

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -148,6 +148,55 @@ def _resume(lesson: Lesson, average: Average, file: Path) -> tuple[int, list[dic
         return int(state["done"]), list(json.loads(state["log"]))
     except Exception as error:  # torch.load raises many kinds; each means that the file is not what was saved
         raise TrainingError(f"{file} is damaged: {error}; remove it, and the training starts anew") from error
+
+
+class Replay:
+    """An update that runs as it is on a CPU, and on a GPU as a CUDA graph, since it is thousands of small kernels.
+
+    `update` reads and writes tensors that stay where they are. It is recorded at the first call; what the runs before
+    that change in the tensors that `keep` gives is put back. Optimizers must be `capturable`.
+    """
+
+    def __init__(self, update: Callable[[], None], keep: Callable[[], Sequence[Tensor]], device: torch.device) -> None:
+        self._update, self._keep = update, keep
+        self._run: Callable[[], None] | None = None if device.type == "cuda" else update
+
+    def __call__(self) -> None:
+        if self._run is None:
+            self._run = self._record()
+        self._run()
+
+    def _record(self) -> Callable[[], None]:
+        tensors = self._keep()
+        kept = [t.detach().clone() for t in tensors]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self._update()
+        torch.cuda.current_stream().wait_stream(side)
+        recorded = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(recorded):
+            self._update()
+        with torch.no_grad():
+            for tensor, old in zip(tensors, kept):
+                tensor.copy_(old)
+        return recorded.replay
+
+
+class Rate:
+    """A learning rate that an optimizer inside a CUDA graph sees change."""
+
+    def __init__(self, rate: float, device: torch.device) -> None:
+        self.value = rate
+        self.given: Tensor | float = torch.tensor(rate, device=device) if device.type == "cuda" else rate
+
+    def set(self, rate: float, optimizer: torch.optim.Optimizer) -> None:
+        self.value = rate
+        if isinstance(self.given, Tensor):
+            self.given.fill_(rate)
+        for group in optimizer.param_groups:
+            group["lr"] = rate if not isinstance(self.given, Tensor) else self.given
 
 
 def generators(device: torch.device, seed: int) -> torch.Generator:

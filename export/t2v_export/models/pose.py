@@ -103,8 +103,8 @@ class PoseRenderer(nn.Module):
     """A frame from a pose and a look.
 
     Options: `channels`, the widths from the 4x4 stem to the last level, one more than there are doublings;
-    `upsample` and `residual` as in `UpBlock`; `shuffle`, doublings left to a pixel shuffle at the end; `look`, the
-    [start, size] of each group of probabilities in the condition that says how things look (their sum is the size of
+    `upsample` and `residual` as in `UpBlock`; `ending` as in `ToPixels`, of which shuffle and transpose double the
+    size a last time; `look`, the [start, size] of each group of probabilities in the condition that says how things look (their sum is the size of
     the noise ``look``, normal, drawn once a stream); `layout` as in `LimbMaps`; `maps`, the levels (their sizes) that
     get limb maps, `depth_maps`, those that get depth as well; `map_width`, the channels to which a 1x1 convolution
     brings a level's maps (0: they are taken as they are); `bias_levels`, the levels whose block adds a bias made from
@@ -129,16 +129,16 @@ class PoseRenderer(nn.Module):
         depth_maps: Sequence[int] = (16, 32),
         map_width: int = 0,
         bias_levels: Sequence[int] = (16, 32, 64, 128),
-        shuffle: int = 0,
+        ending: str = "conv",
         upsample: str = "resize",
         residual: bool = False,
         **_: Any,
     ) -> None:
         super().__init__()
-        side = 4 << (len(channels) - 1 + shuffle)
+        side = 4 << (len(channels) - (ending == "conv"))
         if height != width or side != height:
             raise ValueError(
-                f"{len(channels)} channels and {shuffle} doublings make {side} pixels square, not {width}x{height}"
+                f"{len(channels)} channels and ending {ending!r} make {side} pixels square, not {width}x{height}"
             )
         self.sizes = condition_size, motion_size, height, width
         self.look = [(int(start), int(size)) for start, size in look]
@@ -163,7 +163,7 @@ class PoseRenderer(nn.Module):
             self.blocks.append(UpBlock(inputs + extra, outputs, upsample, residual=residual))
             if size * 2 in bias_levels:
                 self.biases[str(size * 2)] = nn.Linear(sum(groups), outputs)
-        self.pixels = ToPixels(channels[-1], self.pixel_range, shuffle=shuffle)
+        self.pixels = ToPixels(channels[-1], self.pixel_range, kind=ending)
 
     @property
     def spec(self) -> StageSpec:
