@@ -185,6 +185,30 @@ def test_weight_scales_run_along_the_outputs(kind):
     assert 0 < error < 0.05 * np.abs(run(model, fed[0])).max()
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("kind", ["Conv", "Gemm", "MatMul"])
+def test_largest_weights_and_inputs_do_not_clip_on_any_processor(kind, engine):
+    """All products are as large as they get: sums of two of them in 16 bits, as AVX2 makes them, must hold."""
+    pytest.importorskip(engine)
+    shape = LAYERS[kind][0]
+    model = layer(kind, np.full(shape, 0.25, np.float32))
+    size = (1, 4, 6, 6) if kind == "Conv" else (1, 4)
+    fed = [{"x": np.full(size, value, np.float32)} for value in (0.0, 0.9, 1.0)]
+    made = quantized(model, "int8-u8", ALL, fed)
+    assert np.abs(constants(made.graph)["layer.weight.int8"]).max() == 64
+    outputs = tuple(d.dim_value for d in made.graph.output[0].type.tensor_type.shape.dim)
+    spec = StageSpec("render", (TensorSpec("x", size),), (TensorSpec("y", outputs),))
+    with open_engine(engine, made.SerializeToString(), spec, EngineOptions(threads=1)) as opened:
+        np.testing.assert_allclose(opened.run(fed[2])["y"], run(model, fed[2]), rtol=0.01)
+
+
+def test_weights_have_the_bits_that_the_recipe_says_and_tensorrt_all_8():
+    for variant, bits, largest in (("int8-u8", 8, 127), ("int8-u8", 7, 64), ("int8", 7, 127)):
+        known = constants(quantized(upsampler(), variant, replace(ALL, weight_bits=bits)).graph)
+        made = [value for name, value in known.items() if name.endswith("weight.int8")]
+        assert len(made) == 4 and all(np.abs(value).max() == largest for value in made)
+
+
 @pytest.mark.parametrize("kind", ["Conv", "ConvTranspose", "Gemm", "Gemm transposed"])
 @pytest.mark.parametrize("variant", INT8_VARIANTS)
 def test_bias_correction_takes_back_the_mean_error_of_a_skewed_layer(kind, variant):
