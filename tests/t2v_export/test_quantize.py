@@ -23,7 +23,6 @@ from t2v_export.errors import AccuracyError
 from t2v_export.export import ExportOptions, export_checkpoint
 from t2v_export.graph import constants
 from t2v_export.int8 import Quantized, measure_int8
-from t2v_export.latency import Latency, choose_default
 from t2v_export.lint import lint, target_of
 from t2v_export.observe import observe
 from t2v_export.quantize import INT8_VARIANTS, make_plan, observed_tensors, quantize
@@ -356,17 +355,6 @@ def test_graph_that_gives_infinity_is_refused(make_checkpoint, cpu, tmp_path, mo
     monkeypatch.setattr(int8, "compare_stage", lambda *_: StageDifference(np.inf, np.inf))
     with pytest.raises(AccuracyError, match="int8 render: gives NaN or infinity; leave"):
         measure_int8(Quantized({"int8": {"render": upsampler()}}, {}, ""), {"render": SPEC}, ())
-
-
-def test_int8_is_the_default_only_where_it_beat_every_more_exact_precision(cpu):
-    def chosen(**ms: float) -> str:
-        names = {v.replace("_", "-"): Latency(t, t, 20) for v, t in ms.items()}
-        return choose_default(cpu, tuple(names), {v: {"render": t} for v, t in names.items()})["render"][0]
-
-    assert chosen(fp32=10, fp16=12, int8_u8=5) == "int8-u8"
-    assert chosen(fp32=10, fp16=5, int8_u8=5) == "fp16"
-    assert chosen(fp32=10, fp16=12, int8_u8=11) == "fp32"
-    assert chosen(fp32=10, int8=1, int8_u8=20) == "fp32"  # signed INT8 is not among a CPU's precisions
 
 
 def test_shipped_recipe_is_the_quantize_pass():
