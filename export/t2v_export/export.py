@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import tokenizers
 from tqdm import tqdm
 
 from t2v_edge.bundle import write_bundle
 from t2v_edge.device import DeviceProfile
-from t2v_edge.errors import CheckpointError, UsageError
+from t2v_edge.errors import UsageError
 from t2v_edge.machine import machine, versions
 from t2v_edge.manifest import GraphEntry, Manifest, TokenizerSpec, VideoSpec
 from t2v_edge.spec import STAGES
@@ -29,10 +28,10 @@ from t2v_export.mixed import Mixed, make_half
 from t2v_export.recipe import Quantize, Recipe
 from t2v_export.reference import STEPS, Rollout, play_references
 from t2v_export.to_onnx import OPSET, stage_to_onnx
+from t2v_export.tokenizer import tokenizer_spec
 from t2v_export.verify import TOLERANCES, StageDifference, check_accuracy, compare_variant
 
 VARIANTS = ("fp32", "fp16")
-PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
 TOOLS = ("numpy", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
 Graphs = Mapping[str, Mapping[str, onnx.ModelProto]]
 Kept = Mapping[str, Mapping[str, Sequence[str]]]  # by variant and stage, the layers that stay in float32
@@ -90,7 +89,7 @@ def export_checkpoint(
         total=total, desc="export", file=sys.stderr, disable=None if options.progress else True, leave=False
     ) as bar:
         checkpoint = load_checkpoint(path, options.allow_code)
-        tokens = _tokenizer_spec(checkpoint)
+        tokens = tokenizer_spec(checkpoint)
         tokenizer = CaptionTokenizer(checkpoint.tokenizer.encode(), tokens.tokens, tokens.pad_id)
         bar.update()
         graphs: dict[str, Mapping[str, onnx.ModelProto]] = {
@@ -173,21 +172,6 @@ def _measure(graphs: Graphs, checkpoint: Checkpoint, rollout: Rollout) -> dict[s
         variants = {v: stages[stage] for v, stages in graphs.items() if stage in stages}
         by_stage[stage] = measure_latencies(variants, checkpoint.specs[stage], rollout)
     return {variant: {stage: by_stage[stage][variant] for stage in graphs[variant]} for variant in graphs}
-
-
-def _tokenizer_spec(checkpoint: Checkpoint) -> TokenizerSpec:
-    tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer)
-    tokens = checkpoint.specs["text"].inputs[0].shape[1]
-    if tokenizer.padding is not None:
-        return TokenizerSpec("tokenizer.json", tokens, int(tokenizer.padding["pad_id"]))
-    for token in PAD_TOKENS:
-        pad_id = tokenizer.token_to_id(token)
-        if pad_id is not None:
-            return TokenizerSpec("tokenizer.json", tokens, pad_id)
-    raise CheckpointError(
-        f"encoder/tokenizer.json names no padding and has none of {', '.join(PAD_TOKENS)}; enable padding in it "
-        "and save it"
-    )
 
 
 def _manifest(
