@@ -17,6 +17,7 @@ from t2v_edge.errors import CheckpointError
 from t2v_edge.spec import STAGES
 from t2v_export.checkpoint import Checkpoint, load_checkpoint, save_loaded
 from t2v_export.distill import Lessons, distill_stage
+from t2v_export.prune import prune_checkpoint
 from t2v_export.rebuild import rebuild_checkpoint
 from t2v_export.recipe import Distill, Prune, Rebuild, Recipe
 from t2v_export.store import PassStore, content_key
@@ -79,10 +80,8 @@ def read_captions(names: Sequence[str], corpus: str = "") -> tuple[str, ...]:
 
 def _make(current: Checkpoint, one: Prune | Rebuild, options: PassOptions) -> Checkpoint:
     if isinstance(one, Prune):
-        from t2v_export.prune import prune_checkpoint
-
         return prune_checkpoint(current, one, options.seed)
-    return rebuild_checkpoint(current, one, options.seed, options.allow_code)
+    return rebuild_checkpoint(current, one, options.allow_code)
 
 
 def _kept(key: str, current: Checkpoint, one: Prune | Rebuild, options: PassOptions) -> Checkpoint:
