@@ -55,7 +55,8 @@ class Prune:
     Molchanov et al., 2019) or activation, both on rolled-out streams of `captions` (`samples` of each stage).
     `text_keep`, `motion_keep`, `render_keep`: the share of a stage's multiply-accumulates to keep, 1 leaves it be.
     `text_layers` of the encoder to keep, 0 for all; `vocabulary`: keep the tokens that the captions and single
-    characters need. `total_keep` below 1: one budget for all stages, a share of `budget` (macs of a second of video or
+    characters need, and for each of their words as many as `vocabulary_near` says that the encoder takes for nearly
+    the same. `total_keep` below 1: one budget for all stages, a share of `budget` (macs of a second of video or
     parameters), shared out by importance within and among the stages. Widths are multiples of `round_to`.
     """
 
@@ -68,6 +69,7 @@ class Prune:
     budget: str = "macs"
     text_layers: int = 0
     vocabulary: bool = False
+    vocabulary_near: int = 0
     round_to: int = 8
     captions: tuple[str, ...] = ("en", "zh")
     samples: int = 64
@@ -89,14 +91,16 @@ class Distill:
     """Teach the pruned stages what the checkpoint as it came does, from `captions` and noise alone.
 
     `stages` to train, each for its number of steps and batch. `corpus`: a further file of captions for the text stage,
-    one a line. Rates are AdamW's peaks. `length`: base steps of a motion rollout that is learned from. Weights of the
-    frames' losses: `pixel` (L1), `perceptual` (the teacher's own features), `temporal` (differences of neighbouring
-    frames), `adversarial`. `quantize_aware`: weights and activations are rounded to INT8 in the forward pass.
+    one a line; with `near`, some of their words are replaced by one of so many near ones. Rates are AdamW's peaks.
+    `length`: base steps of a motion rollout that is learned from. Weights of the frames' losses: `pixel` (L1),
+    `perceptual` (the teacher's own features), `temporal` (differences of neighbouring frames), `adversarial`.
+    `quantize_aware`: weights and activations are rounded to INT8 in the forward pass.
     """
 
     stages: tuple[str, ...] = STAGES
     captions: tuple[str, ...] = ("en", "zh")
     corpus: str = ""
+    near: int = 0
     text_steps: int = 2000
     text_batch: int = 128
     text_rate: float = 1e-3
@@ -153,6 +157,8 @@ _BOUNDS = {
     "steps": (2, 10_000),
     **dict.fromkeys(("text_keep", "motion_keep", "render_keep", "total_keep"), (0.001, 1.0)),
     "text_layers": (0, 1000),
+    "vocabulary_near": (0, 1000),
+    "near": (0, 1000),
     "round_to": (1, 256),
     "samples": (1, 20_000),
     **dict.fromkeys(("text_steps", "motion_steps", "render_steps"), (1, 10_000_000)),

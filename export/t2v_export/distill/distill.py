@@ -17,6 +17,7 @@ from t2v_export.distill.motion import MotionLesson
 from t2v_export.distill.render import RenderLesson
 from t2v_export.distill.text import TextLesson, conditions
 from t2v_export.distill.training import Lesson, teach
+from t2v_export.near import near_words
 from t2v_export.recipe import Distill
 from t2v_export.tokenizer import caption_tokenizer
 
@@ -78,7 +79,8 @@ def _lesson(lessons: Lessons, stage: str, device: torch.device) -> Lesson:
     reader = caption_tokenizer(teacher)
     if stage == "text":
         readers = reader, caption_tokenizer(lessons.student)
-        return TextLesson(modules["text"], student, readers, lessons.captions, batch, rate, lessons.seed, device)
+        near = near_words(teacher, lessons.captions, options.near)
+        return TextLesson(modules["text"], student, readers, lessons.captions, batch, rate, lessons.seed, device, near)
     pool = conditions(modules["text"], reader, lessons.captions, device)
     specs, blend = teacher.specs, teacher.config.blend_steps
     if stage == "motion":

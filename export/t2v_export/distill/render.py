@@ -125,6 +125,7 @@ class RenderLesson:
         self.critic = PairCritic(device, *self.held_frames.shape[2:]) if self.weights["adversarial"] else None
         self.trajectories: Trajectories | None = None
         self.number = 0
+        self._played_from = self.generator.get_state()
         self.inputs = tuple(t[: 2 * self.pairs].clone() for t in self._draw_pairs(played, self.pairs, held))
         self.losses: dict[str, Tensor] = {}
         self._replay = Replay(self._update, self._changed, device)
@@ -165,6 +166,7 @@ class RenderLesson:
 
     def step(self, progress: float) -> Mapping[str, Tensor]:
         if self.trajectories is None or self.number % RENEW == 0:
+            self._played_from = self.generator.get_state()
             self.trajectories = self._play(self.pairs, self.generator)
         self.number += 1
         for held, drawn in zip(self.inputs, self._draw_pairs(self.trajectories, self.pairs, self.generator)):
@@ -234,14 +236,13 @@ class RenderLesson:
         }
 
     def state(self) -> dict[str, Any]:
-        played = self.trajectories
         return {
             "optimizer": self.optimizer.state_dict(),
             "bridges": self.bridges.state_dict(),
             "critic": self.critic.state() if self.critic else None,
             "generator": self.generator.get_state(),
             "number": self.number,
-            "played": None if played is None else [played.motion, played.condition, dict(played.noises)],
+            "played_from": self._played_from,
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -249,13 +250,10 @@ class RenderLesson:
         self.bridges.load_state_dict(state["bridges"])
         if self.critic is not None:
             self.critic.resume(state["critic"])
+        self.number, self._played_from = state["number"], state["played_from"]
+        self.generator.set_state(self._played_from)
+        self.trajectories = self._play(self.pairs, self.generator)
         self.generator.set_state(state["generator"])
-        self.number = state["number"]
-        if state["played"] is not None:
-            motion, condition, noises = state["played"]
-            self.trajectories = Trajectories(
-                motion.to(self.device), condition.to(self.device), {n: t.to(self.device) for n, t in noises.items()}
-            )
 
 
 def near_edges(frames: Tensor) -> Tensor:

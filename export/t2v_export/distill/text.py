@@ -15,11 +15,12 @@ from torch.nn import functional
 
 from t2v_edge.tokenizer import CaptionTokenizer
 from t2v_export.distill.training import autocast, generators
+from t2v_export.near import replaced
 
 VARIATIONS = 3
 """How often each caption comes again with words left out, so that the student learns the teacher's doubts as well."""
 
-DROPPED = 0.12
+DROPPED, REPLACED = 0.1, 0.2
 HELD_OUT = 0.05
 _WORD = re.compile(r"[㐀-鿿豈-﫿]|[^\s㐀-鿿豈-﫿]+\s*")
 
@@ -39,9 +40,9 @@ class CaptionBank:
         return self.ids[index], self.mask[index], self.condition[index]
 
 
-def vary(caption: str, chooser: random.Random) -> str:
-    """The caption without some of its words, or Chinese characters."""
-    words = _WORD.findall(caption)
+def vary(caption: str, chooser: random.Random, near: Mapping[str, Sequence[str]] = {}) -> str:
+    """The caption without some of its words, or Chinese characters, and with some words replaced by `near` ones."""
+    words = replaced(_WORD.findall(caption), near, REPLACED, chooser)
     kept = [word for word in words if chooser.random() > DROPPED]
     return "".join(kept or words)
 
@@ -75,14 +76,15 @@ class TextLesson:
         rate: float,
         seed: int,
         device: torch.device,
+        near: Mapping[str, Sequence[str]] = {},
     ) -> None:
-        """`tokenizers`: the teacher's and the student's."""
+        """`tokenizers`: the teacher's and the student's. `near`: by word, others that may stand for it."""
         self.student, self.rate, self.batch, self.device = student, rate, batch, device
         chooser = random.Random(seed)
         held = max(1, int(HELD_OUT * len(captions)))
         order = chooser.sample(list(captions), len(captions))
         trained = order[held:] or order
-        trained = [*trained, *(vary(c, chooser) for _ in range(VARIATIONS) for c in trained)]
+        trained = [*trained, *(vary(c, chooser, near) for _ in range(VARIATIONS) for c in trained)]
         reader, writer = tokenizers
         self.bank, self.held = (
             CaptionBank(*(t.to(device) for t in tokens(writer, some)), conditions(teacher, reader, some, device))

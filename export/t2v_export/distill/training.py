@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -172,12 +173,18 @@ class Replay:
                 self._update()
         torch.cuda.current_stream().wait_stream(side)
         recorded = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(recorded):
-            self._update()
+        try:
+            with torch.cuda.graph(recorded):
+                self._update()
+            run: Callable[[], None] = recorded.replay
+        except RuntimeError as error:
+            torch.cuda.synchronize()
+            run = self._update
+            warnings.warn(f"no CUDA graph, the training is slower: {str(error)[:200]}", stacklevel=2)
         with torch.no_grad():
             for tensor, old in zip(tensors, kept):
                 tensor.copy_(old)
-        return recorded.replay
+        return run
 
 
 class Rate:

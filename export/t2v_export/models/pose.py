@@ -59,9 +59,11 @@ class LimbMaps(nn.Module):
         self.depth = depth
         self.gain = gain
         self.sigma = max(2.4 / resolution, 0.05)
-        bones = layout["bones"]
-        self.start = [bone[0] for bone in bones]
-        self.end = [bone[1] for bone in bones]
+        bones, joints = layout["bones"], layout["joints"][1]
+        # the prop's two ends come after the joints, as one more segment
+        for number, name in enumerate(("start", "end")):
+            ends = torch.tensor([*(bone[number] for bone in bones), joints + number])
+            self.register_buffer(name, ends, persistent=False)
         self.channels = len(bones) * (2 if depth else 1) + layout["presence"][1]
         self.register_buffer("grid", (torch.arange(resolution) + 0.5) / resolution * 2 - 1, persistent=False)
 
@@ -80,10 +82,8 @@ class LimbMaps(nn.Module):
     def forward(self, motion: Tensor) -> Tensor:
         """Motion (batch, M) -> maps (batch, channels, resolution, resolution)."""
         u, v, depth = self.points(motion)
-        joints = self.layout["joints"][1]
-        start, end = [*self.start, joints], [*self.end, joints + 1]
-        au, av, az = (x[:, start, None, None] for x in (u, v, depth))
-        bu, bv, bz = (x[:, end, None, None] for x in (u, v, depth))
+        au, av, az = (x.index_select(1, self.start)[:, :, None, None] for x in (u, v, depth))
+        bu, bv, bz = (x.index_select(1, self.end)[:, :, None, None] for x in (u, v, depth))
         du, dv = bu - au, bv - av
         px, py = self.grid[None, None, None, :], self.grid[None, None, :, None]
         along = ((px - au) * du + (py - av) * dv) / (du * du + dv * dv + 1e-4)

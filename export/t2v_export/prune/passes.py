@@ -52,7 +52,7 @@ def prune_checkpoint(
     captions = [caption for name in options.captions for caption in load_captions(name)]
     made = checkpoint
     if options.vocabulary and "text" in options.stages:
-        made = prune_vocabulary(made, captions)
+        made = prune_vocabulary(made, captions, options.vocabulary_near)
     wanted = _shares(options)
     if not wanted and not options.text_layers:
         return made

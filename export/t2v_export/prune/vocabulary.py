@@ -19,6 +19,7 @@ import torch
 from t2v_edge.errors import UsageError
 from t2v_edge.tokenizer import normalise
 from t2v_export.checkpoint import Checkpoint, with_stages
+from t2v_export.near import near_words
 from t2v_export.prune.cut import load_cut
 from t2v_export.prune.design import ENCODER, Design, Path, shapes
 from t2v_export.prune.trace import trace_stage
@@ -27,15 +28,17 @@ from t2v_export.tokenizer import tokenizer_spec
 MODELS = ("WordPiece", "WordLevel", "Unigram")
 
 
-def prune_vocabulary(checkpoint: Checkpoint, captions: Sequence[str]) -> Checkpoint:
-    """The checkpoint with the tokens that `captions` need; the condition of each of them stays exactly what it was.
+def prune_vocabulary(checkpoint: Checkpoint, captions: Sequence[str], near: int = 0) -> Checkpoint:
+    """The checkpoint with the tokens that `captions`, and `near` words for each of theirs, need.
 
-    Raises `UsageError` for a tokenizer of another kind than `MODELS`, and for a text class in which no number of its
-    options is the size of its table of tokens.
+    The condition of each caption stays exactly what it was. Raises `UsageError` for a tokenizer of another kind than
+    `MODELS`, and for a text class in which no number of its options is the size of its table of tokens.
     """
     design = Design("text", checkpoint.config, checkpoint.text)
     tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer)
     kept = kept_tokens(checkpoint.tokenizer, captions, tokenizer_spec(checkpoint).pad_id)
+    alike = {word for words in near_words(checkpoint, captions, near).values() for word in words}
+    kept = sorted({*kept, *(tokenizer.token_to_id(word) for word in alike)})
     size = tokenizer.get_vocab_size()
     if len(kept) == size:
         return checkpoint
