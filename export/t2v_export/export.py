@@ -20,7 +20,7 @@ from t2v_export.latency import Latencies
 from t2v_export.recipe import Recipe
 from t2v_export.store import PassStore
 from t2v_export.to_onnx import OPSET
-from t2v_export.tokens import tokenizer_of, tokenizer_spec
+from t2v_export.tokenizer import caption_tokenizer, tokenizer_spec
 from t2v_export.verify import StageDifference
 from t2v_export.work import Work
 
@@ -81,7 +81,7 @@ def export_checkpoint(
     half = "fp16" in options.variants
     quantize = options.recipe.quantize if options.recipe else None
     checkpoint = load_checkpoint(path, options.allow_code)
-    tokens, tokenizer = tokenizer_spec(checkpoint), tokenizer_of(checkpoint)
+    tokens, tokenizer = tokenizer_spec(checkpoint), caption_tokenizer(checkpoint)
     count = GraphPasses.count(half, quantize, options.measure)
     with Work(options.store, count, options.progress, checkpoint=checkpoint.sha256) as work:
         passes = GraphPasses(work, checkpoint, tokenizer, min(OPSET, profile.opset_cap), options.seed)

@@ -19,7 +19,7 @@ from t2v_edge.files import atomic_file
 from t2v_export.errors import TrainingError
 
 SAVE_EVERY_S = 30.0
-LOG_POINTS = 100
+LOG_POINTS = 50
 AVERAGE = 0.999
 WARM_UP = 200
 
@@ -93,24 +93,19 @@ def teach(lesson: Lesson, steps: int, folder: Path | None, progress: bool) -> tu
         disable=None if progress else True,
         leave=False,
     ) as bar:
-        try:
-            while done < steps:
-                lesson.student.train()
-                lesson.set_rate(lesson.rate * rate_at(done / steps, done))
-                losses = lesson.step(done / steps)
-                average.update(done)
-                done += 1
-                bar.update()
-                if done % every == 0 or done == steps:
-                    log.append(_figures(lesson, average.module, losses, done, spent + time.monotonic() - began))
-                    bar.set_postfix({k: f"{v:.4g}" for k, v in log[-1].items() if k not in ("step", "seconds")})
-                if file is not None and time.monotonic() - saved > SAVE_EVERY_S:
-                    saved = time.monotonic()
-                    _save(lesson, average, log, done, file)
-        except KeyboardInterrupt:
-            if file is not None:
+        while done < steps:
+            lesson.student.train()
+            lesson.set_rate(lesson.rate * rate_at(done / steps, done))
+            losses = lesson.step(done / steps)
+            average.update(done)
+            done += 1
+            bar.update()
+            if done % every == 0 or done == steps:
+                log.append(_figures(lesson, average.module, losses, done, spent + time.monotonic() - began))
+                bar.set_postfix({k: f"{v:.4g}" for k, v in log[-1].items() if k not in ("step", "seconds")})
+            if file is not None and time.monotonic() - saved >= SAVE_EVERY_S:
+                saved = time.monotonic()
                 _save(lesson, average, log, done, file)
-            raise
     return average.module, log
 
 
@@ -147,7 +142,8 @@ def _resume(lesson: Lesson, average: Average, file: Path) -> tuple[int, list[dic
         lesson.resume(state["lesson"])
         return int(state["done"]), list(json.loads(state["log"]))
     except Exception as error:  # torch.load raises many kinds; each means that the file is not what was saved
-        raise TrainingError(f"{file} is damaged: {error}; remove it, and the training starts anew") from error
+        said = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        raise TrainingError(f"{file} is damaged ({said}); remove it, and the training starts anew") from error
 
 
 class Replay:
