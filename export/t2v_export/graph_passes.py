@@ -33,6 +33,7 @@ from t2v_export.quantize import Plan, make_plan, observed_tensors
 from t2v_export.recipe import Quantize
 from t2v_export.reference import Rollout, play_references
 from t2v_export.sensitivity import MAX_LAYERS, Judge, Sensitivity, measure_sensitivity
+from t2v_export.smooth import smooth
 from t2v_export.to_onnx import stage_to_onnx
 from t2v_export.verify import TOLERANCES, StageDifference, check_accuracy, compare_variant
 from t2v_export.work import Advance, Files, Work
@@ -74,7 +75,8 @@ class GraphPasses:
     def count(half: bool, quantize: Quantize | None, measure: bool) -> int:
         """How many passes an export with these choices has."""
         stages = len(STAGES)
-        return 3 + stages * half + (1 + 4 * len(quantize.stages) if quantize else 0) + stages * measure
+        of_stage = 4 + bool(quantize and quantize.smooth)
+        return 3 + stages * half + (1 + of_stage * len(quantize.stages) if quantize else 0) + stages * measure
 
     def float_graphs(self) -> None:
         def make(advance: Advance) -> Files:
@@ -147,12 +149,20 @@ class GraphPasses:
     ) -> None:
         model, spec = self.made.graphs["fp32"][stage], self.specs[stage]
         inputs = {**self._inputs(stage), "samples": self.made.calibration_sha256, "plan": asdict(plan)}
+        judge = Judge(model, spec, held)
+        if options.smooth:
+            float_model, inputs["smooth"] = model, options.smooth
+
+            def soften(advance: Advance) -> Files:
+                return {"graph.onnx": _bytes(smooth(float_model, plan.layers, given, options.smooth))}
+
+            model = onnx.load_from_string(self.work.do(f"smoothing {stage}", 1, soften, **inputs)["graph.onnx"])
+            plan = make_plan(model, spec, options)
 
         def look(advance: Advance) -> Files:
             return pack_observations(observe(model, given, *observed_tensors(model, plan), advance))
 
         seen = unpack_observations(self.work.do(f"ranges {stage}", len(given), look, **inputs))
-        judge = Judge(model, spec, held)
         inputs["options"] = asdict(options)
         found: list[Sensitivity] = []
         if options.sensitivity or judge.bounded(options):

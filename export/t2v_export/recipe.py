@@ -25,7 +25,8 @@ MAX_PASSES = 32
 class Quantize:
     """Post-training INT8. `stages` to quantize; `method` of activation ranges, `percentile` for that method.
 
-    `weight_bits` of `int8-u8`, 7 or 8: with 8, x86 processors without VNNI clip sums (see `WEIGHT_LEVELS`).
+    `smooth`: how much of the activations' outliers moves into the weights behind a LayerNorm, 0 for none. `weight_bits`
+    of `int8-u8`, 7 or 8: with 8, x86 processors without VNNI clip sums (see `WEIGHT_LEVELS`).
     `keep_first`: dense layers that a float input reaches through no other layer stay in float32. `keep_last`: layers
     after which no other comes do. `keep`: names of further layers that do. `min_psnr` (dB, of frames, the mean over
     samples), `max_error` (of text and motion, root mean square, relative): where above 0, so many of the most sensitive
@@ -39,6 +40,7 @@ class Quantize:
     method: str = "entropy"
     percentile: float = 99.99
     weight_bits: int = 7
+    smooth: float = 0.0
     bias_correction: bool = True
     keep_first: bool = True
     keep_last: bool = True
@@ -162,6 +164,7 @@ _CHOICES = {
 _BOUNDS = {
     "percentile": (50.0, 100.0),
     "weight_bits": (7, 8),
+    "smooth": (0.0, 1.0),
     "min_psnr": (0.0, 100.0),
     "max_error": (0.0, 10.0),
     "text_samples": (1, 20_000),

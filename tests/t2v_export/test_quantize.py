@@ -359,7 +359,7 @@ def test_graph_that_gives_infinity_is_refused(monkeypatch):
 
 def test_shipped_recipe_is_the_quantize_pass():
     recipe = load_recipe("fast")
-    assert recipe.name == "fast" and recipe.passes == (Quantize(),)
+    assert recipe.name == "fast" and recipe.passes == (Quantize(smooth=0.5),)
 
 
 @pytest.mark.parametrize(

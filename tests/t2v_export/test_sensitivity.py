@@ -128,7 +128,7 @@ def test_export_reports_sensitivity_and_a_bound_on_frames_is_kept_or_int8_refuse
 
 
 def test_bound_of_the_command_line_replaces_the_recipes():
-    assert load_recipe("fast").bounded(41.5).quantize == Quantize(min_psnr=41.5)
+    assert load_recipe("fast").bounded(41.5).quantize == Quantize(smooth=0.5, min_psnr=41.5)
     with pytest.raises(UsageError, match="min-psnr is 120"):
         load_recipe("fast").bounded(120)
     with pytest.raises(UsageError, match="makes no INT8 graphs"):
