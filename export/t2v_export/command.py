@@ -15,6 +15,7 @@ from t2v_export.captions import DEFAULT_CAPTIONS, read_captions
 from t2v_export.choose import SHIP, fastest
 from t2v_export.export import VARIANTS, Exported, ExportOptions, export_checkpoint
 from t2v_export.recipe import load_recipe
+from t2v_export.store import PassStore
 
 HELP = "turn a trained checkpoint into a bundle for a device"
 DESCRIPTION = """\
@@ -80,6 +81,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="graphs to write: those that measured faster than every more exact one, and fp32 (faster, the default); "
         "all that were made (all); the one that each stage runs by default, for the smallest bundle (chosen)",
     )
+    parser.add_argument(
+        "--min-psnr",
+        type=float,
+        metavar="DB",
+        help="of an INT8 renderer's frames, the mean over held-out samples: as few layers as keep it, the most "
+        "sensitive ones, stay in float32 (default: the recipe's, or no bound)",
+    )
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="make and measure everything anew: finished passes are kept by what they were made from, measured times "
+        "included, so that an export that was stopped goes on where it was",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -93,14 +107,20 @@ def run(args: argparse.Namespace) -> int:
     )
     if not all(asked):
         raise UsageError(f"--variants {args.variants!r} has an empty name; write for example --variants fp32,fp16")
+    recipe = load_recipe(args.recipe) if args.recipe else None
+    if args.min_psnr is not None:
+        if recipe is None:
+            raise UsageError("--min-psnr bounds INT8 graphs, which a recipe makes; add --recipe fast")
+        recipe = recipe.bounded(args.min_psnr)
     options = ExportOptions(
         variants=asked,
         seed=args.seed,
         captions=read_captions(args.captions) if args.captions else DEFAULT_CAPTIONS,
-        recipe=load_recipe(args.recipe) if args.recipe else None,
+        recipe=recipe,
         allow_code=args.allow_code,
         measure=not args.no_timing,
         ship=args.ship,
+        store=PassStore(None) if args.no_cache else PassStore.of_user(),
         progress=True,
     )
     exported = export_checkpoint(args.checkpoint, args.output, profile, options)

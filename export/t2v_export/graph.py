@@ -191,7 +191,7 @@ def fold_batch_norm(graph: onnx.GraphProto) -> None:
 
 def _channel_repeats(layer: onnx.NodeProto, between: onnx.NodeProto, known: dict[str, Array], channels: int) -> int:
     """How many outputs of a layer, in a row, end up in each channel after a reshape or pixel shuffle; 0: not so."""
-    features = int(known[layer.input[1]].shape[_out_axis(layer)])
+    features = int(known[layer.input[1]].shape[out_axis(layer)])
     if between.op_type == "DepthToSpace":
         shuffled = any(a.name == "mode" and a.s == b"CRD" for a in between.attribute)
         return features // channels if shuffled and layer.op_type == "Conv" else 0
@@ -205,7 +205,7 @@ def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
-def _out_axis(node: onnx.NodeProto) -> int:
+def out_axis(node: onnx.NodeProto) -> int:
     return 0 if node.op_type == "Gemm" and _attribute(node, "transB", 0) else WEIGHTED[node.op_type]
 
 
@@ -220,7 +220,7 @@ def _scale_layer(
         weight = weight * per_input.reshape(*per_input.shape, *[1] * (weight.ndim - 2))
     else:
         shape = [1] * weight.ndim
-        shape[_out_axis(node)] = -1
+        shape[out_axis(node)] = -1
         weight = weight * scale.reshape(shape)
     graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), f"{name}/weight"))
     node.input[1] = f"{name}/weight"
@@ -304,18 +304,17 @@ def _info(tensor: TensorSpec) -> onnx.ValueInfoProto:
 
 
 def levels_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A render graph cut before rounding: `frame` is float32, 0 to 255. Rounding hides small differences, and turns
-    an arbitrarily small one into a whole level; verification looks before it.
+    """A render graph that gives `levels` besides: `frame` before rounding, float32, 0 to 255. Rounding hides small
+    differences, and turns an arbitrarily small one into a whole level; verification looks before it.
     """
     model = onnx.ModelProto.FromString(model.SerializeToString())
     graph = model.graph
     made_by = {o: node for node in graph.node for o in node.output}
-    cast = made_by["frame"]
-    rounding = made_by[cast.input[0]]
-    graph.node.remove(cast)
-    graph.node.remove(rounding)
-    graph.node.append(helper.make_node("Identity", [rounding.input[0]], ["frame"], name="/levels"))
-    graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    rounding = made_by[made_by["frame"].input[0]]
+    graph.node.append(helper.make_node("Identity", [rounding.input[0]], ["levels"], name="/levels"))
+    levels = graph.output.add()
+    levels.CopyFrom(graph.output[0])
+    levels.name, levels.type.tensor_type.elem_type = "levels", onnx.TensorProto.FLOAT
     return model
 
 

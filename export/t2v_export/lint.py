@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from t2v_edge.errors import SpecError
-from t2v_export.graph import WEIGHTED, _out_axis
+from t2v_export.graph import WEIGHTED, out_axis
 
 SCALE_SHARERS = ("Concat", "Resize", "MaxPool")
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
@@ -118,7 +118,7 @@ class _Linter:
             if node.input[1] in self.constants and node.name not in self.kept:
                 self._fault(node.name, "leftover", "computes in float32 and is not among the layers kept so")
             return
-        axis = 1 if node.op_type == "ConvTranspose" else _out_axis(node)
+        axis = 1 if node.op_type == "ConvTranspose" else out_axis(node)
         found = next((int(a.i) for a in weight.attribute if a.name == "axis"), 1) % len(data.dims)
         scale = self._value(weight, 1)
         if data.data_type != TensorProto.INT8:

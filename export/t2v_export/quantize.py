@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from t2v_calibration.ranges import Grid, Histogram, choose_grid, quantize_weight, weight_scales
 from t2v_edge.spec import StageSpec
-from t2v_export.graph import WEIGHTED, _out_axis, check_graph
+from t2v_export.graph import WEIGHTED, check_graph, out_axis
 from t2v_export.observe import Observations
 from t2v_export.recipe import Quantize
 
@@ -265,7 +265,7 @@ class _Quantizer:
     def _layer(self, node: onnx.NodeProto) -> None:
         """Int8 weights behind DQ, and a corrected bias."""
         weight = numpy_helper.to_array(self.view.constants[node.input[1]])
-        axis = 1 if node.op_type == "ConvTranspose" else _out_axis(node)
+        axis = 1 if node.op_type == "ConvTranspose" else out_axis(node)
         bits = 8 if self.signed else self.options.weight_bits
         scales = weight_scales(weight, axis, bits)
         rounded = quantize_weight(weight, scales, axis, bits)
@@ -370,4 +370,4 @@ def _mean_error(node: onnx.NodeProto, error: NDArray[np.float64], means: NDArray
         strides = next((list(a.ints) for a in node.attribute if a.name == "strides"), [1] * (error.ndim - 2))
         summed = error.reshape(*error.shape[:2], -1).sum(2) / np.prod(strides)
         return np.asarray((summed * means[:, None]).reshape(groups, -1, summed.shape[1]).sum(1).reshape(-1))
-    return np.asarray(means @ error if _out_axis(node) == 1 else error @ means)
+    return np.asarray(means @ error if out_axis(node) == 1 else error @ means)

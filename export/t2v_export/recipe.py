@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Union
 
@@ -25,21 +25,29 @@ MAX_PASSES = 32
 class Quantize:
     """Post-training INT8. `stages` to quantize; `method` of activation ranges, `percentile` for that method.
 
-    `weight_bits` of `int8-u8`, 7 or 8: with 8, x86 processors without VNNI clip sums (see `WEIGHT_LEVELS`).
+    `smooth`: how much of the activations' outliers moves into the weights behind a LayerNorm, 0 for none. `weight_bits`
+    of `int8-u8`, 7 or 8: with 8, x86 processors without VNNI clip sums (see `WEIGHT_LEVELS`).
     `keep_first`: dense layers that a float input reaches through no other layer stay in float32. `keep_last`: layers
-    after which no other comes do. `keep`: names of further layers that do. `captions`: sets or files to calibrate
-    with; `text_samples`, `motion_samples`, `render_samples`: how much of each stage to keep of them, `steps` the base
-    steps of a stream.
+    after which no other comes do. `keep`: names of further layers that do. `min_psnr` (dB, of frames, the mean over
+    samples), `max_error` (of text and motion, root mean square, relative): where above 0, so many of the most sensitive
+    layers stay in float32 too, as few as keep it. `sensitivity`: report what each layer alone loses.
+
+    `captions`: sets or files to calibrate with; `text_samples`, `motion_samples`, `render_samples`: how much of each
+    stage to keep of them, `steps` the base steps of a stream.
     """
 
     stages: tuple[str, ...] = ("text", "render")
     method: str = "entropy"
     percentile: float = 99.99
     weight_bits: int = 7
+    smooth: float = 0.0
     bias_correction: bool = True
     keep_first: bool = True
     keep_last: bool = True
     keep: tuple[str, ...] = ()
+    min_psnr: float = 0.0
+    max_error: float = 0.0
+    sensitivity: bool = True
     captions: tuple[str, ...] = ("en", "zh")
     text_samples: int = 256
     motion_samples: int = 512
@@ -134,6 +142,15 @@ class Recipe:
         last = self.passes[-1]
         return last if isinstance(last, Quantize) else None
 
+    def bounded(self, min_psnr: float) -> Recipe:
+        """The recipe with another `min_psnr`. Raises `UsageError` where it has no quantize pass or that is no PSNR."""
+        if self.quantize is None:
+            raise UsageError(f"recipe {self.name} makes no INT8 graphs; --min-psnr is for one with a quantize pass")
+        low, high = _BOUNDS["min_psnr"]
+        if not low <= min_psnr <= high:
+            raise UsageError(f"min-psnr is {min_psnr}, expected {low} to {high} dB")
+        return replace(self, passes=(*self.passes[:-1], replace(self.quantize, min_psnr=min_psnr)))
+
     @property
     def checkpoint_passes(self) -> tuple[Prune | Rebuild | Distill, ...]:
         """The passes before it: a checkpoint in, a checkpoint out."""
@@ -151,6 +168,9 @@ _CHOICES = {
 _BOUNDS = {
     "percentile": (50.0, 100.0),
     "weight_bits": (7, 8),
+    "smooth": (0.0, 1.0),
+    "min_psnr": (0.0, 100.0),
+    "max_error": (0.0, 10.0),
     "text_samples": (1, 20_000),
     "motion_samples": (1, 20_000),
     "render_samples": (1, 20_000),

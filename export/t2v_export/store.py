@@ -1,7 +1,8 @@
 """Finished work of the toolchain, kept by what it was made from: a stopped export goes on where it was.
 
 A key is the SHA-256 of all that a result depends on, so that a stale result cannot be found. Entries are folders of
-the user's cache, written whole or not at all; the least recently used leave when all together grow too large.
+the user's cache, written whole or not at all, with the hash of each file; one that is damaged is not found. The least
+recently used leave when all together grow too large.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from t2v_edge.files import atomic_folder
 
 FOLDER = "passes"
 MAX_BYTES = 4 << 30
+INDEX = "sha256.json"  # of an entry: no result names a file so
 
 
 def content_key(**parts: Any) -> str:
@@ -39,12 +41,17 @@ class PassStore:
         return cls(cache_folder(FOLDER))
 
     def load(self, key: str) -> dict[str, bytes] | None:
-        """The files of a result by name; None where it is not kept."""
+        """The files of a result by name; None where it is not kept, or not as it was written."""
         folder = self._entry(key)
         if folder is None or not folder.is_dir():
             return None
-        os.utime(folder)
-        return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+        try:
+            os.utime(folder)
+            found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        except OSError:
+            return None
+        index = found.pop(INDEX, None)
+        return {name: found[name] for name in sorted(found)} if index == _index(found) else None
 
     def save(self, key: str, files: Mapping[str, bytes]) -> None:
         """Keep a result. A cache that cannot be written is done without."""
@@ -56,6 +63,7 @@ class PassStore:
                 for name, data in files.items():
                     (partial / name).parent.mkdir(parents=True, exist_ok=True)
                     (partial / name).write_bytes(data)
+                (partial / INDEX).write_bytes(_index(files))
             self._make_room(folder)
         except OSError:
             return
@@ -86,3 +94,7 @@ class PassStore:
                 return
             shutil.rmtree(path, ignore_errors=True)
             total -= sizes[path]
+
+
+def _index(files: Mapping[str, bytes]) -> bytes:
+    return json.dumps({name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}).encode()

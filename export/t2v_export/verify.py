@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from t2v_edge.engine import open_engine
-from t2v_edge.engine.base import Engine, EngineOptions
+from t2v_edge.engine.base import Arrays, Engine, EngineOptions
 from t2v_edge.spec import STAGES, StageSpec, TensorSpec
 from t2v_export.errors import AccuracyError
 from t2v_export.graph import levels_graph
@@ -22,6 +22,7 @@ from t2v_export.reference import FRAME_STEPS, Rollout, roll_motion
 # Relative, by precision: float32 differs by the order of its sums, float16 by its 11 bits over some dozen layers.
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 ENGINE = "onnxruntime"
+NO_DIFFERENCE_DB = 100.0
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,15 @@ class StageDifference:
     """The worst of a stage's outputs, and each of them.
 
     Of render, `levels` (0 to 255 before rounding) counts; `frame` counts whole uint8 levels, for which the smallest
-    difference at a rounding border is 1. `by_rollout`: `max_rel` of each rollout by itself.
+    difference at a rounding border is 1. `by_rollout`: `max_rel` of each rollout by itself. `psnr_db`: of render's
+    frames, as `frame_psnr` gives it.
     """
 
     max_abs: float
     max_rel: float
     outputs: Mapping[str, Difference] = field(default_factory=dict)
     by_rollout: tuple[float, ...] = ()
+    psnr_db: Mapping[str, float] = field(default_factory=dict)
 
     def within(self, tolerance: float) -> bool:
         """Whether no output differs by more than `tolerance`, relative."""
@@ -54,11 +57,18 @@ class StageDifference:
         return self.max_rel <= tolerance and (frame is None or frame.max_abs <= math.ceil(tolerance * 255))
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        described = {
             "max_abs": self.max_abs,
             "max_rel": self.max_rel,
             "outputs": {n: d.to_json() for n, d in self.outputs.items()},
         }
+        return {**described, "psnr_db": dict(self.psnr_db)} if self.psnr_db else described
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StageDifference:
+        """The same again, but for `by_rollout`, which is not written."""
+        outputs = {n: Difference(d["max_abs"], d["max_rel"]) for n, d in data["outputs"].items()}
+        return cls(data["max_abs"], data["max_rel"], outputs, psnr_db=data.get("psnr_db", {}))
 
 
 def compare(pairs: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]) -> Difference:
@@ -69,6 +79,17 @@ def compare(pairs: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]) ->
         largest = max(largest, float(apart.max()) if np.isfinite(apart).all() else math.inf)
         scale = max(scale, float(np.abs(wanted.astype(np.float64)).max()))
     return Difference(largest, largest / scale if scale else (0.0 if largest == 0 else math.inf))
+
+
+def frame_psnr(pairs: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]) -> dict[str, float]:
+    """PSNR in dB (peak 255) over (made, reference) pairs of uint8 frames: `mean` and `min` of the `frames`. A frame
+    without any difference counts as `NO_DIFFERENCE_DB`.
+    """
+    found = []
+    for made, wanted in pairs:
+        error = float(np.mean((made.astype(np.float64) - wanted.astype(np.float64)) ** 2))
+        found.append(min(NO_DIFFERENCE_DB, 10 * math.log10(255**2 / error)) if error else NO_DIFFERENCE_DB)
+    return {"mean": round(float(np.mean(found)), 3), "min": round(min(found), 3), "frames": len(found)}
 
 
 def compare_stage(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout]) -> StageDifference:
@@ -145,21 +166,23 @@ def _compare_motion(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[
 
 def _compare_render(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout]) -> StageDifference:
     frame = spec.results[0]
-    floats = StageSpec(spec.stage, spec.feeds, (TensorSpec(frame.name, frame.shape),), spec.noises)
-    levels: list[tuple[NDArray[np.generic], NDArray[np.generic]]] = []
+    both = StageSpec(spec.stage, spec.feeds, (frame, TensorSpec("levels", frame.shape)), spec.noises)
+    made: list[dict[str, NDArray[np.generic]]] = []
     for form in _forms(levels_graph(graph)):
-        with open_engine(ENGINE, form.SerializeToString(), floats, EngineOptions()) as engine:
-            levels += [(_frames(engine, r), r.levels) for r in rollouts]
-    with open_engine(ENGINE, graph.SerializeToString(), spec, EngineOptions()) as engine:
-        frames = [(_frames(engine, r), np.rint(r.levels)) for r in rollouts]
-    return _stage({"levels": levels, "frame": frames}, ["levels"], len(rollouts))
+        with open_engine(ENGINE, form.SerializeToString(), both, EngineOptions()) as engine:
+            made += [_frames(engine, r) for r in rollouts]
+    levels = [(m["levels"], r.levels) for m, r in zip(made, [*rollouts, *rollouts])]
+    frames = [(m["frame"], np.rint(r.levels)) for m, r in zip(made, rollouts)]
+    each = [pair for made_frames, wanted in frames for pair in zip(made_frames, wanted)]
+    return replace(_stage({"levels": levels, "frame": frames}, ["levels"], len(rollouts)), psnr_db=frame_psnr(each))
 
 
-def _frames(engine: Engine, rollout: Rollout) -> NDArray[np.generic]:
-    """The frames of the steps `FRAME_STEPS`, (frames, H, W, 3)."""
-    feeds = {"condition": rollout.condition, **rollout.draws.render}
+def _frames(engine: Engine, rollout: Rollout) -> dict[str, NDArray[np.generic]]:
+    """`frame` and `levels` of the steps `FRAME_STEPS`, each (frames, H, W, 3)."""
+    feeds: Arrays = {"condition": rollout.condition, **rollout.draws.render}
     motions = [rollout.outputs["motion"][step : step + 1] for step in FRAME_STEPS]
-    return np.concatenate([engine.run({"motion": motion, **feeds})["frame"] for motion in motions])
+    made = [engine.run({"motion": motion, **feeds}) for motion in motions]
+    return {name: np.concatenate([m[name] for m in made]) for name in ("frame", "levels")}
 
 
 _COMPARE = {"text": _compare_text, "motion": _compare_motion, "render": _compare_render}

@@ -11,7 +11,7 @@ from t2v_edge.device import load_profile
 from t2v_edge.errors import EngineError, UsageError
 from t2v_edge.pipeline import Pipeline
 from t2v_edge.spec import STAGES
-from t2v_export import export, latency
+from t2v_export import export, graph_passes, latency
 from t2v_export.choose import choose, shipped
 from t2v_export.command import summary, table
 from t2v_export.export import ExportOptions, export_checkpoint
@@ -74,7 +74,7 @@ def test_export_drops_what_lost_and_a_bundle_of_the_chosen_alone_plays(make_chec
     fast = times(fp32=(2, 2), fp16=(3, 1))
     slow = times(fp32=(2, 2), fp16=(3, 3))
     monkeypatch.setattr(
-        export, "measure_latencies",
+        graph_passes, "measure_latencies",
         lambda graphs, spec, _: {v: (fast if spec.stage == "render" else slow)[v][spec.stage] for v in graphs},
     )  # fmt: skip
     exported = export_checkpoint(make_checkpoint(), tmp_path / "faster", cpu)

@@ -20,7 +20,7 @@ from t2v_edge.engine.base import EngineOptions
 from t2v_edge.errors import CheckpointError, T2VError, UsageError
 from t2v_edge.pipeline import Pipeline
 from t2v_edge.spec import STAGES
-from t2v_export import command, export
+from t2v_export import command, export, graph_passes
 from t2v_export.captions import DEFAULT_CAPTIONS
 from t2v_export.config import StageConfig
 from t2v_export.errors import AccuracyError
@@ -218,7 +218,7 @@ def test_fp16_bundle_is_half_the_size_and_keeps_the_checkpoints_weights(make_che
 
 
 def test_graph_that_is_wrong_writes_nothing(make_checkpoint, cpu, tmp_path, monkeypatch):
-    real = export.stage_to_onnx
+    real = graph_passes.stage_to_onnx
 
     def corrupted(module, spec, opset):
         model = real(module, spec, opset)
@@ -227,7 +227,7 @@ def test_graph_that_is_wrong_writes_nothing(make_checkpoint, cpu, tmp_path, monk
             weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
         return model
 
-    monkeypatch.setattr(export, "stage_to_onnx", corrupted)
+    monkeypatch.setattr(graph_passes, "stage_to_onnx", corrupted)
     with pytest.raises(AccuracyError, match="fp32 motion: .* differs from torch by") as caught:
         export_checkpoint(make_checkpoint(), tmp_path / "bundle", cpu, UNTIMED)
     assert caught.value.exit_code == 3

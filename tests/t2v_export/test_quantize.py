@@ -22,7 +22,7 @@ from t2v_export.config import StageConfig
 from t2v_export.errors import AccuracyError
 from t2v_export.export import ExportOptions, export_checkpoint
 from t2v_export.graph import constants
-from t2v_export.int8 import Quantized, measure_int8
+from t2v_export.int8 import measure_int8
 from t2v_export.lint import lint, target_of
 from t2v_export.observe import observe
 from t2v_export.quantize import INT8_VARIANTS, make_plan, observed_tensors, quantize
@@ -351,15 +351,15 @@ def test_state_error_of_a_quantized_motion_stage_stays_bounded(make_checkpoint, 
     assert 0 < error.max() < 0.2 and error[200:].mean() < 2 * error[20:120].mean()
 
 
-def test_graph_that_gives_infinity_is_refused(make_checkpoint, cpu, tmp_path, monkeypatch):
+def test_graph_that_gives_infinity_is_refused(monkeypatch):
     monkeypatch.setattr(int8, "compare_stage", lambda *_: StageDifference(np.inf, np.inf))
     with pytest.raises(AccuracyError, match="int8 render: gives NaN or infinity; leave"):
-        measure_int8(Quantized({"int8": {"render": upsampler()}}, {}, ""), {"render": SPEC}, ())
+        measure_int8(upsampler(), SPEC, (), "int8")
 
 
 def test_shipped_recipe_is_the_quantize_pass():
     recipe = load_recipe("fast")
-    assert recipe.name == "fast" and recipe.passes == (Quantize(),)
+    assert recipe.name == "fast" and recipe.passes == (Quantize(smooth=0.5),)
 
 
 @pytest.mark.parametrize(

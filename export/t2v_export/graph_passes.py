@@ -1,0 +1,229 @@
+"""The passes from a checkpoint to graphs and measurements: each is kept by what it is made from and found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import onnx
+
+from t2v_calibration.captions import load_captions
+from t2v_edge.engine import available_engines
+from t2v_edge.machine import versions
+from t2v_edge.spec import STAGES, StageSpec
+from t2v_edge.tokenizer import CaptionTokenizer
+from t2v_export.checkpoint import Checkpoint
+from t2v_export.int8 import calibrate, measure_int8, quantize_stage
+from t2v_export.kept import (
+    pack_calibration,
+    pack_json,
+    pack_observations,
+    pack_rollouts,
+    unpack_calibration,
+    unpack_observations,
+    unpack_rollouts,
+)
+from t2v_export.latency import Latency, measure_latencies
+from t2v_export.mixed import make_half
+from t2v_export.observe import observe
+from t2v_export.quantize import Plan, make_plan, observed_tensors
+from t2v_export.recipe import Quantize
+from t2v_export.reference import Rollout, play_references
+from t2v_export.sensitivity import MAX_LAYERS, Judge, Sensitivity, measure_sensitivity
+from t2v_export.smooth import smooth
+from t2v_export.to_onnx import stage_to_onnx
+from t2v_export.verify import TOLERANCES, StageDifference, check_accuracy, compare_variant
+from t2v_export.work import Advance, Files, Work
+
+
+@dataclass
+class Made:
+    """What the passes have made so far, by variant and stage: graphs, their differences from torch, layers that stay in
+    float32, and why a graph is not there. `sensitivity`: by stage, what single layers lose, as JSON.
+    """
+
+    graphs: dict[str, dict[str, onnx.ModelProto]] = field(default_factory=dict)
+    differences: dict[str, dict[str, StageDifference]] = field(default_factory=dict)
+    kept: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    refused: dict[str, dict[str, str]] = field(default_factory=dict)
+    sensitivity: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    calibration_sha256: str | None = None
+
+    def add(
+        self, variant: str, stage: str, graph: onnx.ModelProto, difference: StageDifference, kept: Sequence[str]
+    ) -> None:
+        self.graphs.setdefault(variant, {})[stage] = graph
+        self.differences.setdefault(variant, {})[stage] = difference
+        if kept:
+            self.kept.setdefault(variant, {})[stage] = tuple(kept)
+
+
+class GraphPasses:
+    """The passes on one checkpoint. Each reads what those before it have left in `made`."""
+
+    def __init__(self, work: Work, checkpoint: Checkpoint, tokenizer: CaptionTokenizer, opset: int, seed: int) -> None:
+        self.work, self.checkpoint, self.tokenizer, self.opset, self.seed = work, checkpoint, tokenizer, opset, seed
+        self.specs = checkpoint.specs
+        self.made = Made()
+        self.rollouts: tuple[Rollout, ...] = ()
+        self._hashes: dict[str, str] = {}
+
+    @staticmethod
+    def count(half: bool, quantize: Quantize | None, measure: bool) -> int:
+        """How many passes an export with these choices has."""
+        stages = len(STAGES)
+        of_stage = 4 + bool(quantize and quantize.smooth)
+        return 3 + stages * half + (1 + of_stage * len(quantize.stages) if quantize else 0) + stages * measure
+
+    def float_graphs(self) -> None:
+        def make(advance: Advance) -> Files:
+            files = {}
+            for stage, module in self.checkpoint.modules.items():
+                files[stage] = _bytes(stage_to_onnx(module, self.specs[stage], self.opset))
+                advance()
+            return files
+
+        files = self.work.do("float32 graphs", len(STAGES), make, opset=self.opset)
+        self.made.graphs["fp32"] = {stage: onnx.load_from_string(files[stage]) for stage in STAGES}
+        self._hashes = {stage: hashlib.sha256(data).hexdigest() for stage, data in files.items()}
+
+    def references(self, captions: Sequence[str]) -> None:
+        """What torch makes of the captions, and how far the float32 graphs are from it; raises `AccuracyError`."""
+
+        def make(advance: Advance) -> Files:
+            return pack_rollouts(play_references(self.checkpoint, self.tokenizer, captions, self.seed, advance))
+
+        files = self.work.do("torch", len(captions), make, captions=list(captions), seed=self.seed)
+        self.rollouts = unpack_rollouts(files, self.specs, self.tokenizer, captions, self.seed)
+        self._hashes["rollouts"] = hashlib.sha256(files["rollouts.npz"]).hexdigest()
+
+        def compare(advance: Advance) -> Files:
+            found = compare_variant(self.made.graphs["fp32"], self.specs, self.rollouts)
+            check_accuracy("fp32", found)
+            return {"differences.json": pack_json({stage: d.to_json() for stage, d in found.items()})}
+
+        files = self.work.do("float32 verified", 1, compare, **self._hashes)
+        described = json.loads(files["differences.json"])
+        self.made.differences["fp32"] = {s: StageDifference.from_json(described[s]) for s in STAGES}
+
+    def half_graphs(self) -> None:
+        """The float16 variant; raises `AccuracyError` where a stage has none."""
+        for stage in STAGES:
+            model, spec = self.made.graphs["fp32"][stage], self.specs[stage]
+
+            def make(advance: Advance, model: onnx.ModelProto = model, spec: StageSpec = spec) -> Files:
+                found = make_half(model, spec, self.rollouts, TOLERANCES["fp16"])
+                check_accuracy("fp16", {spec.stage: found.difference}, {spec.stage: found.kept})
+                described = {"kept": found.kept, "difference": found.difference.to_json()}
+                return {"graph.onnx": _bytes(found.graph), "made.json": pack_json(described)}
+
+            files = self.work.do(f"float16 {stage}", 1, make, **self._inputs(stage))
+            described = json.loads(files["made.json"])
+            difference = StageDifference.from_json(described["difference"])
+            self.made.add("fp16", stage, onnx.load_from_string(files["graph.onnx"]), difference, described["kept"])
+
+    def int8_graphs(self, options: Quantize, opset_cap: int) -> None:
+        """Both INT8 variants of the recipe's stages, and what their layers lose."""
+        blend_steps, fp32 = self.checkpoint.config.blend_steps, self.made.graphs["fp32"]
+
+        def play(advance: Advance) -> Files:
+            given, held = calibrate(fp32, self.specs, self.tokenizer, blend_steps, options, self.seed)
+            return pack_calibration({"given": given, "held": held})
+
+        said = [load_captions(name) for name in options.captions]
+        sizes = [options.text_samples, options.motion_samples, options.render_samples, options.steps]
+        files = self.work.do("calibration", 1, play, captions=said, sizes=sizes, seed=self.seed, **self._hashes)
+        sets = unpack_calibration(files)
+        self.made.calibration_sha256 = sets["given"].sha256
+        for stage in (s for s in STAGES if s in options.stages):
+            plan = make_plan(fp32[stage], self.specs[stage], options)
+            if plan.layers:
+                given, held = (sets[name].samples[stage] for name in ("given", "held"))
+                self._int8_stage(stage, plan, given, held, options, opset_cap)
+
+    def _int8_stage(
+        self, stage: str, plan: Plan, given: Sequence[Any], held: Sequence[Any], options: Quantize, opset_cap: int
+    ) -> None:
+        model, spec = self.made.graphs["fp32"][stage], self.specs[stage]
+        inputs = {**self._inputs(stage), "samples": self.made.calibration_sha256, "plan": asdict(plan)}
+        judge = Judge(model, spec, held)
+        if options.smooth:
+            float_model, inputs["smooth"] = model, options.smooth
+
+            def soften(advance: Advance) -> Files:
+                return {"graph.onnx": _bytes(smooth(float_model, plan.layers, given, options.smooth))}
+
+            model = onnx.load_from_string(self.work.do(f"smoothing {stage}", 1, soften, **inputs)["graph.onnx"])
+            plan = make_plan(model, spec, options)
+
+        def look(advance: Advance) -> Files:
+            return pack_observations(observe(model, given, *observed_tensors(model, plan), advance))
+
+        seen = unpack_observations(self.work.do(f"ranges {stage}", len(given), look, **inputs))
+        inputs["options"] = asdict(options)
+        found: list[Sensitivity] = []
+        if options.sensitivity or judge.bounded(options):
+
+            def measure(advance: Advance) -> Files:
+                made = measure_sensitivity(model, plan, seen, options, judge, advance)
+                return {"layers.json": pack_json([asdict(s) for s in made])}
+
+            layers = min(len(plan.layers), MAX_LAYERS)
+            files = self.work.do(f"sensitivity {stage}", layers, measure, **inputs)
+            found = [Sensitivity(**s) for s in json.loads(files["layers.json"])]
+            self.made.sensitivity[stage] = [s.to_json(judge.key) for s in found]
+
+        def make(advance: Advance) -> Files:
+            ranked = [s.layer for s in found]
+            made = quantize_stage(model, plan, seen, options, judge, ranked, opset_cap, advance)
+            graphs = {f"{variant}.onnx": _bytes(graph) for variant, graph in made.graphs.items()}
+            return {**graphs, "made.json": pack_json({"kept": made.kept, "refused": made.refused})}
+
+        files = self.work.do(f"INT8 {stage}", 2, make, opset_cap=opset_cap, **inputs)
+        described = json.loads(files["made.json"])
+        for variant, why in described["refused"].items():
+            self.made.refused.setdefault(variant, {})[stage] = why
+        graphs = {variant: files[f"{variant}.onnx"] for variant in described["kept"]}
+
+        def compare(advance: Advance) -> Files:
+            compared = {}
+            for variant, data in graphs.items():
+                found = measure_int8(onnx.load_from_string(data), spec, self.rollouts, variant)
+                compared[variant] = found.to_json()
+                advance()
+            return {"differences.json": pack_json(compared)}
+
+        files = self.work.do(f"INT8 {stage} verified", len(graphs), compare, **self._inputs(stage), **graphs)
+        for variant, difference in json.loads(files["differences.json"]).items():
+            graph, kept = onnx.load_from_string(graphs[variant]), described["kept"][variant]
+            self.made.add(variant, stage, graph, StageDifference.from_json(difference), kept)
+
+    def latencies(self) -> dict[str, dict[str, dict[str, Latency]]]:
+        """Of every graph, by variant, stage and engine, on this machine."""
+        found: dict[str, dict[str, dict[str, Latency]]] = {variant: {} for variant in self.made.graphs}
+        for stage in STAGES:
+            graphs = {v: stages[stage] for v, stages in self.made.graphs.items() if stage in stages}
+
+            def make(
+                advance: Advance, graphs: Mapping[str, onnx.ModelProto] = graphs, spec: StageSpec = self.specs[stage]
+            ) -> Files:
+                measured = measure_latencies(graphs, spec, self.rollouts[0])
+                described = {v: {e: asdict(x) for e, x in by_engine.items()} for v, by_engine in measured.items()}
+                return {"latencies.json": pack_json(described)}
+
+            hashes = {v: hashlib.sha256(_bytes(graph)).hexdigest() for v, graph in graphs.items()}
+            engines = versions(*available_engines())
+            files = self.work.do(f"times {stage}", 1, make, graphs=hashes, engines=engines, stage=stage)
+            for variant, by_engine in json.loads(files["latencies.json"]).items():
+                found[variant][stage] = {engine: Latency(**x) for engine, x in by_engine.items()}
+        return found
+
+    def _inputs(self, stage: str) -> dict[str, Any]:
+        return {"stage": stage, "graph": self._hashes[stage], "rollouts": self._hashes["rollouts"]}
+
+
+def _bytes(model: onnx.ModelProto) -> bytes:
+    return model.SerializeToString(deterministic=True)
