@@ -14,6 +14,7 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 # Operators that multiply matrices and whose cost is not known here: a figure that leaves them out says so.
 UNKNOWN = ("Einsum", "Attention", "MultiHeadAttention", "QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger",
            "MatMulInteger", "Loop", "Scan", "If")
+_BYTES = (TensorProto.INT8, TensorProto.UINT8)
 _SCALES = (1, 2)  # inputs of QuantizeLinear and DequantizeLinear that say how to read the others
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -79,7 +80,7 @@ def count_parameters(graph: onnx.GraphProto) -> int:
             tensor = tensors.get(name)
             if tensor is None or (quantizing and place in _SCALES) or math.prod(tensor.dims) < 2:
                 continue
-            if tensor.data_type in FLOATS or quantizing:
+            if tensor.data_type in (*FLOATS, *_BYTES) or quantizing:
                 found.add(name)
     return sum(math.prod(tensors[name].dims) for name in found)
 

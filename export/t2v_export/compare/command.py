@@ -19,7 +19,6 @@ from t2v_export.compare.page import make_page
 from t2v_export.compare.report import FORMAT, Budget, make_report, sentence_of, to_bytes, to_text
 from t2v_export.errors import AccuracyError
 
-HELP = "measure how near every variant of a bundle is to its FP32"
 DESCRIPTION = """\
 Play the same captions, seeds and noise through every variant of a bundle, its default mix and its FP32, and measure
 how near they are: accuracy by an evaluator, pixels, motion in time, drift over a long run, size and speed. Writes
@@ -42,11 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, help="bundle folder or zip")
     parser.add_argument("--against", type=Path, metavar="MODEL",
                         help="a bundle, or a checkpoint folder (needs torch), whose FP32 is compared with too")
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="where to write (default: BUNDLE-compare here)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER",
+                        help="where to write (default: BUNDLE-compare here)")
     parser.add_argument("--evaluator", type=Path, metavar="FOLDER",
                         help="folder with evaluator.json and evaluator.onnx (default: that of --against, if any)")
     parser.add_argument("--captions", metavar="SET",
-                        help=f"a .txt or .jsonl file or a shipped set (default: {HELD_OUT}); lines with slots are judged")
+                        help=f"a .txt or .jsonl file or a shipped set (default: {HELD_OUT}); slots are what is judged")
     parser.add_argument("-n", "--count", type=int, help=f"captions to judge by the evaluator (default: {COUNT})")
     parser.add_argument("--clips", type=int, default=16, help="captions of them to play whole (default: 16)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip (default: 4)")
@@ -88,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
     with atomic_folder(target) as folder:
         (folder / "report.json").write_bytes(to_bytes(report))
         (folder / "report.html").write_text(make_page(report, measured), "utf-8")
-    shown = json.dumps(without_curves(report), indent=1, ensure_ascii=False) if args.json else to_text(report, str(target))
+    as_json = json.dumps(without_curves(report), indent=1, ensure_ascii=False)
+    shown = as_json if args.json else to_text(report, str(target))
     sys.stdout.write(shown + "\n")
     broken = [sentence_of(demand) for demand in report["budget"]["demands"] if not demand["kept"]]
     if broken:

@@ -22,7 +22,8 @@ from t2v_export.compare.caption_set import SlottedCaption
 from t2v_export.compare.evaluator import EvaluatorSpec, read_spec
 from t2v_export.compare.lanes import AGAINST, EXACT, Comparable, Lane, lanes_of
 from t2v_export.compare.readings import named_values
-from t2v_export.compare.tasks import Pair, Setting, perform, spaced
+from t2v_export.compare.tasks import Pair, Setting, spaced
+from t2v_export.compare.workers import Work, perform
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,10 @@ def _measure(
     turns = cost.WARM_UP + cost.MAX_TURNS + len(setting.lanes) if options.timing else 0
     with tqdm(total=sum(weights) + turns * len(setting.lanes), desc="compare", unit="frame", file=sys.stderr,
               disable=None if options.progress else True, leave=False) as bar:
-        for result, weight in zip(perform(setting, work, options.processes), weights):
-            done.append(result)
-            bar.update(weight)
+        with tasks.Studio(setting) as studio:
+            for result, weight in zip(perform(studio, work, options.processes), weights):
+                done.append(result)
+                bar.update(weight)
         costs = cost.static_costs(setting.lanes)
         latencies, memory = {}, {}
         if options.timing:
@@ -142,10 +144,10 @@ def _measure(
 
 def _plan(
     options: CompareOptions, setting: Setting, evaluator: EvaluatorSpec | None
-) -> tuple[list[tuple[tasks.Work, Any]], list[int]]:
+) -> tuple[list[tuple[Work, Any]], list[int]]:
     """The tasks, and about how many frames each costs."""
     count, lanes = len(setting.captions), len(setting.lanes)
-    work: list[tuple[tasks.Work, Any]] = []
+    work: list[tuple[Work, Any]] = []
     weights: list[int] = []
     chosen = spaced(count, options.clips)
     pictured = {chosen[i] for i in spaced(len(chosen), options.pictures)} if options.pictures else set()

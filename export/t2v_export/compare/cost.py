@@ -17,7 +17,7 @@ from t2v_edge.draws import Tensors
 from t2v_edge.errors import EngineError
 from t2v_edge.spec import STAGES
 from t2v_edge.tokenizer import CaptionTokenizer
-from t2v_export.compare import play
+from t2v_export.compare import memory, play
 from t2v_export.compare.lanes import Lane, Rack
 from t2v_export.macs import GraphCost, graph_cost
 
@@ -112,9 +112,9 @@ def _percentiles(taken: Sequence[float]) -> dict[str, float]:
 
 
 def measure_memory(lane: Lane, engine: str, caption: str) -> int:
-    """Bytes by which a fresh process grows at most while it opens a lane and plays two seconds; raises `EngineError`."""
+    """Bytes by which a fresh process grows while it opens a lane and plays two seconds; raises `EngineError`."""
     mix = [f"{stage}={variant}" for stage, variant in lane.variants.items()]
-    command = [sys.executable, "-m", "t2v_export.compare.memory", str(lane.bundle), engine, caption, str(MEMORY_S), *mix]
+    command = [sys.executable, "-m", memory.__name__, str(lane.bundle), engine, caption, str(MEMORY_S), *mix]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise EngineError(f"memory of {lane.name} could not be measured ({done.stderr.strip()[-300:]}); "

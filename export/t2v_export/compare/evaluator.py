@@ -1,8 +1,8 @@
 """An evaluator: a video classifier in ONNX that reads from frames what a caption could have named.
 
-Its folder holds `evaluator.json` (labels, and how it wants its frames) and `evaluator.onnx` (uint8 ``video`` (1, frames,
-3, size, size) -> float32 ``logits`` (1, all values)). Judging text faithfulness by attribute classifiers follows TFGAN
-(Balaji et al., IJCAI 2019).
+Its folder holds `evaluator.json` (labels, and how it wants its frames) and `evaluator.onnx` (uint8 ``video``
+(1, frames, 3, size, size) -> float32 ``logits`` (1, all values)). Judging text faithfulness by attribute classifiers
+follows TFGAN (Balaji et al., IJCAI 2019).
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def read_spec(folder: Path) -> tuple[EvaluatorSpec, dict[str, Any]]:
         slots = {str(slot): tuple(map(str, values)) for slot, values in data["slots"].items()}
         spec = EvaluatorSpec(int(data["frames"]), int(data["fps"]), int(data["size"]), slots)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"cannot read {path}: {error!r}; give a folder that holds evaluator.json and "
-                              "evaluator.onnx") from error
+        raise CheckpointError(f"cannot read {path}: {error!r}; give a folder such as a checkpoint's evaluator/, with "
+                              "evaluator.json and evaluator.onnx") from error
     if data.get("format") != FORMAT or data.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(f"{path} is not {FORMAT} version {FORMAT_VERSION}; train it again with this version")
     if min(spec.frames, spec.fps, spec.size, spec.logits) < 1:

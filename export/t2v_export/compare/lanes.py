@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from t2v_edge import Pipeline
 from t2v_edge.bundle import Bundle, Manifest
@@ -92,9 +91,11 @@ class Rack:
     def __enter__(self) -> Rack:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the engines."""
         self._stack.close()
 
 

@@ -10,11 +10,13 @@ NONE = "–"
 
 
 def signed(value: float | None, digits: int = 2, unit: str = "") -> str:
-    """``+1.25``, ``0`` or a dash for None; a true minus sign."""
+    """``+1.25``, ``0`` only for exactly that, ``±0.00`` for what rounds to it, a dash for None; a true minus sign."""
     if value is None:
         return NONE
     if value == 0:
         return f"0{unit}"
+    if abs(value) < 0.5 * 10**-digits:
+        return f"±{0:.{digits}f}{unit}"
     return f"{value:+.{digits}f}{unit}".replace("-", "−")
 
 
@@ -61,8 +63,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def tiles(entries: Sequence[tuple[str, str]]) -> str:
     """Large values over what they are; values are text."""
-    return '<div class="tiles">' + "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in entries) + "</div>"
+    cells = (f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in entries)
+    return f'<div class="tiles">{"".join(cells)}</div>'
 
 
 def figure(caption: str, picture: str) -> str:
@@ -71,4 +73,5 @@ def figure(caption: str, picture: str) -> str:
 
 def section(name: str, title: str, explained: str, inside: str) -> str:
     """A figure's section: what it says in a sentence stands under its title."""
-    return (f'<section id="{name}"><h2>{escape(title)}</h2><p class="explain">{escape(explained)}</p>{inside}</section>')
+    head = f'<h2>{escape(title)}</h2><p class="explain">{escape(explained)}</p>'
+    return f'<section id="{name}">{head}{inside}</section>'

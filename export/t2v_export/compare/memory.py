@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import importlib
 import sys
 from pathlib import Path
 
@@ -20,6 +20,8 @@ def peak_bytes() -> int:
         for line in STATUS.read_text("ascii", "replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    import resource  # not everywhere
+
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
@@ -27,7 +29,7 @@ def peak_bytes() -> int:
 def main(arguments: list[str]) -> int:
     bundle, engine, caption, seconds, *mix = arguments
     lane = Lane("lane", Path(bundle), dict(part.split("=", 1) for part in mix))
-    __import__(f"t2v_edge.engine.{engine}")  # the engine's library is no part of what a lane needs
+    importlib.import_module(f"t2v_edge.engine.{engine}")  # the engine's library is no part of what a lane needs
     before = peak_bytes()
     with Rack(engine, None) as rack:
         pipeline = rack.pipeline(lane)

@@ -72,7 +72,7 @@ def _savings(report: Json, lane: str) -> str:
         faster = exact["latency_ms"][cost.FRAME]["p50"] / mine["latency_ms"][cost.FRAME]["p50"]
         if faster >= 1.05:
             told.append(f"{faster:.1f} times faster a frame")
-    return f", and {' and '.join(told)}" if told else ""
+    return f" and is {' and '.join(told)}" if told else ""
 
 
 def is_equal(pair: Json) -> bool:
@@ -133,7 +133,7 @@ def _tiles(report: Json, pair: Json) -> list[tuple[str, str]]:
         found.append((f"{other['macs']['render'] / mine['macs']['render']:.1f}×", "fewer renderer MACs"))
     if "latency_ms" in mine:
         times = [side["latency_ms"][cost.FRAME]["p50"] for side in (other, mine)]
-        found.append((f"{times[0] / times[1]:.2f}×", f"faster a frame: {times[1]:.1f} ms, not {times[0]:.1f}"))
+        found.append((f"{times[1]:.1f} ms", f"a frame, median; {times[0]:.1f} ms before"))
     return found
 
 

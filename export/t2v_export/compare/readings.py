@@ -97,7 +97,7 @@ class Readings:
 
 
 def named_values(captions: Sequence[SlottedCaption], slots: dict[str, tuple[str, ...]]) -> NDArray[np.int64]:
-    """The index of each value a caption names, int (n, slots); raises `UsageError` for one the evaluator cannot read."""
+    """The index of each value that a caption names, int (n, slots); raises `UsageError` for an unknown one."""
     named = np.full((len(captions), len(slots)), UNNAMED, np.int64)
     columns = {slot: i for i, slot in enumerate(slots)}
     for row, caption in zip(named, captions):

@@ -309,7 +309,9 @@ def to_text(report: Mapping[str, Any], where: str) -> str:
 
 def _pair_line(pair: Json) -> str:
     accuracy = pair.get("accuracy", {}).get("all")
-    points = "-" if accuracy is None else f"{accuracy['points']:+.2f} ({accuracy['low']:+.2f} to {accuracy['high']:+.2f})"
+    points = "-"
+    if accuracy is not None:
+        points = f"{accuracy['points']:+.2f} ({accuracy['low']:+.2f} to {accuracy['high']:+.2f})"
     psnr = [f"{pair['frames'][way]['psnr_db']['mean']:.1f} dB" if way in pair["frames"] else "-"
             for way in (clips.ALONE, clips.WHOLE)]
     warp = (pair["temporal"][clips.ALONE] or pair["temporal"][clips.WHOLE] or {}).get("warping_error_change_percent")

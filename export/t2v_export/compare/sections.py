@@ -90,13 +90,13 @@ def accuracy(report: Json, names: Names) -> str:
     rows.append(["chance", *(plain(100 * report["lanes"][EXACT]["chance"][s], 1)
                              if s in report["lanes"][EXACT]["chance"] else NONE for s in slots)])
     told = {"all": "all, together"}
-    head = ["percent right", *(f"{escape(told.get(s, s))}<br>n = {report['lanes'][EXACT]['accuracy'][s]['count']}"
-                               for s in slots)]
+    named = {s: report["lanes"][EXACT]["accuracy"][s]["count"] for s in slots}
+    head = ["percent right", *(f"{escape(told.get(s, s))}<br>n = {n}" for s, n in named.items())]
     pairs = [p for p in report["pairs"] if "accuracy" in p]
     tests = [[names.pair(p), *_test_cells(p["accuracy"]["all"])] for p in pairs]
     inside = table(head, rows) + table(
-        ["all named attributes together", "difference, points<br>(95 % interval)", "only it right", "only baseline right",
-         "McNemar p"], tests)
+        ["all named attributes together", "difference, points<br>(95 % interval)", "only it<br>right",
+         "only baseline<br>right", "McNemar<br>p"], tests)
     plots = []
     for baseline in dict.fromkeys(p["baseline"] for p in pairs):
         groups = [(told.get(s, s), [Interval(f"{names.text(p['candidate'])}: {interval(e)}", e["low"], e["points"],
@@ -107,9 +107,9 @@ def accuracy(report: Json, names: Names) -> str:
                             interval_plot(groups, "percentage points", "accuracy differences")))
     inside += f'<div class="plots">{"".join(plots)}</div>' + names.key()
     return section("accuracy", "Are captions still read right?",
-                   "An independent video classifier reads from 16 frames what the caption named; the difference counts "
-                   "caption by caption, its interval is a paired bootstrap over captions, and McNemar's exact p says how "
-                   "likely such a split is between equally good models.", inside)
+                   "An independent video classifier reads from a video what its caption named; the difference counts "
+                   "caption by caption, its interval is a paired bootstrap over captions, and McNemar's exact p says "
+                   "how likely such a split is between equally good models.", inside)
 
 
 def _test_cells(entry: Json) -> list[str]:
@@ -138,7 +138,8 @@ def frames(report: Json, names: Names) -> str:
                          names.style(p["candidate"]))
                   for p in report["pairs"] if p["baseline"] == EXACT and (f := p["frames"].get(way))]
         if series:
-            plots.append(figure(f"{label}: mean PSNR over the clip", line_plot(series, "seconds", "PSNR, dB", title=label)))
+            plot = line_plot(series, "seconds", "PSNR, dB", title=label)
+            plots.append(figure(f"{label}: mean PSNR over the clip", plot))
     inside = table(head, rows) + f'<div class="plots">{"".join(plots)}</div>' + names.key()
     return section("frames", "How near are the pixels?",
                    "Render alone draws the baseline's own motion, so only the renderer differs; whole stream runs a "
@@ -148,23 +149,24 @@ def frames(report: Json, names: Names) -> str:
 
 def temporal(report: Json, names: Names) -> str:
     """Warping error and flicker."""
-    lanes = [[names.mark(n), plain(v["temporal"]["warping_error"], 3), plain(v["temporal"]["flicker"], 3)]
-             for n, v in report["lanes"].items() if "temporal" in v]
-    if not lanes:
+    rows = [[names.mark(n), "whole stream", plain(v["temporal"]["warping_error"], 3), NONE,
+             plain(v["temporal"]["flicker"], 3), NONE]
+            for n, v in report["lanes"].items() if "temporal" in v and n in (EXACT, AGAINST)]
+    if not rows:
         return ""
-    rows = []
     for pair in report["pairs"]:
         for way, label in ((clips.ALONE, "render alone"), (clips.WHOLE, "whole stream")):
             found = pair["temporal"].get(way)
             if found:
-                rows.append([names.pair(pair), label, signed(found["warping_error_change_percent"], 2, " %"),
-                             signed(found["flicker_change_percent"], 2, " %")])
-    inside = table(["", "", "warping error<br>against baseline", "flicker<br>against baseline"], rows)
-    inside += table(["whole stream, levels of 255", "warping error", "flicker"], lanes)
+                rows.append([names.pair(pair), label, plain(found["warping_error"], 3),
+                             signed(found["warping_error_change_percent"], 1, " %"), plain(found["flicker"], 3),
+                             signed(found["flicker_change_percent"], 1, " %")])
+    inside = table(["", "", "warping error<br>levels of 255", "against<br>baseline", "flicker<br>levels of 255",
+                    "against<br>baseline"], rows)
     return section("temporal", "Do frames hang together?",
-                   "Warping error is what of the frame before, moved along the optical flow, does not fit the next; "
-                   "flicker is how much pixels change where nothing moves. Render alone follows the baseline's flow, the "
-                   "whole stream its own.", inside)
+                   "Warping error is what of a frame, moved along the optical flow, does not fit the next; "
+                   "flicker is how much pixels change where nothing moves. Render alone follows the baseline's flow, "
+                   "the whole stream its own.", inside)
 
 
 def drift(report: Json, names: Names) -> str:
@@ -182,10 +184,11 @@ def drift(report: Json, names: Names) -> str:
             plots.append(figure(f"{label}: relative error against FP32", line_plot(
                 series, "base steps", "relative error", log_x=True, log_y=not zero, title=f"{label} drift")))
     rows = [_drift_row(names, p) for p in pairs]
-    windows = next((c["windows"] for p in pairs for c in [p["drift"].get("state") or p["drift"].get("motion")] if c), None)
-    early, late = ((f"{low}–{high}" for low, high in windows.values()) if windows else ("early", "late"))
-    head = ["", f"state error<br>steps {early}", f"<br>steps {late}", "late /<br>early", f"motion error<br>steps {late}",
-            "motion<br>speed", "motion<br>spread"]
+    curves = [curve for p in pairs if (curve := p["drift"].get("state") or p["drift"].get("motion"))]
+    windows = curves[0]["windows"] if curves else {"early": ["early"], "late": ["late"]}
+    early, late = ("–".join(map(str, bounds)) for bounds in windows.values())
+    head = ["", f"state error<br>steps {early}", f"<br>steps {late}", "late /<br>early",
+            f"motion error<br>steps {late}", "motion<br>speed", "motion<br>spread"]
     inside = f'<div class="plots">{"".join(plots)}</div>' + names.key() + table(head, rows)
     steps = sorted({int(s) for p in pairs for s in p["drift"].get("psnr_db_after_steps", {})})
     if steps:
@@ -194,8 +197,8 @@ def drift(report: Json, names: Names) -> str:
             for p in pairs if "psnr_db_after_steps" in p["drift"]])
     return section("drift", f"Does error grow over {report['played']['drift_steps']:,} steps?".replace(",", " "),
                    "From the same seed each lane runs freely; error is the distance of all recurrent states, or of "
-                   "motion, relative to the baseline's. A ratio late to early near 1 means that it has stopped growing. "
-                   "Two chaotic runs part for good, but speed and spread of motion must stay the same.", inside)
+                   "motion, relative to the baseline's. A ratio late to early near 1 means that it has stopped "
+                   "growing. Chaotic runs part for good, but speed and spread of motion must stay the same.", inside)
 
 
 def _drift_row(names: Names, pair: Json) -> list[str]:
@@ -214,9 +217,9 @@ def distances(report: Json, names: Names) -> str:
     rows.append(["FP32 against itself with other seeds (yardstick)", plain(report["frechet_yardstick"], 3)])
     n = report["played"]["captions"]
     return section("distance", "Are the videos of one kind?",
-                   f"In-domain Frechet distance (evaluator features): how far apart the features of {n} videos lie as "
-                   "Gaussians. The yardstick is what other seeds alone make. It must never be compared with published "
-                   "FIDs, nor with distances from another number of captions.",
+                   f"In-domain Frechet distance (evaluator features): how far apart the features of {n} videos lie "
+                   "as Gaussians. The yardstick is what other seeds alone make. It must never be compared with "
+                   "published FIDs, nor with distances from another number of captions.",
                    table(["in-domain Frechet distance", f"n = {n}"], rows))
 
 
@@ -233,9 +236,9 @@ def speed(report: Json, names: Names) -> str:
                  plain(lanes[n]["peak_memory_bytes"] / 1e6, 0)] for n in timed]
         runs = lanes[timed[0]]["latency_ms"][cost.FRAME]["runs"]
         inside += table(["median ms", *labels, "frame<br>p95", "frame<br>p99", "peak<br>MB"], rows)
-        inside += (f'<p class="small">{runs} turns, the lanes one after the other in each, on {escape(_machine(report))}. '
-                   "Frame is motion and render; peak is what a fresh process grows by while it opens the lane and plays "
-                   "two seconds.</p>")
+        inside += (f'<p class="small">{runs} turns, the lanes one after the other in each, on '
+                   f"{escape(_machine(report))}. Frame is motion and render; peak is what a fresh process grows by "
+                   "while it opens the lane and plays two seconds.</p>")
     inside += _pareto(report, names, bool(timed))
     return section("cost", "What does it cost?",
                    "Times are of this machine alone and of its load at the time; up and to the left is better in the "
@@ -257,7 +260,8 @@ def _pareto(report: Json, names: Names, timed: bool) -> str:
         return ""
     x_label = "ms a frame, median" if timed else "megabytes of graphs"
     y_label = "all attributes right, %" if judged else "PSNR of frames rendered alone, dB"
-    return f'<div class="plots">{figure("Quality against cost", scatter_plot(points, x_label, y_label, "Pareto plot"))}</div>'
+    plot = scatter_plot(points, x_label, y_label, "Pareto plot", 100.0)
+    return f'<div class="plots">{figure("Quality against cost", plot)}</div>'
 
 
 def _machine(report: Json) -> str:
@@ -275,9 +279,10 @@ def layers(report: Json) -> str:
         for stage, rows in report["sensitivity"].items():
             columns = [k for k in rows[0] if k != "layer"]
             body = [[f"<code>{escape(r['layer'])}</code>", *(_cell(r.get(k)) for k in columns)] for r in rows[:15]]
-            inside += f"<h3>{escape(stage)}</h3>" + table(["layer", *(escape(k.replace("_", " ")) for k in columns)], body)
+            head = ["layer", *(escape(k.replace("_", " ")) for k in columns)]
+            inside += f"<h3>{escape(stage)}</h3>" + table(head, body)
     else:
-        inside += '<p class="small">The bundle carries no sensitivity analysis, so layers are not ranked one by one.</p>'
+        inside += '<p class="small">The bundle carries no sensitivity analysis: layers are not ranked one by one.</p>'
     return section("layers", "Which layers are sensitive?",
                    "A layer that loses most in lower precision is the first to be kept in float32.", inside)
 

@@ -98,9 +98,13 @@ def line_plot(
     return _picture(_axes(x, y, x_label, y_label) + "".join(lines), title)
 
 
-def scatter_plot(points: Sequence[tuple[str, float, float, str]], x_label: str, y_label: str, title: str = "") -> str:
-    """Named points (name, x, y, style); names stand beside them."""
+def scatter_plot(
+    points: Sequence[tuple[str, float, float, str]], x_label: str, y_label: str, title: str = "",
+    most: float | None = None,
+) -> str:
+    """Named points (name, x, y, style), their names beside them; y goes no higher than `most` where that is given."""
     low, high = _padded(min(p[2] for p in points), max(p[2] for p in points))
+    high = high if most is None else min(high, most)
     left, right = _padded(min(p[1] for p in points), max(p[1] for p in points), 0.18)
     x, y = _frame(left, right, low, high, False, False)
     marks, taken = [], []
@@ -166,6 +170,6 @@ def _axes(x: Axis, y: Axis, x_label: str, y_label: str) -> str:
 
 
 def _picture(inside: str, title: str, height: float = HEIGHT) -> str:
-    return (f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title, quote=True)}">{inside}</svg>')
+    return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title, quote=True)}">{inside}</svg>'
 
 

@@ -1,17 +1,12 @@
-"""The work of a comparison in pieces, one caption each, and the processes that do it."""
+"""What a worker of a comparison is told and has open, and its first task: captions read by the evaluator."""
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,11 +50,20 @@ class Setting:
 
 
 class Studio:
-    """A worker's engines, one CPU thread each, opened on first use."""
+    """Engines, one CPU thread each, opened on first use: a worker is sent the setting alone. A context manager."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.rack = Rack(setting.engine, threads=1)
+
+    def __reduce__(self) -> tuple[type[Studio], tuple[Setting]]:
+        return Studio, (self.setting,)
+
+    def __enter__(self) -> Studio:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.rack.close()
 
     @cached_property
     def pipelines(self) -> dict[str, Pipeline]:
@@ -98,49 +102,6 @@ def _read(studio: Studio, pipeline: Pipeline, index: int, seed: int) -> Reading:
     return Reading(*studio.evaluator.read([play.render_at(pipeline, played, at) for at in positions]))
 
 
-Work = Callable[[Studio, Any], Any]
-
-_studio_of_worker: list[Studio] = []  # a pool hands its workers nothing else that lives from task to task
-
-
-def _start_worker(setting: Setting) -> None:
-    # Ctrl-C reaches the whole group: workers go at once and without a traceback each.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    cv2.setNumThreads(1)
-    _studio_of_worker[:] = [Studio(setting)]
-
-
-def _work(task: tuple[Work, Any]) -> Any:
-    work, argument = task
-    return work(_studio_of_worker[0], argument)
-
-
-def perform(setting: Setting, tasks: Sequence[tuple[Work, Any]], processes: int) -> Iterator[Any]:
-    """Do every task, a module-level function of a studio and an argument, and yield the results in order.
-
-    In `processes` processes of one thread each; where the caller stops, unfinished work is dropped and they end.
-    """
-    if processes <= 1:
-        studio = Studio(setting)
-        with studio.rack:
-            for work, argument in tasks:
-                yield work(studio, argument)
-        return
-    context = multiprocessing.get_context("spawn")
-    before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(processes, context, _start_worker, (setting,))
-    try:
-        yield from pool.map(_work, tasks, chunksize=1)
-    except BaseException:
-        for process in set(multiprocessing.active_children()) - before:
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def spaced(count: int, wanted: int) -> list[int]:
     """At most `wanted` of `count` indices, evenly spread, the first among them."""
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, wanted)).round()})
-
-
