@@ -25,7 +25,7 @@ def paired_differences(candidate: Readings, baseline: Readings, seed: int) -> di
     one, other, told = candidate.right(), baseline.right(), candidate.named != UNNAMED
     found = {slot: paired(one[told[:, i], i], other[told[:, i], i], generator)
              for i, slot in enumerate(candidate.slots) if told[:, i].any()}
-    return found | {"all": paired(one.all(1), other.all(1), generator)}
+    return found | {"all": paired(np.all(one, 1), np.all(other, 1), generator)}
 
 
 def paired(one: NDArray[np.bool_], other: NDArray[np.bool_], generator: np.random.Generator) -> dict[str, Any]:

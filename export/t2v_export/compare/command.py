@@ -7,14 +7,17 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from t2v_calibration.captions import shipped_sets
+from t2v_edge.bundle import Bundle
 from t2v_edge.engine import ENGINES, check_engine
 from t2v_edge.errors import BundleError, UsageError
 from t2v_edge.files import atomic_folder
 from t2v_export.captions import DEFAULT_CAPTIONS
 from t2v_export.compare.caption_set import HELD_OUT, SlottedCaption, read_slotted
-from t2v_export.compare.compare import CompareOptions, compare_bundle
+from t2v_export.compare.comparison import CompareOptions, compare_bundle
+from t2v_export.compare.lanes import lane_called, lanes_of
 from t2v_export.compare.page import make_page
 from t2v_export.compare.report import FORMAT, Budget, make_report, sentence_of, to_bytes, to_text
 from t2v_export.errors import AccuracyError
@@ -31,7 +34,7 @@ examples:
   t2v-edge compare bundle -n 1200 --evaluator checkpoints/reference/evaluator --max-drop 1   # exit code 3 past it
   t2v-edge compare small.bundle --against checkpoints/reference --clips 8
   t2v-edge compare bundle --min-psnr 35 --no-timing --json                                  # without an evaluator"""
-COUNT = 200
+COUNT, LONG = 200, 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
     if budget.max_drop is not None and not (options.evaluator and any(c.slots for c in options.captions)):
         raise UsageError("--max-drop asks for accuracy, which needs an evaluator and captions with slots: give "
                          "--evaluator FOLDER and --captions FILE.jsonl")
+    with Bundle.open(args.bundle) as bundle:
+        lane_called(budget.variant, *lanes_of(bundle))  # a wrong name fails now and not after all is played
     measured = compare_bundle(args.bundle, options)
     report = make_report(measured, budget)
     with atomic_folder(target) as folder:
@@ -129,11 +134,8 @@ def check_target(target: Path) -> None:
         raise BundleError(f"{target} is no report of t2v-edge compare and is left alone; give another -o FOLDER")
 
 
-def without_curves(report: dict[str, object]) -> dict[str, object]:
-    """The report without long lists."""
-    def strip(value: object) -> object:
-        if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if not (isinstance(v, list) and len(v) > 40)}
-        return [strip(v) for v in value] if isinstance(value, list) else value
-
-    return dict(strip(report))  # type: ignore[call-overload]
+def without_curves(value: Any) -> Any:
+    """A report, or a part of one, without its long lists."""
+    if isinstance(value, dict):
+        return {k: without_curves(v) for k, v in value.items() if not (isinstance(v, list) and len(v) > LONG)}
+    return [without_curves(item) for item in value] if isinstance(value, list) else value

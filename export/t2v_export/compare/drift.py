@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from t2v_edge import Pipeline
 from t2v_export.compare import play
-from t2v_export.compare.fidelity import psnr
+from t2v_export.compare.fidelity import Frame, psnr
 from t2v_export.compare.tasks import Studio
 
 EARLY, LATE_STEPS = (50, 150), 50
@@ -85,7 +86,7 @@ def _relative(one: Mapping[str, NDArray[np.float32]], other: Mapping[str, NDArra
     return float(np.sqrt(apart / max(length, 1e-12))) if apart else 0.0
 
 
-def _frame(pipeline: play.Pipeline, step: play.MotionStep, noises: Mapping[str, play.Floats]) -> play.Frame:
+def _frame(pipeline: Pipeline, step: play.MotionStep, noises: Mapping[str, play.Floats]) -> Frame:
     return play.render_at(pipeline, play.Take(step.motion, step.condition, noises), 0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +32,17 @@ def lanes_of(bundle: Bundle) -> tuple[tuple[Lane, ...], str]:
 
     Every variant is a lane, FP32 where it lacks a stage, and so is the default mix, unless it is the same as that of
     one of the others but FP32: a default of FP32 alone is played by itself, which shows that playing repeats exactly.
-    Raises `UsageError` where a stage has no FP32.
+    Raises `UsageError` where a stage has no FP32, or a variant a name that means something else here.
     """
     manifest = bundle.manifest
     exact = manifest.variants.get(EXACT, {})
     missing = [stage for stage in STAGES if stage not in exact]
     if missing:
         raise UsageError(f"{bundle.path} has no {EXACT} graph of {', '.join(missing)} to compare with; export it again")
+    for name in (DEFAULT, AGAINST):
+        if name in manifest.variants:
+            raise UsageError(f"{bundle.path} has a variant called {name!r}, which has another meaning in a comparison; "
+                             "export it under another name")
     lanes = [Lane(EXACT, bundle.path, dict.fromkeys(STAGES, EXACT))]
     for name, graphs in manifest.variants.items():
         if name != EXACT:
@@ -47,10 +51,16 @@ def lanes_of(bundle: Bundle) -> tuple[tuple[Lane, ...], str]:
     for lane in lanes[1:]:
         if lane.variants == manifest.default:
             return tuple(lanes), lane.name
-    if DEFAULT in manifest.variants:
-        raise UsageError(f"{bundle.path} has a variant called {DEFAULT!r}, which is the name of the default mix here; "
-                         "export it under another name")
     return (*lanes, Lane(DEFAULT, bundle.path, dict(manifest.default))), DEFAULT
+
+
+def lane_called(name: str, lanes: Sequence[Lane], default: str) -> Lane:
+    """The lane of a bundle called `name`, ``default`` being its default mix; raises `UsageError` naming them all."""
+    known = {lane.name: lane for lane in lanes if lane.name != AGAINST}
+    known[DEFAULT] = known[default]
+    if name not in known:
+        raise UsageError(f"--variant {name!r} is not among what is compared; choose one of: {', '.join(known)}")
+    return known[name]
 
 
 class Rack:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from t2v_export.compare import clips, cost, sections
-from t2v_export.compare.compare import Measured
+from t2v_export.compare.comparison import Comparison
 from t2v_export.compare.lanes import AGAINST, EXACT
 from t2v_export.compare.markup import plain, section, signed, tiles
 from t2v_export.compare.report import pair_of, sentence_of
@@ -19,7 +19,7 @@ STYLE = Path(__file__).with_name("page.css")
 Json = Mapping[str, Any]
 
 
-def make_page(report: Json, measured: Measured) -> str:
+def make_page(report: Json, measured: Comparison) -> str:
     """The whole page of a report; pictures come from what was `measured`. The same input gives the same text."""
     names = Names(report)
     title = f"{report['bundle']}: {_headline(report, names)}"
@@ -137,7 +137,7 @@ def _tiles(report: Json, pair: Json) -> list[tuple[str, str]]:
     return found
 
 
-def _side_by_side(measured: Measured, names: Names) -> str:
+def _side_by_side(measured: Comparison, names: Names) -> str:
     """Frames of the baseline, of each candidate, and their amplified difference."""
     scenes = []
     default = measured.default

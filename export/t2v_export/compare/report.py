@@ -15,10 +15,10 @@ from t2v_edge.errors import BundleError, UsageError
 from t2v_edge.machine import machine, versions
 from t2v_export.compare import clips, drift
 from t2v_export.compare.accuracy import paired_differences
-from t2v_export.compare.compare import Measured, captions_sha256, lane_of
+from t2v_export.compare.comparison import Comparison, captions_sha256
 from t2v_export.compare.fidelity import spread
 from t2v_export.compare.frechet import frechet_distance
-from t2v_export.compare.lanes import AGAINST, EXACT
+from t2v_export.compare.lanes import AGAINST, EXACT, lane_called
 from t2v_export.compare.readings import UNNAMED, Readings, named_values
 from t2v_export.compare.tasks import Pair
 from t2v_export.compare.temporal import TemporalSums
@@ -40,7 +40,7 @@ class Budget:
     variant: str = "default"
 
 
-def make_report(measured: Measured, budget: Budget) -> Json:
+def make_report(measured: Comparison, budget: Budget) -> Json:
     """Put what was measured into one JSON object; raises `UsageError` where the budget asks for what was not measured.
 
     Numbers have six significant digits.
@@ -68,11 +68,12 @@ def make_report(measured: Measured, budget: Budget) -> Json:
             "machine": machine(),
             "versions": versions(*TOOLS),
         }
-    report["budget"] = judge(report, budget, lane_of(measured, budget.variant).name)
+    lane = lane_called(budget.variant, setting.lanes, measured.default)
+    report["budget"] = judge(report, budget, lane.name)
     return dict(rounded(report))
 
 
-def _played(measured: Measured) -> Json:
+def _played(measured: Comparison) -> Json:
     options, setting = measured.options, measured.setting
     return {
         "captions": len(setting.captions),
@@ -87,7 +88,7 @@ def _played(measured: Measured) -> Json:
     }
 
 
-def _readings(measured: Measured) -> dict[str, Readings]:
+def _readings(measured: Comparison) -> dict[str, Readings]:
     """By lane; empty without an evaluator or where no caption names anything."""
     if measured.evaluator is None:
         return {}
@@ -99,7 +100,7 @@ def _readings(measured: Measured) -> dict[str, Readings]:
             for lane in measured.setting.lanes}
 
 
-def _absent(measured: Measured, readings: Mapping[str, Readings]) -> list[str]:
+def _absent(measured: Comparison, readings: Mapping[str, Readings]) -> list[str]:
     """Sentences about figures that are not in the report, and why."""
     told = []
     if measured.evaluator is None:
@@ -119,7 +120,7 @@ def _absent(measured: Measured, readings: Mapping[str, Readings]) -> list[str]:
     return told
 
 
-def _lane(measured: Measured, name: str, readings: Mapping[str, Readings]) -> Json:
+def _lane(measured: Comparison, name: str, readings: Mapping[str, Readings]) -> Json:
     """The figures of a lane by itself."""
     lane = next(lane for lane in measured.setting.lanes if lane.name == name)
     found: Json = {"variants": dict(lane.variants), "filled_with_fp32": list(lane.filled), **measured.costs[name]}
@@ -138,7 +139,7 @@ def _lane(measured: Measured, name: str, readings: Mapping[str, Readings]) -> Js
     return found
 
 
-def _pair(measured: Measured, pair: Pair, readings: Mapping[str, Readings]) -> Json:
+def _pair(measured: Comparison, pair: Pair, readings: Mapping[str, Readings]) -> Json:
     """The figures of a candidate against its baseline; those that cannot be had are left out."""
     one, other = pair.candidate, pair.baseline
     found: Json = {"candidate": one, "baseline": other}
@@ -159,18 +160,18 @@ def _pair(measured: Measured, pair: Pair, readings: Mapping[str, Readings]) -> J
     return found
 
 
-def _features(measured: Measured, name: str) -> np.ndarray:
+def _features(measured: Comparison, name: str) -> np.ndarray:
     return np.stack([reading[name].features for reading in measured.readings])
 
 
-def _yardstick(measured: Measured) -> float | None:
+def _yardstick(measured: Comparison) -> float | None:
     """The Frechet distance of FP32 to itself, played with other seeds: how much chance alone makes."""
     if len(measured.readings) < 2:
         return None
     return frechet_distance(_features(measured, EXACT), _features(measured, ""))
 
 
-def _frames(measured: Measured, key: tuple[str, str, str]) -> Json | None:
+def _frames(measured: Comparison, key: tuple[str, str, str]) -> Json | None:
     found = [clip.frames[key] for clip in measured.clips if key in clip.frames]
     if not found:
         return None
@@ -185,7 +186,7 @@ def _frames(measured: Measured, key: tuple[str, str, str]) -> Json | None:
     }
 
 
-def _temporal(measured: Measured, key: tuple[str, str, str]) -> TemporalSums | None:
+def _temporal(measured: Comparison, key: tuple[str, str, str]) -> TemporalSums | None:
     found = [clip.temporal[key] for clip in measured.clips if key in clip.temporal]
     if not found:
         return None
@@ -212,7 +213,7 @@ def change(one: float | None, other: float | None) -> float | None:
     return 100 * (one / other - 1) if other else None
 
 
-def _drift(measured: Measured, one: str, other: str) -> Json:
+def _drift(measured: Comparison, one: str, other: str) -> Json:
     runs = measured.drifts
     found: Json = {
         "speed_change_percent": change(*(float(np.mean([d.lively[n].speed for d in runs])) for n in (one, other))),
@@ -269,7 +270,7 @@ def judge(report: Mapping[str, Any], budget: Budget, lane: str) -> Json:
         if lane != baseline and (pair is None or "accuracy" not in pair):
             raise UsageError("--max-drop asks for accuracy, which needs an evaluator and captions with slots: give "
                              "--evaluator FOLDER and --captions FILE.jsonl")
-        drop = -pair["accuracy"]["all"]["points"] if pair else 0.0
+        drop = 0.0 - pair["accuracy"]["all"]["points"] if pair else 0.0
         demands.append({"what": "drop_points", "limit": budget.max_drop, "found": drop, "baseline": baseline,
                         "kept": drop <= budget.max_drop + 1e-9})
     if budget.min_psnr is not None:
@@ -324,8 +325,9 @@ def sentence_of(demand: Mapping[str, Any]) -> str:
     """One demand of a budget in words."""
     kept = "kept" if demand["kept"] else "NOT kept"
     if demand["what"] == "drop_points":
-        return (f"all-attributes accuracy is {demand['found']:.2f} points lower than {demand['baseline']}'s, at most "
-                f"{demand['limit']:g} are allowed: {kept}")
+        found = demand["found"]
+        moves = f"{'drops' if found >= 0 else 'rises'} by {abs(found):.2f} points against {demand['baseline']}"
+        return f"all-attributes accuracy {moves}, a drop of {demand['limit']:g} is allowed: {kept}"
     return f"frames rendered alone have {demand['found']:.2f} dB, at least {demand['limit']:g} are demanded: {kept}"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 460, 270
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 58, 22, 12, 44
 TINY = 1e-12
 
 
@@ -107,7 +107,8 @@ def scatter_plot(
     high = high if most is None else min(high, most)
     left, right = _padded(min(p[1] for p in points), max(p[1] for p in points), 0.18)
     x, y = _frame(left, right, low, high, False, False)
-    marks, taken = [], []
+    marks: list[str] = []
+    taken: list[tuple[float, float]] = []
     for name, px, py, style in sorted(points, key=lambda p: y(p[2])):
         cx, cy = x(px), y(py)
         ty = cy + 4

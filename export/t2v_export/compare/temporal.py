@@ -31,7 +31,7 @@ class FlowMeter:
     """Dense inverse search flow (Kroeger et al., ECCV 2016) between successive frames."""
 
     def __init__(self) -> None:
-        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def between(self, before: Plane, after: Plane) -> Flow:
         """Flow of two luminances, float32 (H, W) of 0 to 255.

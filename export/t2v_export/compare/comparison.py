@@ -20,7 +20,7 @@ from t2v_edge.manifest import FILE_NAME
 from t2v_export.compare import clips, cost, drift, tasks
 from t2v_export.compare.caption_set import SlottedCaption
 from t2v_export.compare.evaluator import EvaluatorSpec, read_spec
-from t2v_export.compare.lanes import AGAINST, EXACT, Comparable, Lane, lanes_of
+from t2v_export.compare.lanes import AGAINST, EXACT, Comparable, lanes_of
 from t2v_export.compare.readings import named_values
 from t2v_export.compare.tasks import Pair, Setting, spaced
 from t2v_export.compare.workers import Work, perform
@@ -64,7 +64,7 @@ class CompareOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class Comparison:
     """All that was measured, before it is put into words. `default`: the lane that is the bundle's default mix."""
 
     options: CompareOptions
@@ -79,7 +79,7 @@ class Measured:
     memory: dict[str, int]
 
 
-def compare_bundle(path: Path, options: CompareOptions) -> Measured:
+def compare_bundle(path: Path, options: CompareOptions) -> Comparison:
     """Play the bundle at `path` in all its lanes and measure; raises `BundleError`, `UsageError`, `EngineError`."""
     evaluator = read_spec(options.evaluator)[0] if options.evaluator else None
     if evaluator:
@@ -119,7 +119,7 @@ def opened(options: CompareOptions) -> Iterator[Bundle | None]:
 
 def _measure(
     options: CompareOptions, setting: Setting, default: str, evaluator: EvaluatorSpec | None
-) -> Measured:
+) -> Comparison:
     work, weights = _plan(options, setting, evaluator)
     done: list[Any] = []
     turns = cost.WARM_UP + cost.MAX_TURNS + len(setting.lanes) if options.timing else 0
@@ -138,7 +138,7 @@ def _measure(
                                                lambda: bar.update(len(setting.lanes)))
     by_kind = {kind: tuple(result for (job, _), result in zip(work, done) if job is kind)
                for kind in (tasks.read_caption, clips.play_clip, drift.run_free)}
-    return Measured(options, setting, default, evaluator, by_kind[tasks.read_caption], by_kind[clips.play_clip],
+    return Comparison(options, setting, default, evaluator, by_kind[tasks.read_caption], by_kind[clips.play_clip],
                     by_kind[drift.run_free], costs, latencies, memory)
 
 
@@ -168,12 +168,3 @@ def _plan(
 def captions_sha256(captions: tuple[SlottedCaption, ...]) -> str:
     """The hash of the captions, in order."""
     return hashlib.sha256("\n".join(caption.text for caption in captions).encode()).hexdigest()
-
-
-def lane_of(measured: Measured, name: str) -> Lane:
-    """The lane called `name`; raises `UsageError` saying which there are."""
-    known = {lane.name: lane for lane in measured.setting.lanes if lane.name != AGAINST}
-    known["default"] = known[measured.default]
-    if name not in known:
-        raise UsageError(f"--variant {name!r} is not among what was compared; choose one of: {', '.join(known)}")
-    return known[name]
