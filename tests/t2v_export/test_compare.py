@@ -132,7 +132,7 @@ def test_spoilt_scales_show_and_exit_with_3_after_the_report_is_written(place, c
     capsys.readouterr()
     bad = compared(place, "spoilt", *demands, out="spoilt-out", slots=captions, code=3)
     told = capsys.readouterr().err
-    assert "all-attributes accuracy" in told and "NOT kept" in told and "report.html" in told
+    assert "All-attributes accuracy drops" in told and "NOT kept" in told and "report.html" in told
     assert good["lanes"]["fp32"]["accuracy"]["all"]["rate"] == 1
     entry, before = pair(bad, "int8-u8")["accuracy"]["all"], pair(good, "int8-u8")["accuracy"]["all"]
     assert entry["points"] < -20 <= before["points"] and entry["low"] <= entry["points"] <= entry["high"]

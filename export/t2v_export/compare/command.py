@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from t2v_calibration.captions import shipped_sets
-from t2v_edge.bundle import Bundle
 from t2v_edge.engine import ENGINES, check_engine
 from t2v_edge.errors import BundleError, UsageError
 from t2v_edge.files import atomic_folder
 from t2v_export.captions import DEFAULT_CAPTIONS
 from t2v_export.compare.caption_set import HELD_OUT, SlottedCaption, read_slotted
 from t2v_export.compare.comparison import CompareOptions, compare_bundle
-from t2v_export.compare.lanes import lane_called, lanes_of
 from t2v_export.compare.page import make_page
 from t2v_export.compare.report import FORMAT, Budget, make_report, sentence_of, to_bytes, to_text
 from t2v_export.errors import AccuracyError
@@ -82,12 +80,10 @@ def run(args: argparse.Namespace) -> int:
     target = args.output or Path.cwd() / f"{args.bundle.resolve().name.removesuffix('.zip')}-compare"
     check_target(target)
     options = options_of(args)
-    budget = Budget(args.max_drop, args.min_psnr, args.variant)
+    budget = Budget(args.max_drop, args.min_psnr)
     if budget.max_drop is not None and not (options.evaluator and any(c.slots for c in options.captions)):
         raise UsageError("--max-drop asks for accuracy, which needs an evaluator and captions with slots: give "
                          "--evaluator FOLDER and --captions FILE.jsonl")
-    with Bundle.open(args.bundle) as bundle:
-        lane_called(budget.variant, *lanes_of(bundle))  # a wrong name fails now and not after all is played
     measured = compare_bundle(args.bundle, options)
     report = make_report(measured, budget)
     with atomic_folder(target) as folder:
@@ -108,10 +104,10 @@ def options_of(args: argparse.Namespace) -> CompareOptions:
     if evaluator is None and args.against is not None and (args.against / "evaluator" / "evaluator.onnx").is_file():
         evaluator = args.against / "evaluator"
     return CompareOptions(
-        captions=captions_of(args.captions, args.count), evaluator=evaluator, against=args.against, clips=args.clips,
-        seconds=args.seconds, drift_runs=args.drift_runs, drift_steps=args.drift_steps, pictures=args.pictures,
-        seed=args.seed, engine=args.engine, processes=args.processes, timing=not args.no_timing,
-        allow_code=args.allow_code, progress=True,
+        captions=captions_of(args.captions, args.count), evaluator=evaluator, against=args.against,
+        judged=args.variant, clips=args.clips, seconds=args.seconds, drift_runs=args.drift_runs,
+        drift_steps=args.drift_steps, pictures=args.pictures, seed=args.seed, engine=args.engine,
+        processes=args.processes, timing=not args.no_timing, allow_code=args.allow_code, progress=True,
     )
 
 

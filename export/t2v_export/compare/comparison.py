@@ -20,7 +20,7 @@ from t2v_edge.manifest import FILE_NAME
 from t2v_export.compare import clips, cost, drift, tasks
 from t2v_export.compare.caption_set import SlottedCaption
 from t2v_export.compare.evaluator import EvaluatorSpec, read_spec
-from t2v_export.compare.lanes import AGAINST, EXACT, Comparable, lanes_of
+from t2v_export.compare.lanes import AGAINST, DEFAULT, EXACT, Comparable, lane_called, lanes_of
 from t2v_export.compare.readings import named_values
 from t2v_export.compare.tasks import Pair, Setting, spaced
 from t2v_export.compare.workers import Work, perform
@@ -33,13 +33,15 @@ class CompareOptions:
     captions: to play, caption i with `seed` + i; those with slots are judged by the evaluator in `evaluator`, None
     for none. clips, seconds: how many captions are played whole, and for how long. drift_runs, drift_steps: how many
     are run freely, and for how many base steps. pictures: of how many clips. against: a bundle or a checkpoint folder
-    to compare with as well. engine, processes: who plays, each process on one thread. timing: measure latency and
-    memory; without it, nothing in the report depends on the machine's speed. allow_code: see `load_checkpoint`.
+    to compare with as well. judged: the lane that demands are about. engine, processes: who plays, each process on
+    one thread. timing: measure latency and memory; without it, nothing in the report depends on the machine's speed.
+    allow_code: see `load_checkpoint`.
     """
 
     captions: tuple[SlottedCaption, ...]
     evaluator: Path | None = None
     against: Path | None = None
+    judged: str = DEFAULT
     clips: int = 16
     seconds: float = 4.0
     drift_runs: int = 8
@@ -65,11 +67,14 @@ class CompareOptions:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """All that was measured, before it is put into words. `default`: the lane that is the bundle's default mix."""
+    """All that was measured, before it is put into words. `default`: the lane that is the bundle's default mix.
+    `judged`: the lane that demands are about.
+    """
 
     options: CompareOptions
     setting: Setting
     default: str
+    judged: str
     evaluator: EvaluatorSpec | None
     readings: tuple[dict[str, tasks.Reading], ...]
     clips: tuple[clips.Clip, ...]
@@ -87,16 +92,17 @@ def compare_bundle(path: Path, options: CompareOptions) -> Comparison:
     with opened(options) as against:
         with Bundle.open(path) as bundle:
             lanes, default = lanes_of(bundle)
+            judged = lane_called(options.judged, lanes, default).name
             pairs = [Pair(lane.name, EXACT, Comparable.of(bundle.manifest, bundle.manifest)) for lane in lanes[1:]]
             if against is not None:
                 can = Comparable.of(bundle.manifest, against.manifest)
                 exact = lanes_of(against)[0][0]
-                pairs += [Pair(lane.name, AGAINST, can) for lane in lanes]
+                pairs += [Pair(lane.name, AGAINST, can) for lane in lanes if lane.name in (EXACT, default, judged)]
                 lanes = (*lanes, replace(exact, name=AGAINST))
         texts = tuple(caption.text for caption in options.captions)
         setting = Setting(lanes, tuple(pairs), texts, options.seed, options.engine, options.evaluator, options.seconds,
                           options.drift_steps)
-        return _measure(options, setting, default, evaluator)
+        return _measure(options, setting, default, judged, evaluator)
 
 
 @contextmanager
@@ -118,7 +124,7 @@ def opened(options: CompareOptions) -> Iterator[Bundle | None]:
 
 
 def _measure(
-    options: CompareOptions, setting: Setting, default: str, evaluator: EvaluatorSpec | None
+    options: CompareOptions, setting: Setting, default: str, judged: str, evaluator: EvaluatorSpec | None
 ) -> Comparison:
     work, weights = _plan(options, setting, evaluator)
     done: list[Any] = []
@@ -138,8 +144,8 @@ def _measure(
                                                lambda: bar.update(len(setting.lanes)))
     by_kind = {kind: tuple(result for (job, _), result in zip(work, done) if job is kind)
                for kind in (tasks.read_caption, clips.play_clip, drift.run_free)}
-    return Comparison(options, setting, default, evaluator, by_kind[tasks.read_caption], by_kind[clips.play_clip],
-                    by_kind[drift.run_free], costs, latencies, memory)
+    return Comparison(options, setting, default, judged, evaluator, by_kind[tasks.read_caption],
+                      by_kind[clips.play_clip], by_kind[drift.run_free], costs, latencies, memory)
 
 
 def _plan(

@@ -71,7 +71,7 @@ def _savings(report: Json, lane: str) -> str:
     if "latency_ms" in mine:
         faster = exact["latency_ms"][cost.FRAME]["p50"] / mine["latency_ms"][cost.FRAME]["p50"]
         if faster >= 1.05:
-            told.append(f"{faster:.1f} times faster a frame")
+            told.append(f"{faster:.1f} times faster")
     return f" and is {' and '.join(told)}" if told else ""
 
 
@@ -89,7 +89,7 @@ def _verdict(report: Json, names: Names) -> str:
         ("Within budget", "kept") if budget["kept"] else ("Not within budget", "broken"))
     against = f" and against {names.text(AGAINST)}" if report["against"] else ""
     played = report["played"]
-    demands = "".join(f"<li>{escape(sentence_of(d).capitalize())}.</li>" for d in budget["demands"])
+    demands = "".join(f"<li>{escape(sentence_of(d))}.</li>" for d in budget["demands"])
     parts = [
         f'<p class="kicker">t2v-edge compare · {escape(report["bundle"])} against its FP32{escape(against)}</p>',
         f"<h1>{escape(_headline(report, names))}</h1>",

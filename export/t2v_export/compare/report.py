@@ -18,7 +18,7 @@ from t2v_export.compare.accuracy import paired_differences
 from t2v_export.compare.comparison import Comparison, captions_sha256
 from t2v_export.compare.fidelity import spread
 from t2v_export.compare.frechet import frechet_distance
-from t2v_export.compare.lanes import AGAINST, EXACT, lane_called
+from t2v_export.compare.lanes import AGAINST, EXACT
 from t2v_export.compare.readings import UNNAMED, Readings, named_values
 from t2v_export.compare.tasks import Pair
 from t2v_export.compare.temporal import TemporalSums
@@ -31,13 +31,12 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Budget:
-    """What is demanded. max_drop: of all-attributes accuracy, percentage points. min_psnr: mean PSNR in dB of frames
-    rendered alone. variant: whose, ``default`` for the bundle's default mix.
+    """What is demanded of the lane that is judged. max_drop: of all-attributes accuracy, percentage points. min_psnr:
+    mean PSNR in dB of frames rendered alone.
     """
 
     max_drop: float | None = None
     min_psnr: float | None = None
-    variant: str = "default"
 
 
 def make_report(measured: Comparison, budget: Budget) -> Json:
@@ -68,8 +67,7 @@ def make_report(measured: Comparison, budget: Budget) -> Json:
             "machine": machine(),
             "versions": versions(*TOOLS),
         }
-    lane = lane_called(budget.variant, setting.lanes, measured.default)
-    report["budget"] = judge(report, budget, lane.name)
+    report["budget"] = judge(report, budget, measured.judged)
     return dict(rounded(report))
 
 
@@ -271,14 +269,14 @@ def judge(report: Mapping[str, Any], budget: Budget, lane: str) -> Json:
             raise UsageError("--max-drop asks for accuracy, which needs an evaluator and captions with slots: give "
                              "--evaluator FOLDER and --captions FILE.jsonl")
         drop = 0.0 - pair["accuracy"]["all"]["points"] if pair else 0.0
-        demands.append({"what": "drop_points", "limit": budget.max_drop, "found": drop, "baseline": baseline,
-                        "kept": drop <= budget.max_drop + 1e-9})
+        demands.append({"what": "drop_points", "limit": budget.max_drop, "found": drop,
+                        "baseline": report["against"] or EXACT, "kept": drop <= budget.max_drop + 1e-9})
     if budget.min_psnr is not None:
         pair = pair_of(report, lane, EXACT)
         found = pair["frames"][clips.ALONE]["psnr_db"]["mean"] if pair else 100.0
         demands.append({"what": "psnr_db", "limit": budget.min_psnr, "found": found, "baseline": EXACT,
                         "kept": found >= budget.min_psnr})
-    return {"variant": budget.variant, "lane": lane, "demands": demands, "kept": all(d["kept"] for d in demands)}
+    return {"lane": lane, "demands": demands, "kept": all(d["kept"] for d in demands)}
 
 
 def rounded(value: Any) -> Any:
@@ -327,7 +325,7 @@ def sentence_of(demand: Mapping[str, Any]) -> str:
     if demand["what"] == "drop_points":
         found = demand["found"]
         moves = f"{'drops' if found >= 0 else 'rises'} by {abs(found):.2f} points against {demand['baseline']}"
-        return f"all-attributes accuracy {moves}, a drop of {demand['limit']:g} is allowed: {kept}"
-    return f"frames rendered alone have {demand['found']:.2f} dB, at least {demand['limit']:g} are demanded: {kept}"
+        return f"All-attributes accuracy {moves}, a drop of {demand['limit']:g} is allowed: {kept}"
+    return f"Frames rendered alone have {demand['found']:.2f} dB, at least {demand['limit']:g} are demanded: {kept}"
 
 
