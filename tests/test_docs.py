@@ -11,8 +11,8 @@ import pytest
 from t2v_edge.cli import make_parser
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "devices/README.md", "docs/formats.md", "docs/decisions.md",
-             "docs/quantization.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "devices/README.md", "docs/formats.md", "docs/comparing.md",
+             "docs/decisions.md", "docs/quantization.md")
 
 
 def commands_of_the_readme() -> list[str]:

@@ -28,7 +28,7 @@ def load_captions(name_or_path: Union[str, os.PathLike[str]]) -> tuple[str, ...]
     A file may hold 4 MiB and 20,000 captions of 2,000 characters. Raises `CaptionError` where there is no such
     set or file, it is no UTF-8 text of that form, or a bound is passed.
     """
-    path = _find(os.fspath(name_or_path))
+    path = find_captions(os.fspath(name_or_path))
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -61,8 +61,8 @@ def _folders() -> list[Path]:
     return [folder for folder in (here / "captions", here.parent / "captions") if folder.is_dir()]
 
 
-def _find(name: str) -> Path:
-    """A shipped set where a bare name is given, else a file."""
+def find_captions(name: str) -> Path:
+    """The file of a shipped set where a bare name is given, else the file itself; raises `CaptionError`."""
     path = Path(name)
     if path.suffix in SUFFIXES:
         if path.is_file():

@@ -25,12 +25,13 @@ from tqdm import tqdm
 
 from examples.reference.captions import Caption
 from examples.reference.captions import load_heldout as captions_of
-from examples.reference.measures import UNNAMED, Readings, derangement, groups, percent, table_of
+from examples.reference.measures import derangement, groups, percent, table_of
 from examples.reference.play import Job, Studio, read_jobs
 from examples.reference.rolling import measure_rollouts, measure_switches, rollout_tables
 from t2v_edge.errors import T2VError, UsageError
 from t2v_edge.files import write_atomic
 from t2v_edge.machine import machine, versions
+from t2v_export.compare.readings import UNNAMED, Readings
 
 HELD_OUT = Path(__file__).resolve().parents[2] / "calibration" / "captions" / "heldout.jsonl"
 MARKERS = ("<!-- measured: begin -->", "<!-- measured: end -->")

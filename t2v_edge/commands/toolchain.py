@@ -1,4 +1,4 @@
-"""Commands of the toolchain, which is a package of its own with its own needs: ``export`` and ``compress``."""
+"""Commands of the toolchain, which is a package of its own with its own needs: ``export``, ``compress``, ``compare``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from t2v_edge.errors import UsageError
 COMMANDS = {
     "export": ("t2v_export.command", "turn a checkpoint into a bundle"),
     "compress": ("t2v_export.compress_command", "make a smaller checkpoint of a checkpoint"),
+    "compare": ("t2v_export.compare.command", "say how near a bundle's variants are to FP32"),
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from examples.reference import evaluate, evaluator, rolling
 from examples.reference.captions import Caption
-from examples.reference.measures import UNNAMED, Readings, derangement, percent, wilson
+from examples.reference.measures import derangement, percent
 from examples.reference.motion_data import features, load_clips, to_motion_vectors
 from examples.reference.play import Job, Studio, Take, read_jobs
 from examples.reference.rollout import joint_speed
@@ -20,6 +20,7 @@ from t2v_edge import Manifest, Pipeline, write_bundle
 from t2v_edge.bundle import GraphEntry, TokenizerSpec, VideoSpec
 from t2v_edge.errors import CheckpointError, UsageError
 from t2v_edge.spec import NoiseSpec, StageSpec, TensorSpec
+from t2v_export.compare.readings import UNNAMED, Readings, wilson
 from t2v_export.models.skeletal import SkeletalMotion
 from t2v_export.to_onnx import stage_to_onnx
 from tests.reference.motion_samples import write_samples

@@ -42,35 +42,35 @@ def randomize(module: torch.nn.Module) -> None:
             torch.nn.init.normal_(part.bias, 0, 0.3)
 
 
+def build_checkpoint(
+    target: Path, side: int = SIDE, code: Path | None = None, folder: Path | None = None, **stages: Any
+) -> Path:
+    torch.manual_seed(0)
+    chosen = {"text": TEXT, "motion": MOVE, "render": DRAW, **stages}
+    config = CheckpointConfig("tiny", side, side, 16, CONDITION, MOTION, chosen)
+    modules = {}
+    for stage in STAGES:
+        modules[stage] = build_stage(
+            stage,
+            chosen[stage].class_name,
+            chosen[stage].options,
+            condition_size=CONDITION,
+            motion_size=MOTION,
+            height=side,
+            width=side,
+            folder=folder,
+            code=code,
+        )
+        randomize(modules[stage])
+    sources = {p.name: p.read_text("utf-8") for p in code.glob("*.py")} if code else {}
+    save_checkpoint(target, config, modules, tokenizer=word_tokenizer(), card="# tiny\n", code=sources)
+    return target
+
+
 @pytest.fixture
 def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
     """make_checkpoint(name="checkpoint", side=16, code=None, folder=None, **stages) -> the checkpoint's folder."""
-
-    def make(
-        name: str = "checkpoint", side: int = SIDE, code: Path | None = None, folder: Path | None = None, **stages: Any
-    ) -> Path:
-        torch.manual_seed(0)
-        chosen = {"text": TEXT, "motion": MOVE, "render": DRAW, **stages}
-        config = CheckpointConfig("tiny", side, side, 16, CONDITION, MOTION, chosen)
-        modules = {}
-        for stage in STAGES:
-            modules[stage] = build_stage(
-                stage,
-                chosen[stage].class_name,
-                chosen[stage].options,
-                condition_size=CONDITION,
-                motion_size=MOTION,
-                height=side,
-                width=side,
-                folder=folder,
-                code=code,
-            )
-            randomize(modules[stage])
-        sources = {p.name: p.read_text("utf-8") for p in code.glob("*.py")} if code else {}
-        save_checkpoint(tmp_path / name, config, modules, tokenizer=word_tokenizer(), card="# tiny\n", code=sources)
-        return tmp_path / name
-
-    return make
+    return lambda name="checkpoint", **options: build_checkpoint(tmp_path / name, **options)
 
 
 @pytest.fixture

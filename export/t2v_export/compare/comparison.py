@@ -1,0 +1,176 @@
+"""A bundle against its FP32, and against another model: play, measure, report."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tqdm import tqdm
+
+from t2v_edge.bundle import Bundle
+from t2v_edge.device import load_profile
+from t2v_edge.errors import UsageError
+from t2v_edge.manifest import FILE_NAME
+from t2v_export.compare import clips, cost, drift, tasks
+from t2v_export.compare.caption_set import SlottedCaption
+from t2v_export.compare.evaluator import EvaluatorSpec, read_spec
+from t2v_export.compare.lanes import AGAINST, DEFAULT, EXACT, Comparable, lane_called, lanes_of
+from t2v_export.compare.readings import named_values
+from t2v_export.compare.tasks import Pair, Setting, spaced
+from t2v_export.compare.workers import Work, perform
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """How much to play, and how.
+
+    captions: to play, caption i with `seed` + i; those with slots are judged by the evaluator in `evaluator`, None
+    for none. clips, seconds: how many captions are played whole, and for how long. drift_runs, drift_steps: how many
+    are run freely, and for how many base steps. pictures: of how many clips. against: a bundle or a checkpoint folder
+    to compare with as well. judged: the lane that demands are about. engine, processes: who plays, each process on
+    one thread. timing: measure latency and memory; without it, nothing in the report depends on the machine's speed.
+    allow_code: see `load_checkpoint`.
+    """
+
+    captions: tuple[SlottedCaption, ...]
+    evaluator: Path | None = None
+    against: Path | None = None
+    judged: str = DEFAULT
+    clips: int = 16
+    seconds: float = 4.0
+    drift_runs: int = 8
+    drift_steps: int = 1000
+    pictures: int = 4
+    seed: int = 0
+    engine: str = "onnxruntime"
+    processes: int = 2
+    timing: bool = True
+    allow_code: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        least = {"clips": 1, "drift_runs": 0, "drift_steps": 2, "pictures": 0, "processes": 1, "seed": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}, expected {low} or more")
+        if not self.captions:
+            raise UsageError("there are no captions to compare with; give --captions")
+        if not 0 < self.seconds <= 600:
+            raise UsageError(f"--seconds is {self.seconds}, expected more than 0 and at most 600")
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """All that was measured, before it is put into words. `default`: the lane that is the bundle's default mix.
+    `judged`: the lane that demands are about.
+    """
+
+    options: CompareOptions
+    setting: Setting
+    default: str
+    judged: str
+    evaluator: EvaluatorSpec | None
+    readings: tuple[dict[str, tasks.Reading], ...]
+    clips: tuple[clips.Clip, ...]
+    drifts: tuple[drift.Drift, ...]
+    costs: dict[str, dict[str, Any]]
+    latencies: dict[str, dict[str, Any]]
+    memory: dict[str, int]
+
+
+def compare_bundle(path: Path, options: CompareOptions) -> Comparison:
+    """Play the bundle at `path` in all its lanes and measure; raises `BundleError`, `UsageError`, `EngineError`."""
+    evaluator = read_spec(options.evaluator)[0] if options.evaluator else None
+    if evaluator:
+        named_values(options.captions, evaluator.slots)
+    with opened(options) as against:
+        with Bundle.open(path) as bundle:
+            lanes, default = lanes_of(bundle)
+            judged = lane_called(options.judged, lanes, default).name
+            pairs = [Pair(lane.name, EXACT, Comparable.of(bundle.manifest, bundle.manifest)) for lane in lanes[1:]]
+            if against is not None:
+                can = Comparable.of(bundle.manifest, against.manifest)
+                exact = lanes_of(against)[0][0]
+                pairs += [Pair(lane.name, AGAINST, can) for lane in lanes if lane.name in (EXACT, default, judged)]
+                lanes = (*lanes, replace(exact, name=AGAINST))
+        texts = tuple(caption.text for caption in options.captions)
+        setting = Setting(lanes, tuple(pairs), texts, options.seed, options.engine, options.evaluator, options.seconds,
+                          options.drift_steps)
+        return _measure(options, setting, default, judged, evaluator)
+
+
+@contextmanager
+def opened(options: CompareOptions) -> Iterator[Bundle | None]:
+    """What `against` names as a bundle: itself, or a checkpoint's FP32 export, which lives as long as this is open."""
+    if options.against is None:
+        yield None
+    elif not (options.against / "config.json").is_file() or (options.against / FILE_NAME).is_file():
+        with Bundle.open(options.against) as bundle:
+            yield bundle
+    else:
+        from t2v_export.export import ExportOptions, export_checkpoint  # imports torch
+
+        with TemporaryDirectory(prefix="t2v-compare-") as folder:
+            settings = ExportOptions(("fp32",), allow_code=options.allow_code, measure=False, progress=options.progress)
+            export_checkpoint(options.against, Path(folder) / "against", load_profile("cpu"), settings)
+            with Bundle.open(Path(folder) / "against") as bundle:
+                yield bundle
+
+
+def _measure(
+    options: CompareOptions, setting: Setting, default: str, judged: str, evaluator: EvaluatorSpec | None
+) -> Comparison:
+    work, weights = _plan(options, setting, evaluator)
+    done: list[Any] = []
+    turns = cost.WARM_UP + cost.MAX_TURNS + len(setting.lanes) if options.timing else 0
+    with tqdm(total=sum(weights) + turns * len(setting.lanes), desc="compare", unit="frame", file=sys.stderr,
+              disable=None if options.progress else True, leave=False) as bar:
+        with tasks.Studio(setting) as studio:
+            for result, weight in zip(perform(studio, work, options.processes), weights):
+                done.append(result)
+                bar.update(weight)
+        costs = cost.static_costs(setting.lanes)
+        latencies, memory = {}, {}
+        if options.timing:
+            memory = {lane.name: cost.measure_memory(lane, options.engine, setting.captions[0])
+                      for lane in setting.lanes}
+            latencies = cost.measure_latencies(setting.lanes, options.engine, None, setting.captions[0], options.seed,
+                                               lambda: bar.update(len(setting.lanes)))
+    by_kind = {kind: tuple(result for (job, _), result in zip(work, done) if job is kind)
+               for kind in (tasks.read_caption, clips.play_clip, drift.run_free)}
+    return Comparison(options, setting, default, judged, evaluator, by_kind[tasks.read_caption],
+                      by_kind[clips.play_clip], by_kind[drift.run_free], costs, latencies, memory)
+
+
+def _plan(
+    options: CompareOptions, setting: Setting, evaluator: EvaluatorSpec | None
+) -> tuple[list[tuple[Work, Any]], list[int]]:
+    """The tasks, and about how many frames each costs."""
+    count, lanes = len(setting.captions), len(setting.lanes)
+    work: list[tuple[Work, Any]] = []
+    weights: list[int] = []
+    chosen = spaced(count, options.clips)
+    pictured = {chosen[i] for i in spaced(len(chosen), options.pictures)} if options.pictures else set()
+    with Bundle.open(setting.lanes[0].bundle) as bundle:
+        frames = clips.steps_of(setting, bundle.manifest.video.fps)
+    for index in chosen:
+        work.append((clips.play_clip, clips.ClipTask(index, index in pictured)))
+        weights.append(frames * (lanes + len(setting.pairs)))
+    for index in spaced(count, options.drift_runs) if options.drift_runs else []:
+        work.append((drift.run_free, index))
+        weights.append(lanes * (len(drift.frame_steps(options.drift_steps)) + options.drift_steps // 100))
+    for index in range(count) if evaluator else []:
+        work.append((tasks.read_caption, index))
+        weights.append((lanes + 1) * (evaluator.frames if evaluator else 0))
+    return work, weights
+
+
+def captions_sha256(captions: tuple[SlottedCaption, ...]) -> str:
+    """The hash of the captions, in order."""
+    return hashlib.sha256("\n".join(caption.text for caption in captions).encode()).hexdigest()
