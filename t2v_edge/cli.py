@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 import t2v_edge
-from t2v_edge.commands import devices, export, inspect, run
+from t2v_edge.commands import devices, inspect, run, toolchain
 from t2v_edge.errors import T2VError
 
 INTERRUPTED = 130
@@ -30,7 +30,8 @@ def make_parser(command: Optional[str]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"t2v-edge {t2v_edge.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    export.add_parser(subparsers, wanted=command == "export")
+    for name in toolchain.COMMANDS:
+        toolchain.add_parser(subparsers, name, wanted=command == name)
     run.add_parser(subparsers)
     inspect.add_parser(subparsers)
     devices.add_parser(subparsers)

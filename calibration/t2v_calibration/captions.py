@@ -1,8 +1,9 @@
 """Caption sets: text files with one caption a line, or JSON lines with a ``text`` each.
 
-The shipped sets are ``en`` and ``zh`` (256 captions each, of the reference model's training grammar) and
-``heldout`` (its 1,200 held-out captions, for judging and never for calibration). They lie in
-`calibration/captions` of the source tree and in `t2v_calibration/captions` of an installed package.
+The shipped sets are ``en`` and ``zh`` (256 captions each, of the reference model's training grammar), ``corpus``
+(8,000 of it, to teach students with) and ``heldout`` (its 1,200 held-out captions, for judging and never for
+calibration). They lie in `calibration/captions` of the source tree and in `t2v_calibration/captions` of an installed
+package.
 """
 
 from __future__ import annotations

@@ -12,6 +12,10 @@ from t2v_calibration.calibration_set import CalibrationError
 
 Array = NDArray[Any]
 METHODS = ("minmax", "percentile", "entropy", "mse")
+WEIGHT_LEVELS = {8: 127, 7: 64}
+"""Largest whole number of a weight, by bits. x86 before VNNI sums pairs of uint8 x int8 products in 16 bits: they clip
+at 32,767, and 2 x 255 x 64 is below it.
+"""
 BINS = 4096
 SAMPLED = 1 << 17  # elements of one tensor that a histogram takes; minimum and maximum are those of all
 SHARES = np.linspace(0.2, 1.0, 41)  # of the full range, which entropy and MSE choose from
@@ -155,19 +159,21 @@ def _divergence(centres: Array, counts: Array, grid: Grid) -> float:
     return float((p * np.log(p / q)).sum())
 
 
-def weight_scales(weight: Array, axis: int) -> Array:
-    """Symmetric scales for each channel along `axis`, float32 (channels,): largest magnitude / 127, 1 where all are 0.
+def weight_scales(weight: Array, axis: int, bits: int = 8) -> Array:
+    """Symmetric scales for each channel along `axis`, float32 (channels,): largest magnitude / levels, 1 where all are
+    0. `bits`: a key of `WEIGHT_LEVELS`.
 
     Raises `CalibrationError` for a weight that is not finite.
     """
     if not np.isfinite(weight).all():
         raise CalibrationError("a weight is NaN or infinite; take an earlier checkpoint")
     largest = np.abs(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)).max(1)
-    return np.where(largest > 0, largest / 127, 1.0).astype(np.float32)
+    return np.where(largest > 0, largest / WEIGHT_LEVELS[bits], 1.0).astype(np.float32)
 
 
-def quantize_weight(weight: Array, scales: Array, axis: int) -> NDArray[np.int8]:
-    """The weight as int8, -127 to 127."""
+def quantize_weight(weight: Array, scales: Array, axis: int, bits: int = 8) -> NDArray[np.int8]:
+    """The weight as int8, -127 to 127, or -64 to 64 where `bits` is 7."""
     shape = [1] * weight.ndim
     shape[axis] = -1
-    return np.clip(np.rint(weight / scales.reshape(shape)), -127, 127).astype(np.int8)
+    levels = WEIGHT_LEVELS[bits]
+    return np.clip(np.rint(weight / scales.reshape(shape)), -levels, levels).astype(np.int8)

@@ -2,8 +2,8 @@
 
     python -m examples.reference.caption_sets --out calibration/captions
 
-`en.txt` and `zh.txt`: captions of the training grammar, for calibration. `heldout.jsonl`: the held-out captions
-with what they name, for judging.
+`en.txt` and `zh.txt`: captions of the training grammar, for calibration. `corpus.txt`: more of them, to teach students
+with. `heldout.jsonl`: the held-out captions with what they name, for judging.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from examples.reference.captions import HELD_OUT_COUNT, HELD_OUT_SEED, LANGUAGES, heldout_set, unique_captions
 
 CALIBRATION_COUNT, CALIBRATION_SEED = 256, 7
+CORPUS_COUNT, CORPUS_SEED = 8000, 11
 
 
 def committed_sets() -> dict[str, str]:
@@ -24,6 +25,8 @@ def committed_sets() -> dict[str, str]:
     for language in LANGUAGES:
         captions = unique_captions(CALIBRATION_COUNT, CALIBRATION_SEED, "train", language)
         sets[f"{language}.txt"] = "".join(caption.text + "\n" for caption in captions)
+    corpus = unique_captions(CORPUS_COUNT, CORPUS_SEED, "train")
+    sets["corpus.txt"] = "".join(caption.text + "\n" for caption in corpus)
     held = heldout_set(HELD_OUT_COUNT, HELD_OUT_SEED)
     sets["heldout.jsonl"] = "".join(json.dumps(c.to_json(), ensure_ascii=False) + "\n" for c in held)
     return sets
@@ -31,7 +34,7 @@ def committed_sets() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the committed caption sets.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for en.txt, zh.txt and heldout.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="folder for them")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     for name, text in committed_sets().items():

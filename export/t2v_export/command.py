@@ -12,6 +12,7 @@ from t2v_edge.device import load_profile
 from t2v_edge.errors import UsageError
 from t2v_edge.spec import STAGES
 from t2v_export.captions import DEFAULT_CAPTIONS, read_captions
+from t2v_export.choose import SHIP, fastest
 from t2v_export.export import VARIANTS, Exported, ExportOptions, export_checkpoint
 from t2v_export.recipe import load_recipe
 
@@ -21,11 +22,14 @@ Turn a trained checkpoint (a folder with config.json) into a bundle: three ONNX 
 torch over 64 free-running steps of a dozen captions, with golden vectors and a report. Nothing is written where a
 graph is further from torch than 1e-4 (fp32) or 1e-2 (fp16), relative; the exit code is 3 then. Where float16 alone
 is too far, up to 4 of a stage's layers, the most sensitive ones, stay in float32 and are named. A recipe adds INT8
-variants, calibrated on captions: how far they are from torch is measured and recorded, and bounded by nothing."""
+variants, calibrated on captions: how far they are from torch is measured and recorded, and bounded by nothing.
+For a CPU every graph is timed here in every installed engine. What is no faster than a more exact graph of the stage
+is left out of the bundle; report.json says what was tried and why it lost."""
 EPILOG = """\
 examples:
   t2v-edge export checkpoints/reference --device cpu -o bundle
   t2v-edge export checkpoints/reference --recipe fast -o bundle
+  t2v-edge export checkpoints/reference --recipe fast --ship chosen -o small-bundle
   t2v-edge export my-model --device jetson-orin-nano-8gb --allow-code -o my-bundle.zip --json"""
 
 
@@ -69,6 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure no latencies: the same checkpoint and seed then give the same bytes throughout",
     )
+    parser.add_argument(
+        "--ship",
+        choices=SHIP,
+        default="faster",
+        help="graphs to write: those that measured faster than every more exact one, and fp32 (faster, the default); "
+        "all that were made (all); the one that each stage runs by default, for the smallest bundle (chosen)",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -89,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         recipe=load_recipe(args.recipe) if args.recipe else None,
         allow_code=args.allow_code,
         measure=not args.no_timing,
+        ship=args.ship,
         progress=True,
     )
     exported = export_checkpoint(args.checkpoint, args.output, profile, options)
@@ -98,24 +110,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def summary(exported: Exported) -> dict[str, Any]:
-    """For each variant and stage the largest difference from torch, the size, the layers that a float16 or INT8 variant
-    keeps in float32 where it does, the PSNR of an INT8 renderer's frames, and the latency where measured.
+    """For each variant and stage that was made the largest difference from torch, the size, the layers that a float16
+    or INT8 variant keeps in float32 where it does, the PSNR of an INT8 renderer's frames, the latency in its fastest
+    engine where measured, and why it is not in the bundle where it is not.
     """
-    variants: dict[str, dict[str, Any]] = {}
-    for variant, differences in exported.differences.items():
-        variants[variant] = {}
-        for stage in differences:
-            graph = exported.manifest.variants[variant][stage]
-            described = exported.manifest.quality[variant][stage]
-            entry = {**described, "bytes": exported.manifest.files[graph.file].bytes}
-            if graph.float32_layers:
-                entry["float32_layers"] = list(graph.float32_layers)
-            if variant in exported.latencies:
-                entry["latency_ms"] = exported.latencies[variant][stage].to_json()["median_ms"]
-            variants[variant][stage] = entry
     report = exported.report
+    variants: dict[str, dict[str, Any]] = {}
+    for variant, stages in report["differences"].items():
+        variants[variant] = {}
+        for stage, described in stages.items():
+            entry = {**described, "bytes": report["bytes"][variant][stage]}
+            if report["float32_layers"].get(variant, {}).get(stage):
+                entry["float32_layers"] = report["float32_layers"][variant][stage]
+            if variant in exported.latencies:
+                engine, median_ms = fastest(exported.latencies[variant][stage])
+                entry.update(latency_ms=round(median_ms, 4), engine=engine)
+            if stage in report["dropped"].get(variant, {}):
+                entry["dropped"] = report["dropped"][variant][stage]
+            variants[variant][stage] = entry
     return {
         "bundle": str(exported.path),
+        "bytes": sum(entry.bytes for entry in exported.manifest.files.values()),
         "device": exported.manifest.device,
         "verification": report["verification"],
         "variants": variants,
@@ -125,17 +140,19 @@ def summary(exported: Exported) -> dict[str, Any]:
 
 def table(exported: Exported) -> str:
     """The same for people."""
+    shown = summary(exported)
     lines = [
-        f"{exported.path}: {exported.manifest.name} for {exported.manifest.device}",
-        "variant  stage    size MB  max rel. difference  ms",
+        f"{exported.path}: {exported.manifest.name} for {exported.manifest.device}, {shown['bytes'] / 1e6:.1f} MB",
+        "variant  stage    size MB  max rel. difference        ms",
     ]
-    for variant, stages in summary(exported)["variants"].items():
+    for variant, stages in shown["variants"].items():
         for stage in STAGES:
             if stage not in stages:
                 continue
             entry = stages[stage]
+            latency = f"{entry['latency_ms']:8.3f} {entry['engine']}" if "latency_ms" in entry else f"{'-':>8}"
             mark = " default" if exported.manifest.default[stage] == variant else ""
-            latency = f"{entry['latency_ms']:.3f}" if "latency_ms" in entry else "-"
+            mark = " dropped" if "dropped" in entry else mark
             kept = f"  {len(entry['float32_layers'])} layers in float32" if "float32_layers" in entry else ""
             psnr = f"  {entry['psnr_db']['mean']:.1f} dB" if "psnr_db" in entry else ""
             line = f"{variant:8} {stage:7} {entry['bytes'] / 1e6:8.2f}  {entry['max_rel']:19.2g}  {latency}"

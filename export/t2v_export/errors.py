@@ -9,3 +9,7 @@ class AccuracyError(T2VError):
     """A graph is further from torch than its precision may be. The command line exits with 3."""
 
     exit_code = 3
+
+
+class TrainingError(T2VError):
+    """A training diverged, or its saved state cannot be read."""

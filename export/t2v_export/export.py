@@ -10,29 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import tokenizers
 from tqdm import tqdm
 
 from t2v_edge.bundle import write_bundle
 from t2v_edge.device import DeviceProfile
-from t2v_edge.errors import CheckpointError, UsageError
+from t2v_edge.errors import UsageError
 from t2v_edge.machine import machine, versions
 from t2v_edge.manifest import GraphEntry, Manifest, TokenizerSpec, VideoSpec
 from t2v_edge.spec import STAGES
 from t2v_edge.tokenizer import CaptionTokenizer
 from t2v_export.captions import DEFAULT_CAPTIONS
 from t2v_export.checkpoint import Checkpoint, load_checkpoint
+from t2v_export.choose import SHIP, Choice, choose, shipped
 from t2v_export.golden import golden_vectors, pack_npz
 from t2v_export.int8 import Quantized, make_int8, measure_int8
-from t2v_export.latency import Latency, choose_default, measure_latencies
+from t2v_export.latency import Latencies, Latency, measure_latencies
 from t2v_export.mixed import Mixed, make_half
 from t2v_export.recipe import Quantize, Recipe
 from t2v_export.reference import STEPS, Rollout, play_references
 from t2v_export.to_onnx import OPSET, stage_to_onnx
+from t2v_export.tokens import tokenizer_of, tokenizer_spec
 from t2v_export.verify import TOLERANCES, StageDifference, check_accuracy, compare_variant
 
 VARIANTS = ("fp32", "fp16")
-PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
 TOOLS = ("numpy", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
 Graphs = Mapping[str, Mapping[str, onnx.ModelProto]]
 Kept = Mapping[str, Mapping[str, Sequence[str]]]  # by variant and stage, the layers that stay in float32
@@ -44,7 +44,7 @@ class ExportOptions:
 
     `captions`: at least a dozen to verify with. `recipe`: its quantize pass makes INT8 variants besides. `measure`:
     time each stage here; without it nothing in the bundle depends on the machine's speed, and the same checkpoint and
-    seed give the same bytes throughout.
+    seed give the same bytes throughout. `ship`, one of `SHIP`: which of the graphs made go into the bundle.
     """
 
     variants: tuple[str, ...] = VARIANTS
@@ -53,24 +53,29 @@ class ExportOptions:
     recipe: Recipe | None = None
     allow_code: bool = False
     measure: bool = True
+    ship: str = "faster"
     progress: bool = False
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.variants) - set(VARIANTS))
         if unknown:
             raise UsageError(f"variant {unknown[0]!r} is unknown; choose from {', '.join(VARIANTS)}")
+        if self.ship not in SHIP:
+            raise UsageError(f"ship is {self.ship!r}; choose from {', '.join(SHIP)}")
         if not 0 <= self.seed < 1 << 63:
             raise UsageError(f"seed {self.seed} must be from 0 to 2^63 - 1")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote and measured: differences and latencies by variant and stage, sizes in bytes."""
+    """What an export wrote and measured, of every graph made: differences by variant and stage, latencies by engine
+    too. `report`: what stands in ``report.json``.
+    """
 
     path: Path
     manifest: Manifest
     differences: Mapping[str, Mapping[str, StageDifference]]
-    latencies: Mapping[str, Mapping[str, Latency]]
+    latencies: Latencies
     report: Mapping[str, Any]
 
 
@@ -90,8 +95,7 @@ def export_checkpoint(
         total=total, desc="export", file=sys.stderr, disable=None if options.progress else True, leave=False
     ) as bar:
         checkpoint = load_checkpoint(path, options.allow_code)
-        tokens = _tokenizer_spec(checkpoint)
-        tokenizer = CaptionTokenizer(checkpoint.tokenizer.encode(), tokens.tokens, tokens.pad_id)
+        tokens, tokenizer = tokenizer_spec(checkpoint), tokenizer_of(checkpoint)
         bar.update()
         graphs: dict[str, Mapping[str, onnx.ModelProto]] = {
             "fp32": _make_graphs(checkpoint, min(OPSET, profile.opset_cap), bar)
@@ -118,10 +122,13 @@ def export_checkpoint(
             differences, quality = {**differences, **found}, {**quality, **described}
         latencies = _measure(graphs, checkpoint, rollouts[0]) if options.measure else {}
         bar.update()
+        choice = choose(profile, graphs, latencies)
         files = _graph_files(graphs)
-        defaults = choose_default(profile, tuple(graphs), latencies)
-        report = _report(checkpoint, profile, options, files, quality, kept, latencies, defaults)
-        manifest = _manifest(checkpoint, profile, options, tokens, graphs, quality, kept, defaults, calibration)
+        report = _report(checkpoint, profile, options, files, quality, kept, latencies, choice)
+        taken = shipped(graphs, choice, options.ship)
+        graphs = {v: {s: graphs[v][s] for s in stages} for v, stages in taken.items()}
+        manifest = _manifest(checkpoint, profile, options, tokens, graphs, quality, kept, choice, calibration)
+        files = {entry.file: files[entry.file] for stages in manifest.variants.values() for entry in stages.values()}
         files |= _other_files(checkpoint, rollouts, options.seed, report)
         written = write_bundle(out, manifest, files)
         bar.update()
@@ -167,27 +174,12 @@ def _graph_files(graphs: Graphs) -> dict[str, bytes]:
     }
 
 
-def _measure(graphs: Graphs, checkpoint: Checkpoint, rollout: Rollout) -> dict[str, dict[str, Latency]]:
+def _measure(graphs: Graphs, checkpoint: Checkpoint, rollout: Rollout) -> dict[str, dict[str, dict[str, Latency]]]:
     by_stage = {}
     for stage in STAGES:
         variants = {v: stages[stage] for v, stages in graphs.items() if stage in stages}
         by_stage[stage] = measure_latencies(variants, checkpoint.specs[stage], rollout)
     return {variant: {stage: by_stage[stage][variant] for stage in graphs[variant]} for variant in graphs}
-
-
-def _tokenizer_spec(checkpoint: Checkpoint) -> TokenizerSpec:
-    tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer)
-    tokens = checkpoint.specs["text"].inputs[0].shape[1]
-    if tokenizer.padding is not None:
-        return TokenizerSpec("tokenizer.json", tokens, int(tokenizer.padding["pad_id"]))
-    for token in PAD_TOKENS:
-        pad_id = tokenizer.token_to_id(token)
-        if pad_id is not None:
-            return TokenizerSpec("tokenizer.json", tokens, pad_id)
-    raise CheckpointError(
-        f"encoder/tokenizer.json names no padding and has none of {', '.join(PAD_TOKENS)}; enable padding in it "
-        "and save it"
-    )
 
 
 def _manifest(
@@ -198,7 +190,7 @@ def _manifest(
     graphs: Graphs,
     quality: Mapping[str, Any],
     kept: Kept,
-    defaults: Mapping[str, tuple[str, str]],
+    choice: Choice,
     calibration: Mapping[str, str],
 ) -> Manifest:
     config = checkpoint.config
@@ -214,10 +206,10 @@ def _manifest(
             }
             for v, stages in graphs.items()
         },
-        default={stage: variant for stage, (variant, _) in defaults.items()},
+        default={stage: variant for stage, (variant, _) in choice.default.items()},
         golden="golden.npz",
         device=profile.name,
-        quality=quality,
+        quality={v: {s: quality[v][s] for s in stages} for v, stages in graphs.items()},
         provenance={
             "checkpoint_sha256": checkpoint.sha256,
             "recipe": options.recipe.name if options.recipe else None,
@@ -250,9 +242,11 @@ def _report(
     files: Mapping[str, bytes],
     quality: Mapping[str, Any],
     kept: Kept,
-    latencies: Mapping[str, Mapping[str, Latency]],
-    defaults: Mapping[str, tuple[str, str]],
+    latencies: Latencies,
+    choice: Choice,
 ) -> dict[str, Any]:
+    taken = shipped(quality, choice, options.ship)
+    unshipped = {v: [s for s in stages if s not in taken.get(v, ())] for v, stages in quality.items()}
     return {
         "name": checkpoint.config.name,
         "checkpoint_sha256": checkpoint.sha256,
@@ -262,8 +256,16 @@ def _report(
         "bytes": {v: {s: len(files[f"{v}/{s}.onnx"]) for s in stages} for v, stages in quality.items()},
         "differences": quality,
         "float32_layers": {v: {s: list(names) for s, names in stages.items()} for v, stages in kept.items()},
-        "latency": {v: {s: latency.to_json() for s, latency in stages.items()} for v, stages in latencies.items()},
-        "default": {stage: {"variant": variant, "why": why} for stage, (variant, why) in defaults.items()},
+        "latency": {
+            v: {s: {e: latency.to_json() for e, latency in engines.items()} for s, engines in stages.items()}
+            for v, stages in latencies.items()
+        },
+        "default": {stage: {"variant": variant, "why": why} for stage, (variant, why) in choice.default.items()},
+        "dropped": {
+            v: {s: choice.lost.get(v, {}).get(s, "not the default") for s in stages}
+            for v, stages in unshipped.items()
+            if stages
+        },
         "machine": machine(),
         "tools": versions(*TOOLS),
     }

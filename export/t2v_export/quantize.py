@@ -266,8 +266,9 @@ class _Quantizer:
         """Int8 weights behind DQ, and a corrected bias."""
         weight = numpy_helper.to_array(self.view.constants[node.input[1]])
         axis = 1 if node.op_type == "ConvTranspose" else _out_axis(node)
-        scales = weight_scales(weight, axis)
-        rounded = quantize_weight(weight, scales, axis)
+        bits = 8 if self.signed else self.options.weight_bits
+        scales = weight_scales(weight, axis, bits)
+        rounded = quantize_weight(weight, scales, axis, bits)
         name = node.name.lstrip("/") + ".weight"
         inputs = [
             self._constant(f"{name}.int8", rounded),

@@ -25,6 +25,7 @@ MAX_PASSES = 32
 class Quantize:
     """Post-training INT8. `stages` to quantize; `method` of activation ranges, `percentile` for that method.
 
+    `weight_bits` of `int8-u8`, 7 or 8: with 8, x86 processors without VNNI clip sums (see `WEIGHT_LEVELS`).
     `keep_first`: dense layers that a float input reaches through no other layer stay in float32. `keep_last`: layers
     after which no other comes do. `keep`: names of further layers that do. `captions`: sets or files to calibrate
     with; `text_samples`, `motion_samples`, `render_samples`: how much of each stage to keep of them, `steps` the base
@@ -34,6 +35,7 @@ class Quantize:
     stages: tuple[str, ...] = ("text", "render")
     method: str = "entropy"
     percentile: float = 99.99
+    weight_bits: int = 7
     bias_correction: bool = True
     keep_first: bool = True
     keep_last: bool = True
@@ -144,6 +146,7 @@ _CHOICES = {
 }
 _BOUNDS = {
     "percentile": (50.0, 100.0),
+    "weight_bits": (7, 8),
     "text_samples": (1, 20_000),
     "motion_samples": (1, 20_000),
     "render_samples": (1, 20_000),

@@ -157,11 +157,13 @@ def nearly_in(phrase: str, text: str) -> bool:
     return any(words[i:i + len(wanted)] == wanted for i in range(len(words)))
 
 
-@pytest.mark.parametrize("name", ["en.txt", "zh.txt", "heldout.jsonl"])
-def test_committed_caption_sets_are_what_the_grammar_makes(name):
+@pytest.mark.parametrize(
+    "name, count", [("en.txt", 256), ("zh.txt", 256), ("corpus.txt", 8000), ("heldout.jsonl", HELD_OUT_COUNT)]
+)
+def test_committed_caption_sets_are_what_the_grammar_makes(name, count):
     made = committed_sets()
     assert (SETS / name).read_text(encoding="utf-8") == made[name]
-    assert len(made[name].splitlines()) == (HELD_OUT_COUNT if name == "heldout.jsonl" else 256)
+    assert len(made[name].splitlines()) == count
 
 
 def test_committed_held_out_captions_load_with_their_slots():

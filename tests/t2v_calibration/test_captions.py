@@ -14,7 +14,7 @@ from t2v_edge.errors import CaptionError
 SETS = Path(__file__).parents[2] / "calibration" / "captions"
 
 
-@pytest.mark.parametrize("name, count", [("en", 256), ("zh", 256), ("heldout", 1200)])
+@pytest.mark.parametrize("name, count", [("en", 256), ("zh", 256), ("corpus", 8000), ("heldout", 1200)])
 def test_shipped_sets_load_by_name_and_by_path_alike(name, count):
     captions = load_captions(name)
     assert len(captions) == len(set(captions)) == count
@@ -25,13 +25,13 @@ def test_shipped_sets_load_by_name_and_by_path_alike(name, count):
 
 def test_calibration_captions_are_none_of_those_that_judge():
     judging = {caption.casefold() for caption in load_captions("heldout")}
-    assert not judging & {caption.casefold() for name in ("en", "zh") for caption in load_captions(name)}
+    assert not judging & {caption.casefold() for name in ("en", "zh", "corpus") for caption in load_captions(name)}
 
 
 def test_sets_are_found_in_an_installed_package(tmp_path, monkeypatch):
     shutil.copytree(SETS, tmp_path / "t2v_calibration" / "captions")
     monkeypatch.setattr(module, "__file__", str(tmp_path / "t2v_calibration" / "captions.py"))
-    assert shipped_sets() == ("en", "heldout", "zh")
+    assert shipped_sets() == ("corpus", "en", "heldout", "zh")
     assert len(load_captions("en")) == 256
 
 
@@ -61,7 +61,7 @@ def test_a_bad_file_is_refused_with_its_place_and_remedy(tmp_path, name, content
 
 
 def test_an_unknown_set_names_those_there_are():
-    with pytest.raises(CaptionError, match="'fr': shipped are en, heldout, zh"):
+    with pytest.raises(CaptionError, match="'fr': shipped are corpus, en, heldout, zh"):
         load_captions("fr")
     with pytest.raises(CaptionError, match="no caption set"):
         load_captions("../captions/en")

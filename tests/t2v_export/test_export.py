@@ -15,8 +15,7 @@ import pytest
 from onnx import numpy_helper
 
 from t2v_edge.bundle import Bundle
-from t2v_edge.device import load_profile
-from t2v_edge.engine import open_engine
+from t2v_edge.engine import available_engines, open_engine
 from t2v_edge.engine.base import EngineOptions
 from t2v_edge.errors import CheckpointError, T2VError, UsageError
 from t2v_edge.pipeline import Pipeline
@@ -26,7 +25,6 @@ from t2v_export.captions import DEFAULT_CAPTIONS
 from t2v_export.config import StageConfig
 from t2v_export.errors import AccuracyError
 from t2v_export.export import ExportOptions, export_checkpoint
-from t2v_export.latency import Latency, choose_default
 from t2v_export.verify import Difference, StageDifference, check_accuracy, compare
 
 UNTIMED = ExportOptions(measure=False)
@@ -40,7 +38,7 @@ def play(bundle: Path, variant: str | None = None) -> np.ndarray:
 
 
 def test_bundle_holds_what_was_promised(make_checkpoint, cpu, tmp_path):
-    exported = export_checkpoint(make_checkpoint(), tmp_path / "bundle", cpu)
+    exported = export_checkpoint(make_checkpoint(), tmp_path / "bundle", cpu, ExportOptions(ship="all"))
     with Bundle.open(tmp_path / "bundle") as bundle:
         bundle.verify()
         manifest = bundle.manifest
@@ -53,7 +51,8 @@ def test_bundle_holds_what_was_promised(make_checkpoint, cpu, tmp_path):
         report = json.loads(bundle.read("report.json"))
         assert bundle.read("README.md") == b"# tiny\n"
     assert report["verification"]["captions"] >= 12 and report["verification"]["steps"] >= 64
-    assert report["latency"]["fp16"]["render"]["median_ms"] > 0
+    assert set(report["latency"]["fp16"]["render"]) == set(available_engines())
+    assert all(latency["median_ms"] > 0 for latency in report["latency"]["fp16"]["render"].values())
     assert exported.report == report
     assert play(tmp_path / "bundle").std() > 1
 
@@ -197,7 +196,7 @@ def test_same_checkpoint_and_seed_give_the_same_bytes(make_checkpoint, cpu, tmp_
 
 def test_timing_changes_no_file_but_the_report(make_checkpoint, cpu, tmp_path):
     folder = make_checkpoint()
-    export_checkpoint(folder, tmp_path / "one", cpu)
+    export_checkpoint(folder, tmp_path / "one", cpu, ExportOptions(ship="all"))
     export_checkpoint(folder, tmp_path / "two", cpu, UNTIMED)
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
     assert {n for n in one if one[n] != two[n]} <= {"manifest.json", "report.json"}
@@ -278,20 +277,6 @@ def test_killed_export_leaves_the_previous_bundle_whole(make_checkpoint, cpu, tm
     assert contents(tmp_path / "out" / "bundle") != before
 
 
-def times(**milliseconds: float) -> dict[str, dict[str, Latency]]:
-    return {v: {s: Latency(ms, ms, 10) for s in STAGES} for v, ms in milliseconds.items()}
-
-
-def test_slower_precision_is_never_the_default(cpu):
-    both = ("fp32", "fp16")
-    assert {v for v, _ in choose_default(cpu, both, times(fp32=1.0, fp16=1.2)).values()} == {"fp32"}
-    assert {v for v, _ in choose_default(cpu, both, times(fp32=1.0, fp16=0.99)).values()} == {"fp32"}
-    assert {v for v, _ in choose_default(cpu, both, times(fp32=1.0, fp16=0.5)).values()} == {"fp16"}
-    assert {v for v, _ in choose_default(cpu, both, {}).values()} == {"fp32"}
-    jetson = choose_default(load_profile("jetson-orin-nano-8gb"), both, times(fp32=1.0, fp16=2.0))
-    assert [jetson[s][0] for s in STAGES] == ["fp16", "fp32", "fp16"]
-
-
 def run_command(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
@@ -299,7 +284,7 @@ def run_command(*arguments: object) -> int:
 
 
 def test_command_prints_differences_as_json(make_checkpoint, tmp_path, capsys):
-    assert run_command(make_checkpoint(), "--device", "cpu", "-o", tmp_path / "b", "--json") == 0
+    assert run_command(make_checkpoint(), "--device", "cpu", "-o", tmp_path / "b", "--json", "--ship", "all") == 0
     printed = capsys.readouterr()
     data = json.loads(printed.out)
     assert printed.err == ""  # no progress bar where nobody looks

@@ -102,11 +102,13 @@ class LimbMaps(nn.Module):
 class PoseRenderer(nn.Module):
     """A frame from a pose and a look.
 
-    Options: `channels`, the widths from the 4x4 stem to the last level, one more than there are doublings;
-    `upsample` and `residual` as in `UpBlock`; `look`, the [start, size] of each group of probabilities in the
-    condition that says how things look (their sum is the size of the noise ``look``, normal, drawn once a stream);
-    `layout` as in `LimbMaps`; `maps`, the levels (their sizes) that get limb maps, `depth_maps`, those that get depth
-    as well; `bias_levels`, the levels whose block adds a bias made from the look.
+    Options: `channels`, the widths from the 4x4 stem to the last level, one more than there are doublings; `upsample`
+    and `residual` as in `UpBlock`; `ending` as in `ToPixels`, of which shuffle and transpose double the size a last
+    time; `look`, the [start, size] of each group of probabilities in the condition that says how things look (their
+    sum is the size of the noise ``look``, normal, drawn once a stream); `layout` as in `LimbMaps`; `maps`, the levels
+    (their sizes) that get limb maps, `depth_maps`, those that get depth as well; `map_width`, the channels to which a
+    1x1 convolution brings a level's maps (0: they are taken as they are); `bias_levels`, the levels whose block adds a
+    bias made from the look.
     """
 
     pixel_range = "0..1"
@@ -125,15 +127,18 @@ class PoseRenderer(nn.Module):
         look_width: int = 64,
         maps: Sequence[int] = (16, 32, 64),
         depth_maps: Sequence[int] = (16, 32),
+        map_width: int = 0,
         bias_levels: Sequence[int] = (16, 32, 64, 128),
+        ending: str = "conv",
         upsample: str = "resize",
         residual: bool = False,
         **_: Any,
     ) -> None:
         super().__init__()
-        if height != width or 4 << (len(channels) - 1) != height:
+        side = 4 << (len(channels) - (ending == "conv"))
+        if height != width or side != height:
             raise ValueError(
-                f"{len(channels)} channels make {4 << (len(channels) - 1)} pixels square, not {width}x{height}"
+                f"{len(channels)} channels and ending {ending!r} make {side} pixels square, not {width}x{height}"
             )
         self.sizes = condition_size, motion_size, height, width
         self.look = [(int(start), int(size)) for start, size in look]
@@ -145,15 +150,20 @@ class PoseRenderer(nn.Module):
         )
         self.stem = Stem(stem_width, channels[0], 4, 4)
         self.maps = nn.ModuleDict({str(size): LimbMaps(layout, size, size in depth_maps) for size in maps})
+        self.squeeze = nn.ModuleDict(
+            {size: nn.Sequential(nn.Conv2d(m.channels, map_width, 1), nn.ReLU()) for size, m in self.maps.items()}
+            if map_width
+            else {}
+        )
         self.blocks = nn.ModuleList()
         self.biases = nn.ModuleDict()
         for level, (inputs, outputs) in enumerate(zip(channels[:-1], channels[1:])):
             size = 4 << level
-            extra = self.maps[str(size)].channels if size in maps else 0
+            extra = (map_width or self.maps[str(size)].channels) if size in maps else 0
             self.blocks.append(UpBlock(inputs + extra, outputs, upsample, residual=residual))
             if size * 2 in bias_levels:
                 self.biases[str(size * 2)] = nn.Linear(sum(groups), outputs)
-        self.pixels = ToPixels(channels[-1], self.pixel_range)
+        self.pixels = ToPixels(channels[-1], self.pixel_range, kind=ending)
 
     @property
     def spec(self) -> StageSpec:
@@ -172,7 +182,8 @@ class PoseRenderer(nn.Module):
         size = 4
         for block in self.blocks:
             if str(size) in self.maps:
-                x = torch.cat([x, self.maps[str(size)](motion).to(x.dtype)], 1)
+                maps = self.maps[str(size)](motion).to(x.dtype)
+                x = torch.cat([x, self.squeeze[str(size)](maps) if self.squeeze else maps], 1)
             size *= 2
             bias = self.biases[str(size)](look)[:, :, None, None] if str(size) in self.biases else None
             x = block(x, bias)

@@ -65,9 +65,11 @@ def project_bones(joints: Tensor, lengths: Tensor, matrices: tuple[Tensor, Tenso
     return torch.matmul(kept.flatten(-2), to_joints).unflatten(-1, (20, 3))
 
 
-def turn(points: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn points (..., k, 3) about the vertical by an angle given as its cosine and sine, each (..., 1)."""
-    x, y, z = points[..., 0], points[..., 1], points[..., 2]
+def turn(points: Tensor, cosine: Tensor, sine: Tensor, down: float = 0.0) -> Tensor:
+    """Turn points (..., k, 3) about the vertical by an angle given as its cosine and sine, each (..., 1), and lower
+    them by `down`.
+    """
+    x, y, z = points[..., 0], points[..., 1] - down, points[..., 2]
     return torch.stack([cosine * x + sine * z, y, cosine * z - sine * x], -1)
 
 
@@ -92,7 +94,7 @@ def to_camera(pose: Tensor, cosine: Tensor, sine: Tensor, place: Tensor) -> Tens
     prop's ends as the joints; presence. The angle is heading plus camera yaw; the place is already turned by the yaw.
     """
     points = torch.cat([pose[..., JOINTS], pose[..., PROP]], -1).unflatten(-1, (22, 3))
-    turned = turn(points, cosine, sine) - points.new_tensor([0.0, _HIP_HEIGHT, 0.0])
+    turned = turn(points, cosine, sine, _HIP_HEIGHT)
     flat = (turned * _SCALE).flatten(-2)
     angle = place * torch.pi
     floor = torch.cat([torch.sin(angle), torch.cos(angle)], -1)

@@ -17,6 +17,7 @@ from t2v_export.models.contract import render_spec
 
 MODES = ("resize", "transpose", "pixel_shuffle")
 PIXEL_RANGES = ("-1..1", "0..1")
+ENDINGS = ("conv", "shuffle", "transpose")
 
 
 def make_activation(name: str) -> nn.Module:
@@ -81,17 +82,27 @@ class UpBlock(nn.Module):
 
 
 class ToPixels(nn.Module):
-    """The last convolution and squashing: (batch, in, h, w) -> (batch, 3, h, w) in `pixel_range`."""
+    """The last convolution and squashing: (batch, in, h, w) -> (batch, 3, h, w) in `pixel_range`.
 
-    def __init__(self, in_channels: int, pixel_range: str = "-1..1", kernel: int = 3) -> None:
+    Of the kinds "shuffle", a pixel shuffle of the convolution's channels, and "transpose", a transposed convolution,
+    height and width double, and nothing is convolved at the size of the frame.
+    """
+
+    def __init__(self, in_channels: int, pixel_range: str = "-1..1", kernel: int = 3, kind: str = "conv") -> None:
         super().__init__()
         if pixel_range not in PIXEL_RANGES:
             raise ValueError(f"pixel_range {pixel_range!r} is not one of {', '.join(PIXEL_RANGES)}")
-        self.conv = nn.Conv2d(in_channels, 3, kernel, padding=kernel // 2)
+        if kind not in ENDINGS:
+            raise ValueError(f"ending {kind!r} is not one of {', '.join(ENDINGS)}")
+        if kind == "transpose":
+            self.conv: nn.Module = nn.ConvTranspose2d(in_channels, 3, 4, stride=2, padding=1)
+        else:
+            self.conv = nn.Conv2d(in_channels, 12 if kind == "shuffle" else 3, kernel, padding=kernel // 2)
+        self.shuffle = nn.PixelShuffle(2) if kind == "shuffle" else nn.Identity()
         self.squash = nn.Tanh() if pixel_range == "-1..1" else nn.Sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
-        squashed: Tensor = self.squash(self.conv(x))
+        squashed: Tensor = self.shuffle(self.squash(self.conv(x)))
         return squashed
 
 

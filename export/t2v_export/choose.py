@@ -1,0 +1,89 @@
+"""Which variant of each stage a device runs by default, and which graphs a bundle holds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from t2v_edge.device import DeviceProfile
+from t2v_edge.spec import STAGES
+from t2v_export.latency import Latencies, Latency
+
+SHIP = ("faster", "all", "chosen")
+"""Graphs to write: those that measured faster than every more exact one; all that were made; the defaults alone."""
+
+MARGIN = 0.95
+"""A less exact variant must be this much faster: medians on a shared machine differ by some percent by themselves."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`default`: by stage the variant, and why. `lost`: by variant and stage, why a graph that was measured is no gain.
+    `fp32` never loses: it is what the others are compared with.
+    """
+
+    default: Mapping[str, tuple[str, str]]
+    lost: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def choose(profile: DeviceProfile, variants: Mapping[str, Collection[str]], latencies: Latencies) -> Choice:
+    """For each stage the default variant. `variants`: the stages that each has.
+
+    On a CPU what was measured here decides: a variant, on its fastest engine, must be faster than every more exact
+    one on its own, in the order of the profile's `precisions`. Elsewhere nothing was measured: the profile's float16
+    goes to the feed-forward stages, the recurrent step stays fp32, for a batch-1 step gains nothing from it, and INT8,
+    which does not always pay, to none.
+    """
+    default: dict[str, tuple[str, str]] = {}
+    lost: dict[str, dict[str, str]] = {}
+    for stage in STAGES:
+        made = [v for v in variants if stage in variants[v]]
+        offered = [v for v in profile.precisions if v in made]
+        if profile.kind == "cpu":
+            measured = {v: fastest(latencies[v][stage]) for v in offered if stage in latencies.get(v, {})}
+            default[stage] = _fastest(measured, lost, stage)
+            if measured:
+                for variant in set(made) - set(offered):
+                    lost.setdefault(variant, {})[stage] = f"not among {profile.name}'s precisions"
+        elif len(offered) < 2:
+            default[stage] = ("fp32", f"fp16 is not exported, or not among {profile.name}'s precisions")
+        elif stage == "motion" or "fp16" not in offered:
+            why = "recurrent state: fp16 gains nothing at batch 1"
+            default[stage] = ("fp32", why if stage == "motion" else "fp16 is not exported, INT8 not measured there")
+        else:
+            default[stage] = ("fp16", f"{profile.name} computes fp16; not measured on it")
+    return Choice(default, lost)
+
+
+def fastest(by_engine: Mapping[str, Latency]) -> tuple[str, float]:
+    """The engine of the smallest median, and that, in milliseconds."""
+    engine = min(by_engine, key=lambda name: by_engine[name].median_ms)
+    return engine, by_engine[engine].median_ms
+
+
+def shipped(variants: Mapping[str, Collection[str]], choice: Choice, ship: str) -> dict[str, tuple[str, ...]]:
+    """The stages of each variant that go into the bundle; `ship` is one of `SHIP`."""
+    kept = {}
+    for variant, stages in variants.items():
+        chosen = [s for s in stages if choice.default[s][0] == variant]
+        gains = [s for s in stages if s not in choice.lost.get(variant, {})]
+        kept[variant] = tuple({"all": stages, "chosen": chosen, "faster": gains}[ship])
+    return {variant: stages for variant, stages in kept.items() if stages}
+
+
+def _fastest(
+    measured: Mapping[str, tuple[str, float]], lost: dict[str, dict[str, str]], stage: str
+) -> tuple[str, str]:
+    """The variant that is faster by `MARGIN` than all before it, or fp32, and what was measured; the rest is `lost`."""
+    if not measured:
+        return ("fp32", "not measured")
+    best, least = "fp32", measured["fp32"][1]
+    for variant, (engine, median_ms) in measured.items():
+        if median_ms < least * MARGIN:
+            best = variant
+        elif variant != "fp32":
+            lost.setdefault(variant, {})[stage] = (
+                f"{median_ms:.3g} ms at best ({engine}) is no gain: a more exact one takes {least:.3g} ms"
+            )
+        least = min(least, median_ms)
+    return (best, "measured here: " + ", ".join(f"{v} {ms:.3g} ms ({e})" for v, (e, ms) in measured.items()))

@@ -1,0 +1,268 @@
+"""The render lesson: the student draws what the teacher draws of the same motion, condition and noise.
+
+Beside the frames' own differences the student learns from the teacher's features through 1x1 convolutions that only
+training knows (Romero et al., FitNets, ICLR 2015; Ren et al., OMGD, ICCV 2021), from how frames change in time, and,
+where it is asked for, from a critic of pairs of frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from t2v_edge.spec import StageSpec
+from t2v_export.distill.critic import PairCritic
+from t2v_export.distill.streams import Trajectories, play
+from t2v_export.distill.training import Rate, Replay, autocast, generators
+
+RENEW = 500
+"""Updates after which the teacher's motion is played anew."""
+
+STREAMS_PER_PAIR = 8
+EDGE_WEIGHT = 4.0
+"""How much more a pixel counts near an edge of the teacher's frame, where all the difficulty is."""
+
+EDGE = 0.04
+CRITIC_START = 0.25
+MEASURED = {"cuda": 256, "cpu": 16}
+
+
+class Features:
+    """What some modules of a network made in its last run, kept by forward hooks."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
+        self.made: dict[str, Tensor] = {}
+        parts = dict(module.named_modules())
+        for name in names:
+            parts[name].register_forward_hook(lambda _, __, output, name=name: self.made.__setitem__(name, output))
+
+
+def image_modules(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, tuple[int, int, int]]:
+    """Names of the modules that make images (batch, channels, h, w), with (channels, h, w), in the order they run."""
+    found: dict[str, tuple[int, int, int]] = {}
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4:
+                found[name] = tuple(output.shape[1:])  # type: ignore[assignment]
+
+        return hook
+
+    handles = [part.register_forward_hook(note(name)) for name, part in module.named_modules() if name]
+    with torch.no_grad():
+        module(*inputs)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def alike(teacher: Mapping[str, tuple[int, int, int]], student: Mapping[str, tuple[int, int, int]]) -> tuple[str, ...]:
+    """Modules of the same name that make images of the same size in both networks, the last one of each size."""
+    last: dict[tuple[int, int], str] = {}
+    for name, (channels, *size) in teacher.items():
+        if name in student and student[name][1:] == tuple(size) and channels > 3 and size[0] >= 8:
+            last[tuple(size)] = name  # type: ignore[index]
+    return tuple(last.values())
+
+
+class RenderLesson:
+    """One update learns from `batch` frames: half as many pairs of moments of a stream, up to a base step apart."""
+
+    name = "render"
+
+    def __init__(
+        self,
+        teachers: tuple[nn.Module, nn.Module],
+        student: nn.Module,
+        specs: tuple[StageSpec, StageSpec],
+        pool: Tensor,
+        blend_steps: int,
+        weights: Mapping[str, float],
+        batch: int,
+        length: int,
+        rate: float,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """`teachers`: motion and render modules, `specs` theirs; `pool` (captions, C) of conditions.
+
+        `weights` of the losses: pixel, perceptual, temporal, adversarial.
+        """
+        self.motion, self.teacher = teachers
+        self.student, self.rate, self.device = student, rate, device
+        self.specs, self.pool, self.blend_steps, self.length = specs, pool, blend_steps, length
+        self.weights, self.pairs, self.seed = dict(weights), batch // 2, seed
+        self.generator = generators(device, seed)
+        if device.type == "cuda":
+            for module in (self.teacher, student):
+                module.to(memory_format=torch.channels_last)
+        self.low = 0.0 if getattr(self.teacher, "pixel_range", "-1..1") == "0..1" else -1.0
+        held = generators(device, seed + 1)
+        pairs = MEASURED[device.type] // 2
+        played = self._play(pairs, held)
+        self.held = self._draw_pairs(played, pairs, held)
+        with torch.no_grad(), autocast(device):
+            self.held_frames = self.teacher(*self.held).float()
+        some = tuple(t[:2] for t in self.held)
+        made, mine = image_modules(self.teacher, some), image_modules(student.eval(), some)
+        names = alike(made, mine) if self.weights["perceptual"] else ()
+        self.theirs, self.ours = Features(self.teacher, names), Features(student, names)
+        self.bridges = nn.ModuleDict(
+            {name.replace(".", "/"): nn.Conv2d(mine[name][0], made[name][0], 1) for name in names}
+        ).to(device)
+        self._rate = Rate(rate, device)
+        self.optimizer = torch.optim.AdamW(
+            [*student.parameters(), *self.bridges.parameters()],
+            lr=self._rate.given,
+            betas=(0.9, 0.99),
+            weight_decay=1e-4,
+            capturable=device.type == "cuda",
+        )
+        self.critic = PairCritic(device, *self.held_frames.shape[2:]) if self.weights["adversarial"] else None
+        self.trajectories: Trajectories | None = None
+        self.number = 0
+        self.inputs = tuple(t[: 2 * self.pairs].clone() for t in self._draw_pairs(played, self.pairs, held))
+        self.losses: dict[str, Tensor] = {}
+        self._replay = Replay(self._update, self._changed, device)
+        self._judged = Replay(lambda: self._update(judged=True), self._changed, device)
+
+    def set_rate(self, rate: float) -> None:
+        self._rate.set(rate, self.optimizer)
+        if self.critic is not None:
+            self.critic.set_rate(0.3 * rate)
+
+    def _changed(self) -> list[Tensor]:
+        """What an update changes, but for the optimizers' moments."""
+        critic = self.critic.network.state_dict().values() if self.critic is not None else ()
+        return [*self.student.state_dict().values(), *self.bridges.parameters(), *critic]
+
+    def _play(self, pairs: int, generator: torch.Generator) -> Trajectories:
+        streams = pairs * STREAMS_PER_PAIR if self.device.type == "cuda" else pairs
+        return play(self.motion, *self.specs, self.pool, self.blend_steps, streams, self.length, generator)
+
+    def _draw_pairs(self, played: Trajectories, pairs: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Inputs of the render stage at two moments of `pairs` streams, all first moments first: motion, condition
+        and noises as a stream at a high frame rate interpolates them.
+        """
+        steps, streams = played.motion.shape[:2]
+        device = played.motion.device
+        stream = torch.randint(streams, (pairs,), generator=generator, device=device)
+        first = torch.rand(pairs, generator=generator, device=device) * (steps - 2)
+        second = first + 0.1 + 0.9 * torch.rand(pairs, generator=generator, device=device)
+        place, stream = torch.cat([first, second]), stream.repeat(2)
+        before, share = place.long(), (place % 1)[:, None]
+        between = (
+            values[before, stream] + (values[before + 1, stream] - values[before, stream]) * share
+            for values in (played.motion, played.condition)
+        )
+        named = dict(zip(("motion", "condition"), between))
+        named |= {name: noise[stream] for name, noise in played.noises.items()}
+        return tuple(named[t.name] for t in self.specs[1].inputs)
+
+    def step(self, progress: float) -> Mapping[str, Tensor]:
+        if self.trajectories is None or self.number % RENEW == 0:
+            self.trajectories = self._play(self.pairs, self.generator)
+        self.number += 1
+        for held, drawn in zip(self.inputs, self._draw_pairs(self.trajectories, self.pairs, self.generator)):
+            held.copy_(drawn)
+        judged = self.critic is not None and progress >= CRITIC_START
+        if self.critic is not None and judged:
+            self.critic.move(self.generator)
+        (self._judged if judged else self._replay)()
+        return {name: loss.clone() for name, loss in self.losses.items()}
+
+    def _update(self, judged: bool = False) -> None:
+        with autocast(self.device):
+            with torch.no_grad():
+                wanted = self.teacher(*self.inputs)
+            made = self.student(*self.inputs)
+        made, wanted = made.float(), wanted.float()
+        losses = self._losses(made, wanted)
+        critic = self.critic if judged else None
+        if critic is not None:
+            losses["adversarial"] = critic.judge(made)
+        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+        self.optimizer.zero_grad(set_to_none=False)
+        total.backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimizer.step()
+        if critic is not None:
+            losses["critic"] = critic.learn(made.detach(), wanted)
+        self.losses = {name: loss.detach() for name, loss in losses.items()}
+
+    def _losses(self, made: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+        near = near_edges(wanted)
+        losses = {"pixel": ((made - wanted).abs() * near).mean()}
+        for axis in (2, 3):
+            losses["pixel"] = losses["pixel"] + 0.5 * (made.diff(dim=axis) - wanted.diff(dim=axis)).abs().mean()
+        if self.weights["temporal"]:
+            (a, b), (x, y) = made.chunk(2), wanted.chunk(2)
+            losses["temporal"] = (((b - a) - (y - x)).abs() * near.chunk(2)[0]).mean()
+        if self.bridges:
+            with autocast(self.device):
+                apart = [
+                    (bridge(self.ours.made[name]) - feature).abs().mean() / feature.abs().mean().clamp(min=1e-3)
+                    for name, bridge, feature in (
+                        (key.replace("/", "."), bridge, self.theirs.made[key.replace("/", ".")])
+                        for key, bridge in self.bridges.items()
+                    )
+                ]
+            losses["perceptual"] = 0.1 * torch.stack([x.float() for x in apart]).mean()
+        return losses
+
+    @torch.no_grad()
+    def measure(self, student: nn.Module) -> Mapping[str, float]:
+        """On streams that are never trained on: `psnr` of frames in dB, mean and 5th percentile, and `temporal`, the
+        mean error of a pair's change over the teacher's mean change.
+        """
+        size = 32
+        parts = [student(*rows) for rows in zip(*(t.split(size) for t in self.held))]
+        made, wanted = torch.cat(parts).float(), self.held_frames
+        span = 1.0 - self.low
+        error = ((made - wanted) / span).square().mean((1, 2, 3)).clamp(min=1e-10)
+        psnr = -10 * error.log10()
+        (a, b), (x, y) = made.chunk(2), wanted.chunk(2)
+        change = ((b - a) - (y - x)).abs().mean() / (y - x).abs().mean().clamp(min=1e-6)
+        return {
+            "psnr": float(psnr.mean()),
+            "psnr_low": float(psnr.quantile(0.05)),
+            "temporal_error": float(change),
+        }
+
+    def state(self) -> dict[str, Any]:
+        played = self.trajectories
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "bridges": self.bridges.state_dict(),
+            "critic": self.critic.state() if self.critic else None,
+            "generator": self.generator.get_state(),
+            "number": self.number,
+            "played": None if played is None else [played.motion, played.condition, dict(played.noises)],
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.bridges.load_state_dict(state["bridges"])
+        if self.critic is not None:
+            self.critic.resume(state["critic"])
+        self.generator.set_state(state["generator"])
+        self.number = state["number"]
+        if state["played"] is not None:
+            motion, condition, noises = state["played"]
+            self.trajectories = Trajectories(
+                motion.to(self.device), condition.to(self.device), {n: t.to(self.device) for n, t in noises.items()}
+            )
+
+
+def near_edges(frames: Tensor) -> Tensor:
+    """Weights (batch, 1, h, w) of frames (batch, 3, h, w): 1, and 1 + `EDGE_WEIGHT` within some 4 pixels of an edge."""
+    edges = functional.pad((frames.diff(dim=3).abs()).amax(1, keepdim=True), (0, 1)) + functional.pad(
+        (frames.diff(dim=2).abs()).amax(1, keepdim=True), (0, 0, 0, 1)
+    )
+    coarse = functional.max_pool2d((edges > EDGE).float(), 4, ceil_mode=True)
+    wide = functional.interpolate(functional.max_pool2d(coarse, 3, 1, 1), scale_factor=4.0, mode="nearest")
+    return 1.0 + EDGE_WEIGHT * wide[..., : frames.shape[2], : frames.shape[3]]

@@ -1,0 +1,172 @@
+"""A recipe's passes from checkpoint to smaller checkpoint; each finished one is kept by what it was made from."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t2v_calibration.captions import load_captions
+from t2v_edge.errors import CheckpointError
+from t2v_edge.spec import STAGES
+from t2v_export.checkpoint import Checkpoint, load_checkpoint, save_loaded
+from t2v_export.distill import Lessons, distill_stage
+from t2v_export.prune import prune_checkpoint
+from t2v_export.rebuild import rebuild_checkpoint
+from t2v_export.recipe import Distill, Prune, Rebuild, Recipe
+from t2v_export.store import PassStore, content_key
+from t2v_export.weights import pack_weights, read_weights
+
+VERSION = 1
+"""Raised whenever a pass makes something else of the same input: results kept by an older toolchain are not found."""
+
+LOG = "log.json"
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """`seed` of everything random; `store` of finished work; `device` to train on; `only_stage`: distil this one alone
+    and keep it, so that stages may be trained side by side, each by a process of its own.
+    """
+
+    seed: int = 0
+    allow_code: bool = False
+    store: PassStore = PassStore(None)
+    device: str = "cpu"
+    progress: bool = False
+    only_stage: str | None = None
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A smaller checkpoint, and the logs of its trainings: by "PASS.STAGE" a list of measurements."""
+
+    checkpoint: Checkpoint
+    logs: Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def compress(checkpoint: Checkpoint, recipe: Recipe, options: PassOptions = PassOptions()) -> Compressed:
+    """Run a recipe's checkpoint passes in order. What a store holds is not made again.
+
+    The teacher of every distill pass is the checkpoint as it came. Raises `UsageError`, `CheckpointError`,
+    `CaptionError`, `CalibrationError` and `TrainingError`.
+    """
+    current, key = checkpoint, content_key(checkpoint=checkpoint.sha256, seed=options.seed, version=VERSION)
+    logs: dict[str, Sequence[Mapping[str, Any]]] = {}
+    for number, one in enumerate(recipe.checkpoint_passes, 1):
+        if isinstance(one, Distill):
+            captions = read_captions(one.captions, one.corpus)
+            current, made = _distill(checkpoint, current, one, captions, key, options)
+            logs.update({f"{number}.{stage}": log for stage, log in made.items()})
+            key = content_key(before=key, options=asdict(one), captions=captions)
+        else:
+            captions = read_captions(one.captions) if isinstance(one, Prune) else ()
+            key = content_key(before=key, kind=type(one).__name__, options=asdict(one), captions=captions)
+            current = _kept(key, current, one, options)
+    return Compressed(_renamed(current, recipe.name, checkpoint), logs)
+
+
+def read_captions(names: Sequence[str], corpus: str = "") -> tuple[str, ...]:
+    """The captions of some sets or files, and those of a `corpus`, each once. Raises `CaptionError`."""
+    found = [caption for name in (*names, *([corpus] if corpus else [])) for caption in load_captions(name)]
+    return tuple(dict.fromkeys(found))
+
+
+def _make(current: Checkpoint, one: Prune | Rebuild, options: PassOptions) -> Checkpoint:
+    if isinstance(one, Prune):
+        return prune_checkpoint(current, one, options.seed)
+    return rebuild_checkpoint(current, one, options.allow_code)
+
+
+def _kept(key: str, current: Checkpoint, one: Prune | Rebuild, options: PassOptions) -> Checkpoint:
+    """The checkpoint kept under `key`, or what the pass makes, as it is read back: the same in both cases."""
+    kept = options.store.load(key)
+    if kept is not None:
+        try:
+            return _unpacked(kept, options.allow_code)
+        except CheckpointError:
+            pass  # a damaged entry is made again
+    files = _packed(_make(current, one, options))
+    options.store.save(key, files)
+    return _unpacked(files, options.allow_code)
+
+
+def _packed(checkpoint: Checkpoint) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "checkpoint"
+        save_loaded(checkpoint, folder, torch.float32)
+        return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _unpacked(files: Mapping[str, bytes], allow_code: bool) -> Checkpoint:
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, data in files.items():
+            path = Path(scratch) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return load_checkpoint(scratch, allow_code)
+
+
+def _distill(
+    teacher: Checkpoint,
+    student: Checkpoint,
+    one: Distill,
+    captions: Sequence[str],
+    before: str,
+    options: PassOptions,
+) -> tuple[Checkpoint, dict[str, list[dict[str, Any]]]]:
+    modules, logs = {}, {}
+    for stage in one.stages:
+        if options.only_stage in (None, stage):
+            modules[stage], logs[stage] = _distilled(teacher, student, one, stage, captions, before, options)
+    return replace(student, **modules), logs
+
+
+def _distilled(
+    teacher: Checkpoint,
+    student: Checkpoint,
+    one: Distill,
+    stage: str,
+    captions: Sequence[str],
+    before: str,
+    options: PassOptions,
+) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+    """A stage's training by its own key: of the options only those count that it reads."""
+    others = tuple(f"{s}_" for s in STAGES if s != stage)
+    counted = {k: v for k, v in asdict(one).items() if k != "stages" and not k.startswith(others)}
+    key = content_key(before=before, distill=stage, options=counted, captions=list(captions))
+    kept = options.store.load(key)
+    if kept is not None:
+        module = copy.deepcopy(student.modules[stage])
+        try:
+            module.load_state_dict(_weights(kept, stage))
+            return module.eval().requires_grad_(False), json.loads(kept[LOG])
+        except (CheckpointError, RuntimeError, KeyError, ValueError):
+            pass  # a damaged entry is made again
+    lessons = Lessons(teacher, student, one, captions, options.seed, options.device, options.progress)
+    module, log = distill_stage(lessons, stage, options.store.workplace(key))
+    weights = pack_weights(module.state_dict(), torch.float32)
+    options.store.save(key, {f"{stage}.safetensors": weights, LOG: json.dumps(log).encode()})
+    options.store.clear_workplace(key)
+    return module, log
+
+
+def _weights(files: Mapping[str, bytes], stage: str) -> Mapping[str, torch.Tensor]:
+    with tempfile.TemporaryDirectory() as scratch:
+        name = f"{stage}.safetensors"
+        (Path(scratch) / name).write_bytes(files[name])
+        found = read_weights(Path(scratch), stage)
+    assert found is not None
+    return found
+
+
+def _renamed(checkpoint: Checkpoint, recipe: str, teacher: Checkpoint) -> Checkpoint:
+    """Called by the recipe's name where it is the shipped reference's student, else NAME-RECIPE."""
+    name = recipe if teacher.config.name == "reference" else f"{teacher.config.name}-{recipe}"
+    return replace(checkpoint, config=replace(checkpoint.config, name=name[:64]))
