@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from t2v_edge.spec import STAGES, StageSpec, TensorSpec, check_stages
 from t2v_export.config import CheckpointConfig, parse_config
 from t2v_export.files import folder_sha256, needed_file, plain_file
 from t2v_export.models import build_stage
-from t2v_export.weights import MAX_FILE_BYTES, load_weights, pack_weights, read_weights
+from t2v_export.weights import MAX_FILE_BYTES, load_weights, pack_weights, read_weights, tensors_sha256
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TOKENIZER_BYTES = 64 << 20
@@ -175,6 +176,53 @@ def save_checkpoint(
         for name, data in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
+
+
+def save_loaded(checkpoint: Checkpoint, path: Path | str, dtype: torch.dtype = torch.float16) -> None:
+    """Write a checkpoint that is in memory, whole or not at all: its evaluator and its own code come along.
+
+    Both are read from the folder the checkpoint, or the one it was made from, was loaded from. Raises
+    `CheckpointError`.
+    """
+    evaluator = {name: plain_file(checkpoint.folder, name, MAX_FILE_BYTES) for name in EVALUATOR_FILES}
+    save_checkpoint(
+        path,
+        checkpoint.config,
+        checkpoint.modules,
+        tokenizer=checkpoint.tokenizer,
+        card=checkpoint.card,
+        evaluator={Path(name).name: found.read_bytes() for name, found in evaluator.items() if found is not None},
+        code=_own_code(checkpoint),
+        dtype=dtype,
+    )
+
+
+def with_stages(
+    checkpoint: Checkpoint, config: CheckpointConfig, modules: Mapping[str, nn.Module], tokenizer: str | None = None
+) -> Checkpoint:
+    """A new checkpoint with these modules in place of its own (those not given stay), and a hash of what it now is.
+
+    `folder` stays the one it came from: evaluator and user classes are there. Raises `CheckpointError` and `SpecError`
+    where the stages do not fit together.
+    """
+    tokenizer = checkpoint.tokenizer if tokenizer is None else tokenizer
+    made = replace(checkpoint, config=config, tokenizer=tokenizer, **modules)
+    _check_specs(made)
+    digest = hashlib.sha256(_json(config.to_json()))
+    for text in (tokenizer, made.card, *_own_code(made).values()):
+        digest.update(hashlib.sha256(text.encode()).digest())
+    for module in made.modules.values():
+        digest.update(tensors_sha256(module.state_dict()).encode())
+    return replace(made, sha256=digest.hexdigest())
+
+
+def _own_code(checkpoint: Checkpoint) -> dict[str, str]:
+    """Sources of the user classes that the config names, by file name."""
+    names = {s.class_name.partition(":")[0] + ".py" for s in checkpoint.config.stages.values() if ":" in s.class_name}
+    return {
+        name: needed_file(checkpoint.folder, name, MAX_CONFIG_BYTES, "put the class's file there").read_text("utf-8")
+        for name in sorted(names)
+    }
 
 
 def _json(data: object) -> bytes:

@@ -29,7 +29,7 @@ from t2v_export.mixed import Mixed, make_half
 from t2v_export.recipe import Quantize, Recipe
 from t2v_export.reference import STEPS, Rollout, play_references
 from t2v_export.to_onnx import OPSET, stage_to_onnx
-from t2v_export.tokens import tokenizer_of, tokenizer_spec
+from t2v_export.tokenizer import caption_tokenizer, tokenizer_spec
 from t2v_export.verify import TOLERANCES, StageDifference, check_accuracy, compare_variant
 
 VARIANTS = ("fp32", "fp16")
@@ -95,7 +95,7 @@ def export_checkpoint(
         total=total, desc="export", file=sys.stderr, disable=None if options.progress else True, leave=False
     ) as bar:
         checkpoint = load_checkpoint(path, options.allow_code)
-        tokens, tokenizer = tokenizer_spec(checkpoint), tokenizer_of(checkpoint)
+        tokens, tokenizer = tokenizer_spec(checkpoint), caption_tokenizer(checkpoint)
         bar.update()
         graphs: dict[str, Mapping[str, onnx.ModelProto]] = {
             "fp32": _make_graphs(checkpoint, min(OPSET, profile.opset_cap), bar)

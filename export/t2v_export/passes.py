@@ -89,12 +89,12 @@ def _kept(key: str, current: Checkpoint, one: Prune | Rebuild, options: PassOpti
     kept = options.store.load(key)
     if kept is not None:
         try:
-            return _unpacked(kept, options.allow_code)
+            return _unpacked(kept, current, options.allow_code)
         except CheckpointError:
             pass  # a damaged entry is made again
     files = _packed(_make(current, one, options))
     options.store.save(key, files)
-    return _unpacked(files, options.allow_code)
+    return _unpacked(files, current, options.allow_code)
 
 
 def _packed(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -104,13 +104,14 @@ def _packed(checkpoint: Checkpoint) -> dict[str, bytes]:
         return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def _unpacked(files: Mapping[str, bytes], allow_code: bool) -> Checkpoint:
+def _unpacked(files: Mapping[str, bytes], before: Checkpoint, allow_code: bool) -> Checkpoint:
+    """Read it; its folder is that of the checkpoint `before` it, where evaluator and code are."""
     with tempfile.TemporaryDirectory() as scratch:
         for name, data in files.items():
             path = Path(scratch) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        return load_checkpoint(scratch, allow_code)
+        return replace(load_checkpoint(scratch, allow_code), folder=before.folder)
 
 
 def _distill(
@@ -143,18 +144,25 @@ def _distilled(
     key = content_key(before=before, distill=stage, options=counted, captions=list(captions))
     kept = options.store.load(key)
     if kept is not None:
-        module = copy.deepcopy(student.modules[stage])
         try:
-            module.load_state_dict(_weights(kept, stage))
-            return module.eval().requires_grad_(False), json.loads(kept[LOG])
+            return _taught(student.modules[stage], kept, stage)
         except (CheckpointError, RuntimeError, KeyError, ValueError):
             pass  # a damaged entry is made again
     lessons = Lessons(teacher, student, one, captions, options.seed, options.device, options.progress)
     module, log = distill_stage(lessons, stage, options.store.workplace(key))
-    weights = pack_weights(module.state_dict(), torch.float32)
-    options.store.save(key, {f"{stage}.safetensors": weights, LOG: json.dumps(log).encode()})
+    files = {f"{stage}.safetensors": pack_weights(module.state_dict()), LOG: json.dumps(log).encode()}
+    options.store.save(key, files)
     options.store.clear_workplace(key)
-    return module, log
+    return _taught(student.modules[stage], files, stage)
+
+
+def _taught(
+    student: torch.nn.Module, files: Mapping[str, bytes], stage: str
+) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+    """A stage's module as its training left it, rounded to float16 as a checkpoint's weights are; and the log."""
+    module = copy.deepcopy(student)
+    module.load_state_dict(_weights(files, stage))
+    return module.eval().requires_grad_(False), json.loads(files[LOG])
 
 
 def _weights(files: Mapping[str, bytes], stage: str) -> Mapping[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from t2v_export.distill.render import RenderLesson
 from t2v_export.distill.text import TextLesson, conditions
 from t2v_export.distill.training import Lesson, teach
 from t2v_export.recipe import Distill
-from t2v_export.tokens import tokenizer_of
+from t2v_export.tokenizer import caption_tokenizer
 
 LOSSES = ("pixel", "perceptual", "temporal", "adversarial")
 
@@ -75,9 +75,9 @@ def _lesson(lessons: Lessons, stage: str, device: torch.device) -> Lesson:
     modules = {s: copy.deepcopy(m).to(device).requires_grad_(False) for s, m in teacher.modules.items()}
     student = copy.deepcopy(lessons.student.modules[stage]).to(device).requires_grad_(True)
     batch, rate = getattr(options, f"{stage}_batch"), getattr(options, f"{stage}_rate")
-    reader = tokenizer_of(teacher)
+    reader = caption_tokenizer(teacher)
     if stage == "text":
-        readers = reader, tokenizer_of(lessons.student)
+        readers = reader, caption_tokenizer(lessons.student)
         return TextLesson(modules["text"], student, readers, lessons.captions, batch, rate, lessons.seed, device)
     pool = conditions(modules["text"], reader, lessons.captions, device)
     specs, blend = teacher.specs, teacher.config.blend_steps

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,40 @@ class TransformersText(nn.Module):
         **_: Any,
     ) -> None:
         super().__init__()
-        self.spec: StageSpec = text_spec(tokens, condition_size)
-        self.encoder, self.prefix = open_encoder(Path(folder))
-        longest = getattr(self.encoder.config, "max_position_embeddings", None)
+        encoder, prefix = open_encoder(Path(folder))
+        longest = getattr(encoder.config, "max_position_embeddings", None)
         if isinstance(longest, int) and 0 < longest < tokens:
             raise ValueError(f"tokens {tokens}: the encoder has positions for {longest}")
-        self.pooling = Pooling(pooling, self.encoder.config.hidden_size, queries)
+        self._assemble(encoder, prefix, condition_size, tokens, pooling, queries, groups)
+
+    def _assemble(
+        self,
+        encoder: nn.Module,
+        prefix: str,
+        condition_size: int,
+        tokens: int,
+        pooling: str,
+        queries: int,
+        groups: Sequence[int] | None,
+    ) -> None:
+        self.spec: StageSpec = text_spec(tokens, condition_size)
+        self.encoder, self.prefix = encoder, prefix
+        self.pooling = Pooling(pooling, encoder.config.hidden_size, queries)  # type: ignore[union-attr]
         self.head = TextHead(self.pooling.size, condition_size, groups)
+
+    def resized(self, settings: Mapping[str, Any], options: Mapping[str, Any]) -> TransformersText:
+        """An encoder of the same class with some `settings` changed, and these options; all weights are fresh."""
+        config = copy.deepcopy(self.encoder.config)
+        for name, value in settings.items():
+            setattr(config, name, value)
+        encoder = type(self.encoder)._from_config(config, attn_implementation="eager")  # type: ignore[operator]
+        if getattr(encoder, "pooler", None) is not None:
+            encoder.pooler = None
+        made = type(self).__new__(type(self))
+        nn.Module.__init__(made)
+        chosen = {name: options[name] for name in ("tokens", "pooling", "queries", "groups")}
+        made._assemble(encoder.eval(), self.prefix, self.spec.results[0].shape[1], **chosen)
+        return made
 
     def save_encoder(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The encoder's config.json and weights as transformers reads them back (encoders and text towers alone)."""

@@ -167,6 +167,7 @@ class UpsampleRenderer(nn.Module):
         widths = [channels[0]] * (blocks + 1 - len(channels)) + list(channels)
         self.pixel_range = pixel_range
         self.noise_size = noise_size
+        self.options_in_full = {"channels": widths}
         noises = (NoiseSpec("content", (1, noise_size)),) if noise_size else ()
         self.spec: StageSpec = render_spec(condition_size, motion_size, height, width, noises)
         self.stem = Stem(

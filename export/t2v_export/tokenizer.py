@@ -1,4 +1,4 @@
-"""How a checkpoint's captions become token ids."""
+"""The tokenizer of a checkpoint: how its captions become the text stage's feeds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
 
 
 def tokenizer_spec(checkpoint: Checkpoint) -> TokenizerSpec:
-    """How a checkpoint's captions are tokenized. Raises `CheckpointError` where nothing can pad them."""
+    """The padded length and the pad token that a bundle of this checkpoint states; raises `CheckpointError`."""
     tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer)
     tokens = checkpoint.specs["text"].inputs[0].shape[1]
     if tokenizer.padding is not None:
@@ -28,7 +28,7 @@ def tokenizer_spec(checkpoint: Checkpoint) -> TokenizerSpec:
     )
 
 
-def tokenizer_of(checkpoint: Checkpoint) -> CaptionTokenizer:
-    """The runtime's tokenizer for a checkpoint's captions. Raises `CheckpointError`."""
+def caption_tokenizer(checkpoint: Checkpoint) -> CaptionTokenizer:
+    """The runtime's tokenizer for this checkpoint; raises `CheckpointError` where it names no pad token."""
     spec = tokenizer_spec(checkpoint)
     return CaptionTokenizer(checkpoint.tokenizer.encode(), spec.tokens, spec.pad_id)
