@@ -56,7 +56,8 @@ class TorchEngine(PeerEngine):
 
     def run(self, feeds: Arrays) -> dict[str, Any]:
         with self._torch.inference_mode():
-            made = self._module(*(self._torch.from_numpy(feeds[t.name]) for t in self.spec.inputs))
+            # copied, for a condition is read-only: a few hundred bytes
+            made = self._module(*(self._torch.tensor(feeds[t.name]) for t in self.spec.inputs))
         made = made if isinstance(made, tuple) else (made,)
         return {name: tensor.numpy() for name, tensor in zip(self.outputs, made)}
 
@@ -96,12 +97,8 @@ class OpenVinoPeer(PeerEngine):
 def import_runner(runner: str) -> None:
     """Import what a runner needs, so that its import is timed and weighed apart from its work."""
     if runner in ("torch", "torch-compile"):
-        import torch
-
         import t2v_export.checkpoint
         import t2v_export.to_onnx  # noqa: F401
-
-        torch.set_num_interop_threads(1)
     elif runner == "onnxruntime":
         import onnxruntime  # noqa: F401
     elif runner == "openvino":

@@ -19,12 +19,12 @@ from t2v_edge.engine.base import EngineOptions
 from t2v_edge.files import atomic_folder
 from t2v_edge.machine import versions
 from t2v_edge.spec import StageSpec
-from t2v_edge.tokenizer import CaptionTokenizer
 from t2v_export.checkpoint import Checkpoint, load_checkpoint
-from t2v_export.export import ExportOptions, _tokenizer_spec, export_checkpoint
+from t2v_export.export import ExportOptions, export_checkpoint
 from t2v_export.int8 import calibrate
 from t2v_export.recipe import Quantize, load_recipe
 from t2v_export.to_onnx import stage_to_onnx
+from t2v_export.tokenizer import caption_tokenizer
 
 QUANTIZED = ("text", "render")
 """The stages given to the peers' quantizers. The motion step stays FP32, as in our own recipe: at batch 1 INT8 makes it
@@ -96,9 +96,7 @@ def _our_bundle(checkpoint: Path, bundle: Path | None, target: Path, seed: int) 
 
 
 def _calibration(loaded: Checkpoint, graphs: Graphs, options: Quantize, seed: int) -> CalibrationSet:
-    tokens = _tokenizer_spec(loaded)
-    tokenizer = CaptionTokenizer(loaded.tokenizer.encode(), tokens.tokens, tokens.pad_id)
-    return calibrate(graphs, loaded.specs, tokenizer, loaded.config.blend_steps, options, seed)
+    return calibrate(graphs, loaded.specs, caption_tokenizer(loaded), loaded.config.blend_steps, options, seed)
 
 
 def _write_probe(path: Path, graph: onnx.ModelProto, spec: StageSpec, calibration: CalibrationSet) -> None:

@@ -234,11 +234,11 @@ def test_pixels_rounded_to_bytes_before_or_after_a_transposition_are_the_same(na
             for n in kept))
         constants = [helper.make_tensor("low", TensorProto.FLOAT, [], [0.0]),
                      helper.make_tensor("high", TensorProto.FLOAT, [], [255.0])]
-        types = {"frame": TensorProto.UINT8}
+        types = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
         graph = helper.make_graph(
             [n for n in nodes if n.output[0] in ("clipped", "image", "rounded", *kept)], "tail",
             [helper.make_tensor_value_info("levels", TensorProto.FLOAT, [1, 3, 4, 5])],
-            [helper.make_tensor_value_info(t.name, types.get(t.name, TensorProto.FLOAT), t.shape) for t in spec.outputs],
+            [helper.make_tensor_value_info(t.name, types[t.dtype], t.shape) for t in spec.outputs],
             constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         levels = (np.arange(60, dtype=np.float32).reshape(1, 3, 4, 5) - 4) * 4.5
