@@ -30,7 +30,7 @@ def quantizers(monkeypatch):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Where material is kept for all tests: a tiny checkpoint has the same bytes each time, and so the same material."""
+    """Where material is kept for all tests: the tiny checkpoint has the same bytes each time, and so the same key."""
     return tmp_path_factory.mktemp("work")
 
 
