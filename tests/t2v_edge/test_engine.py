@@ -267,3 +267,10 @@ def test_openvino_transposes_bytes(name):
     last = model.get_results()[0].input_value(0)
     assert last.get_node().get_type_name() == "Transpose" and last.get_element_type() == ov.Type.u8
     assert model.outputs[0].get_names() == {"frame"}
+
+
+def test_a_contract_makes_its_tensors_once(specs):
+    spec = specs["motion"]
+    assert spec.inputs is spec.inputs and spec.outputs is spec.outputs
+    other = replace(spec, states=())
+    assert len(other.inputs) < len(spec.inputs) and other != spec and replace(spec) == spec
