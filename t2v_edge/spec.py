@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from t2v_edge.errors import SpecError
@@ -162,7 +163,8 @@ class StageSpec:
         for names in ([t.name for t in self.inputs], [t.name for t in self.outputs]):
             _require(len(set(names)) == len(names), f"stage {self.stage}: a name is used twice in {names}")
 
-    @property
+    # Cached: engines read both at every run, and making them took half of the runtime's own time for a frame.
+    @cached_property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """All graph inputs in order: feeds, noises, states."""
         return (
@@ -171,7 +173,7 @@ class StageSpec:
             + tuple(TensorSpec(s.input, s.shape) for s in self.states)
         )
 
-    @property
+    @cached_property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """All graph outputs in order: results, next states."""
         return self.results + tuple(TensorSpec(s.output, s.shape) for s in self.states)

@@ -12,7 +12,7 @@ from t2v_edge.errors import UsageError
 COMMANDS = {
     "export": ("t2v_export.command", "turn a checkpoint into a bundle"),
     "compress": ("t2v_export.compress_command", "make a smaller checkpoint of a checkpoint"),
-    "compare": ("t2v_export.compare.command", "say how near a bundle's variants are to FP32"),
+    "compare": ("t2v_export.compare.command", "measure how near every variant of a bundle is to its FP32"),
 }
 
 

@@ -38,6 +38,8 @@ class OpenVinoEngine:
     would not be FP32. Threads are not pinned to cores: with another process on the machine, pinning took a 256x256
     renderer from 35 to 42 ms. The motion step runs on one thread, as in the other engine. Inputs are written into the
     request's own tensors: `infer(feeds)` does the same in six times the microseconds (133 against 22 for a tiny graph).
+    Pixels become bytes before they are transposed, not after: the same frames, and 1.29 instead of 1.46 ms for a small
+    256x256 renderer in INT8.
 
     Raises `EngineError` where the graph cannot be loaded or is not what `spec` says.
     """
@@ -52,7 +54,9 @@ class OpenVinoEngine:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
             core = ov.Core()
-            compiled = core.compile_model(core.read_model(bytes(graph)), "CPU", settings)
+            model = core.read_model(bytes(graph))
+            _round_before_transposing(model)
+            compiled = core.compile_model(model, "CPU", settings)
             request = compiled.create_infer_request()
         except Exception as error:  # OpenVINO raises RuntimeError and whatever pybind11 makes of others
             raise EngineError(f"OpenVINO {_VERSION} cannot load the {spec.stage} graph ({_said(error)}); "
@@ -103,6 +107,32 @@ class OpenVinoEngine:
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self.close()
+
+
+def _round_before_transposing(model: Any) -> None:
+    """Where an output is Convert(Round(Transpose(x))), make it Transpose(Convert(Round(x))), in place.
+
+    The graph ends the first way because TensorRT knows uint8 only at the border of a graph; here the transposition, of
+    a quarter of the bytes, is then one with the layout change that the plugin does anyway. Element by element it is
+    the same.
+    """
+    for result in model.get_results():
+        convert = result.input_value(0).get_node()
+        chain = [convert]
+        while len(chain) < 3 and chain[-1].get_type_name() in ("Convert", "Round"):
+            chain.append(chain[-1].input_value(0).get_node())
+        if [node.get_type_name() for node in chain] != ["Convert", "Round", "Transpose"]:
+            continue
+        if any(len(node.output(0).get_target_inputs()) != 1 for node in chain):
+            continue
+        names = convert.output(0).get_names()
+        transpose = chain[2]
+        pixels = ov.opset13.convert(ov.opset13.round(transpose.input_value(0), "half_to_even"), "u8")
+        made = ov.opset13.transpose(pixels, transpose.input_value(1)).output(0)
+        convert.output(0).set_names(set())
+        made.set_names(names)
+        result.input(0).replace_source_output(made)
+    model.validate_nodes_and_infer_types()
 
 
 def _said(error: Exception) -> str:

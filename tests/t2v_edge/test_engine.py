@@ -216,3 +216,61 @@ def test_the_same_engine_gives_the_same_frames_and_engines_differ_by_rounding(bu
 def test_thread_counts_out_of_range_are_refused(threads):
     with pytest.raises(UsageError, match="threads"):
         EngineOptions(threads)
+
+
+def test_pixels_rounded_to_bytes_before_or_after_a_transposition_are_the_same(name):
+    """The graph's end as the exporter makes it, halves and values out of range included; a second reader keeps it."""
+    nodes = [
+        helper.make_node("Clip", ["levels", "low", "high"], ["clipped"]),
+        helper.make_node("Transpose", ["clipped"], ["image"], perm=[0, 2, 3, 1]),
+        helper.make_node("Round", ["image"], ["rounded"]),
+        helper.make_node("Cast", ["rounded"], ["frame"], to=TensorProto.UINT8),
+        helper.make_node("Transpose", ["clipped"], ["other"], perm=[0, 3, 2, 1]),
+        helper.make_node("Cast", ["rounded"], ["kept"], to=TensorProto.FLOAT),
+    ]
+    for kept in (("frame",), ("frame", "other", "kept")):
+        spec = StageSpec("render", (TensorSpec("levels", (1, 3, 4, 5)),), tuple(
+            TensorSpec(n, (1, 5, 4, 3) if n == "other" else (1, 4, 5, 3), "uint8" if n == "frame" else "float32")
+            for n in kept))
+        constants = [helper.make_tensor("low", TensorProto.FLOAT, [], [0.0]),
+                     helper.make_tensor("high", TensorProto.FLOAT, [], [255.0])]
+        types = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
+        graph = helper.make_graph(
+            [n for n in nodes if n.output[0] in ("clipped", "image", "rounded", *kept)], "tail",
+            [helper.make_tensor_value_info("levels", TensorProto.FLOAT, [1, 3, 4, 5])],
+            [helper.make_tensor_value_info(t.name, types[t.dtype], t.shape) for t in spec.outputs],
+            constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        levels = (np.arange(60, dtype=np.float32).reshape(1, 3, 4, 5) - 4) * 4.5
+        with open_engine(name, model.SerializeToString(), spec, EngineOptions(1)) as opened:
+            made = opened.run({"levels": levels})
+        image = np.rint(levels.clip(0, 255)).transpose(0, 2, 3, 1)
+        assert np.array_equal(made["frame"], image.astype(np.uint8))
+        if len(kept) > 1:
+            assert np.array_equal(made["other"], levels.clip(0, 255).transpose(0, 3, 2, 1))
+            assert np.array_equal(made["kept"], image)
+
+
+def test_openvino_transposes_bytes(name):
+    if name != "openvino":
+        pytest.skip("only OpenVINO's graph is rewritten")
+    import openvino as ov
+
+    from t2v_edge.engine.openvino import _round_before_transposing
+
+    levels = ov.opset13.parameter([1, 3, 4, 4], ov.Type.f32)
+    image = ov.opset13.round(ov.opset13.transpose(levels, np.array([0, 2, 3, 1])), "half_to_even")
+    frame = ov.opset13.convert(image, "u8")
+    frame.output(0).set_names({"frame"})
+    model = ov.Model([frame], [levels])
+    _round_before_transposing(model)
+    last = model.get_results()[0].input_value(0)
+    assert last.get_node().get_type_name() == "Transpose" and last.get_element_type() == ov.Type.u8
+    assert model.outputs[0].get_names() == {"frame"}
+
+
+def test_a_contract_makes_its_tensors_once(specs):
+    spec = specs["motion"]
+    assert spec.inputs is spec.inputs and spec.outputs is spec.outputs
+    other = replace(spec, states=())
+    assert len(other.inputs) < len(spec.inputs) and other != spec and replace(spec) == spec

@@ -1,0 +1,42 @@
+"""The ways to run a model that are measured: ours, and each peer as its own documentation starts it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FP32, INT8 = "fp32", "int8"
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to run a model.
+
+    `runner`: what runs it (torch, torch-compile, onnxruntime, openvino, ours). `graphs`: the folder of a model's
+    `Material` that it runs; "" where it runs the checkpoint or the bundle itself. `precision`: of the renderer; ours is
+    what its bundle says.
+    """
+
+    name: str
+    label: str
+    runner: str
+    graphs: str
+    precision: str
+
+
+METHODS = (
+    Method("torch-eager", "PyTorch eager", "torch", "", FP32),
+    Method("torch-compile", "torch.compile", "torch-compile", "", FP32),
+    Method("ort-fp32", "ONNX Runtime FP32", "onnxruntime", "plain", FP32),
+    Method("ort-static-int8", "ONNX Runtime quantize_static", "onnxruntime", "ort-static", INT8),
+    Method("nncf-ort-int8", "NNCF on ONNX, ONNX Runtime", "onnxruntime", "nncf-onnx", INT8),
+    Method("nncf-openvino-int8", "NNCF on ONNX, OpenVINO", "openvino", "nncf-onnx", INT8),
+    Method("openvino-fp32", "OpenVINO FP32", "openvino", "plain", FP32),
+    Method("openvino-int8", "OpenVINO INT8 (NNCF)", "openvino", "nncf-openvino", INT8),
+    Method(OURS, "t2v-edge", OURS, "", INT8),
+)
+
+
+def method(name: str) -> Method:
+    """The method of that name; raises KeyError."""
+    return {m.name: m for m in METHODS}[name]
