@@ -54,7 +54,9 @@ class Prune:
     `text_keep`, `motion_keep`, `render_keep`: the share of a stage's multiply-accumulates to keep, 1 leaves it be.
     `text_layers` of the encoder to keep, 0 for all; `vocabulary`: keep the tokens that the captions and single
     characters need. `total_keep` below 1: one budget for all stages, a share of `budget` (macs of a second of video or
-    parameters), shared out by importance within and among the stages. Widths are multiples of `round_to`.
+    parameters), shared out by importance within and among the stages. Widths are multiples of `round_to`, and none
+    falls under the share `floor` of what it was. `widths`: options to prune to instead, by stage, such as
+    {"render": {"channels": [64, 32]}, "text": {"encoder": {"intermediate_size": 512}}}.
     """
 
     stages: tuple[str, ...] = STAGES
@@ -67,8 +69,10 @@ class Prune:
     text_layers: int = 0
     vocabulary: bool = False
     round_to: int = 8
+    floor: float = 0.0
     captions: tuple[str, ...] = ("en", "zh")
     samples: int = 64
+    widths: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,7 @@ _BOUNDS = {
     **dict.fromkeys(("text_keep", "motion_keep", "render_keep", "total_keep"), (0.001, 1.0)),
     "text_layers": (0, 1000),
     "round_to": (1, 256),
+    "floor": (0.0, 1.0),
     "samples": (1, 20_000),
     **dict.fromkeys(("text_steps", "motion_steps", "render_steps"), (1, 10_000_000)),
     **dict.fromkeys(("text_batch", "motion_batch", "render_batch"), (2, 65_536)),

@@ -19,7 +19,7 @@ from t2v_export.prune.cut import check_cut, choose_units, cut
 from t2v_export.prune.design import Design, find_knobs
 from t2v_export.prune.importance import score_families
 from t2v_export.prune.layers import prune_layers
-from t2v_export.prune.plan import Widths, choose_widths
+from t2v_export.prune.plan import Widths, asked_widths, choose_widths
 from t2v_export.prune.trace import Call, Trace, trace_stage
 from t2v_export.prune.vocabulary import prune_vocabulary
 from t2v_export.recipe import Prune
@@ -45,25 +45,31 @@ def prune_checkpoint(
 ) -> Checkpoint:
     """A smaller checkpoint: `options` say what may go and how much stays. The one given is not changed.
 
-    First the vocabulary and the encoder's layers, then widths. The same seed gives the same checkpoint. `advance` is
-    called after each stage. Raises `UsageError` where a stage cannot be pruned as asked, naming why and what to do.
+    First the vocabulary and the encoder's layers, then widths: those asked for, the stages' shares, the budget of all.
+    The same seed gives the same checkpoint. `advance` is called after each stage that was made narrower. Raises
+    `UsageError` where a stage cannot be pruned as asked, naming why and what to do.
     """
-    before = checkpoint
     captions = [caption for name in options.captions for caption in load_captions(name)]
     made = checkpoint
     if options.vocabulary and "text" in options.stages:
         made = prune_vocabulary(made, captions)
     wanted = _shares(options)
-    if not wanted and not options.text_layers:
+    if not wanted and not options.text_layers and not options.widths and options.total_keep == 1:
         return made
     samples = _samples(made, captions, options, seed)
     if options.text_layers and "text" in options.stages:
         made = prune_layers(made, options.text_layers, samples["text"])
+    for stage, asked in options.widths.items():
+        if stage not in options.stages:
+            raise UsageError(f"widths: {stage!r} is no stage of this pass; those are {', '.join(options.stages)}")
+        opened = _open(made, stage, options, samples[stage], seed, "macs")
+        made = _cut(made, [opened], [asked_widths(opened.widths, asked)])
+        advance()
     for stage, share in wanted.items():
-        made = _narrow(made, (stage,), options, samples, seed, before, share)
+        made = _narrow(made, checkpoint, (stage,), options, samples, seed, share)
         advance()
     if options.total_keep < 1:
-        made = _narrow(made, options.stages, options, samples, seed, before, options.total_keep)
+        made = _narrow(made, checkpoint, options.stages, options, samples, seed, options.total_keep)
         advance()
     return made
 
@@ -90,14 +96,14 @@ def _samples(
 
 def _narrow(
     checkpoint: Checkpoint,
+    before: Checkpoint,
     names: Sequence[str],
     options: Prune,
     samples: Mapping[str, Sequence[Feeds]],
     seed: int,
-    before: Checkpoint,
     share: float,
 ) -> Checkpoint:
-    """Cut the widths of some stages so that together they keep `share` of what the checkpoint cost at first."""
+    """Cut the widths of some stages so that together they keep `share` of what they cost in `before`."""
     measure = options.budget if len(names) > 1 else "macs"
     goal = share * sum(_cost(before, name, measure) for name in names)
     stages = [_open(checkpoint, name, options, samples[name], seed, measure) for name in names]
@@ -137,7 +143,7 @@ def _open(
             for key, weight in module.named_parameters()
         )
     )
-    widths = Widths(name, knobs, of_knobs, products, trace.sizes, options.round_to)
+    widths = Widths(name, knobs, of_knobs, products, trace.sizes, options.round_to, options.floor)
     return _Stage(design, trace, widths, samples)
 
 
