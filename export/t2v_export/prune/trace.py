@@ -162,13 +162,13 @@ class _Labels(TorchDispatchMode):
             return torch.full((), FIXED).expand(tensor.shape)  # a constant or a buffer that is not stored
         if not tag.weight:
             self._touch(tag.axes[0])
-            return tag.axes[0]
+            return self.atoms.roots(tag.axes[0])
         axis = 1 if len(tag.axes) == 4 else len(tag.axes) - 1
         for i, labels in enumerate(tag.axes):
             if i != axis and tensor.shape[i] > 1:
                 self.atoms.freeze(labels)
         self._touch(tag.axes[axis])
-        return tag.axes[axis]
+        return self.atoms.roots(tag.axes[axis])
 
     def _touch(self, labels: Tensor) -> None:
         place = self.atoms.place_of(int(labels.reshape(-1)[0])) if labels.numel() else None
@@ -185,7 +185,7 @@ class _Labels(TorchDispatchMode):
         for other in real[1:]:
             self.atoms.unify(kept, other)
             kept = torch.where(kept == NONE, other, kept) if bool((kept == NONE).any()) else kept
-        return kept
+        return self.atoms.roots(kept)
 
     def _bare(self, labels: Tensor, others: list[Tensor], shape: Any) -> Tensor | None:
         """The labels, or None where they say nothing of the result: all `NONE`, or repeated along another's units."""
