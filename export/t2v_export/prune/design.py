@@ -163,7 +163,8 @@ def find_knobs(design: Design, families: tuple[Family, ...]) -> tuple[Knob, ...]
     heads, width = (ENCODER, "num_attention_heads"), (ENCODER, "hidden_size")
     numbers = _canonical(design)
     if heads in numbers and width in numbers and numbers[width] % numbers[heads] == 0:
-        candidates.insert(0, ((heads, width), (1, numbers[width] // numbers[heads]), numbers[heads]))
+        # last: where heads have a size of their own, they and the width are knobs by themselves
+        candidates.append(((heads, width), (1, numbers[width] // numbers[heads]), numbers[heads]))
     knobs: list[Knob] = []
     taken: set[int] = set()
     for paths, scale, value in candidates:

@@ -26,7 +26,7 @@ from t2v_export.prune.units import FIXED, NONE, Atoms, Family, Place, core, find
 MOVES = frozenset(
     "view _unsafe_view reshape transpose t permute expand unsqueeze squeeze slice select split split_with_sizes chunk "
     "unsafe_chunk unsafe_split unsafe_split_with_sizes unbind clone contiguous detach alias _to_copy to cat stack "
-    "repeat flip roll index_select pixel_shuffle pixel_unshuffle constant_pad_nd "
+    "repeat flip roll pixel_shuffle pixel_unshuffle constant_pad_nd "
     "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d lift_fresh narrow unfold movedim "
     "_reshape_alias view_as flatten unflatten".split()
 )
@@ -209,6 +209,8 @@ class _Labels(TorchDispatchMode):
         tensors = [a for a in _flat([args, kwargs]) if isinstance(a, Tensor)]
         if name in MOVES:
             self._move(func, args, kwargs, results)
+        elif name in ("index", "index_select"):
+            self._pick(name, func, args, kwargs, results[0])
         elif name == "embedding":
             self._look_up(args[0], args[1], results[0])
         elif name in PRODUCTS and len(tensors) >= 2:
@@ -261,6 +263,14 @@ class _Labels(TorchDispatchMode):
         moved = _flat(_replay(func, args, kwargs, {id(t): self.labels(t) for t in tensors}))
         for labels, result in zip(moved, results):
             self._set(result, labels)
+
+    def _pick(self, name: str, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+        """Elements picked by computed indices: along an axis of units they would not be the same ones afterwards."""
+        labels = self.labels(args[0])
+        axes = [args[1]] if name == "index_select" else [i for i, index in enumerate(args[1]) if index is not None]
+        if any(_varies(labels, axis) for axis in axes):
+            self.atoms.freeze(labels)
+        self._set(result, _flat(_replay(func, args, kwargs, {id(args[0]): labels}))[0])
 
     def _compute(self, tensors: list[Tensor], results: list[Tensor]) -> None:
         weights = [t for t in tensors if (tag := self.tags.get(t)) is not None and tag.weight]
