@@ -49,14 +49,14 @@ class Quantize:
 class Prune:
     """Structured pruning: whole channels, heads, units, layers and tokens leave, and the rest is a smaller checkpoint.
 
-    `stages` to prune. `criterion` of importance: magnitude of the weights, taylor (first-order change of a loss,
+    `stages` to prune. `criterion` of importance: magnitude of the weights, taylor (first-order change of the outputs,
     Molchanov et al., 2019) or activation, both on rolled-out streams of `captions` (`samples` of each stage).
     `text_keep`, `motion_keep`, `render_keep`: the share of a stage's multiply-accumulates to keep, 1 leaves it be.
-    `text_layers` of the encoder to keep, 0 for all; `vocabulary`: keep the tokens that the captions and single
-    characters need. `total_keep` below 1: one budget for all stages, a share of `budget` (macs of a second of video or
-    parameters), shared out by importance within and among the stages. Widths are multiples of `round_to`, and none
-    falls under the share `floor` of what it was. `widths`: options to prune to instead, by stage, such as
-    {"render": {"channels": [64, 32]}, "text": {"encoder": {"intermediate_size": 512}}}.
+    `text_layers` of the encoder to keep, 0 for all. `vocabulary`: keep the tokens that the captions, those of the
+    further file `corpus`, and single characters need. `total_keep` below 1: one budget for all stages, a share of
+    `budget` (macs of a second of video or parameters), shared out by importance within and among the stages. Widths are
+    multiples of `round_to`, and none falls under the share `floor` of what it was. `widths`: options to prune to, by
+    stage, such as {"render": {"channels": [64, 32]}, "text": {"encoder": {"intermediate_size": 512}}}.
     """
 
     stages: tuple[str, ...] = STAGES
@@ -68,6 +68,7 @@ class Prune:
     budget: str = "macs"
     text_layers: int = 0
     vocabulary: bool = False
+    corpus: str = ""
     round_to: int = 8
     floor: float = 0.0
     captions: tuple[str, ...] = ("en", "zh")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from t2v_edge.errors import UsageError
 from t2v_export.prune.design import Knob
-from t2v_export.prune.trace import Call
+from t2v_export.prune.labels import Call
 from t2v_export.prune.units import Place
 
 

@@ -122,6 +122,16 @@ def test_unigram_and_word_level_split_the_corpus_as_before(make_encoder):
     assert torch.equal(conditions(after, CAPTIONS), conditions(before, CAPTIONS))
 
 
+def test_a_corpus_adds_to_the_words_of_the_captions(make_encoder, tmp_path):
+    (tmp_path / "corpus.txt").write_text("dribbling a basketball\n", "utf-8")
+    options = Prune(vocabulary=True, captions=("en",), corpus=str(tmp_path / "corpus.txt"))
+    before = make_encoder()
+    after = prune_checkpoint(before, options)
+    assert tokenizers.Tokenizer.from_str(after.tokenizer).token_to_id("basketball") is not None
+    captions = ("dribbling a basketball",)
+    assert torch.equal(conditions(after, captions), conditions(before, captions))
+
+
 def test_vocabulary_of_a_class_of_ours_is_an_option(make_checkpoint, tmp_path):
     before = load_checkpoint(make_checkpoint())
     captions = ("a person is walking", "人")
