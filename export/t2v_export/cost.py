@@ -47,8 +47,14 @@ def count_macs(module: nn.Module, spec: StageSpec) -> int:
     `spec` gives the shapes of what the module is fed. Element-wise work (activations, norms, gates) is not counted.
     """
     inputs = example_inputs(spec, next((p.device for p in module.parameters()), torch.device("cpu")))
-    with torch.no_grad(), plain_kernels(), FlopCounterMode(display=False) as counter:
-        module(*inputs)
+    modes = {part: part.training for part in module.modules()}
+    module.eval()  # a count in training would move the running statistics
+    try:
+        with torch.no_grad(), plain_kernels(), FlopCounterMode(display=False) as counter:
+            module(*inputs)
+    finally:
+        for part, training in modes.items():
+            part.training = training
     return int(counter.get_total_flops()) // 2
 
 

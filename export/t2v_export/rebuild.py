@@ -25,8 +25,8 @@ def rebuild_checkpoint(checkpoint: Checkpoint, options: Rebuild, allow_code: boo
 
     Weights whose name and shape fit are carried over; the others start as the class starts them, always the same. Of an
     encoder of transformers only the stage's own options can change. `allow_code` permits to import `module:Class` from
-    the checkpoint's folder. Raises `UsageError` where no weight fits or an option cannot change, `CheckpointError` for
-    an option that the class refuses.
+    the checkpoint's folder. Raises `CheckpointError` for an option that the class refuses, `UsageError` for one of
+    the encoder's.
     """
     stage, config = options.stage, checkpoint.config
     before = config.stages[stage]
@@ -45,10 +45,7 @@ def rebuild_checkpoint(checkpoint: Checkpoint, options: Rebuild, allow_code: boo
             folder=checkpoint.folder / "encoder",
             code=checkpoint.folder if allow_code else None,
         )
-    carried = fitting(old.state_dict(), made.state_dict())
-    if not carried:
-        raise UsageError(f"rebuild of stage {stage}: none of its weights fits; change fewer options at once")
-    made.load_state_dict(carried, strict=False)
+    made.load_state_dict(fitting(old.state_dict(), made.state_dict()), strict=False)
     made = made.float().eval().requires_grad_(False)
     stages = MappingProxyType({**config.stages, stage: after})
     return with_stages(checkpoint, replace(config, stages=stages), {stage: made})

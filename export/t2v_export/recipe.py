@@ -59,13 +59,15 @@ class Quantize:
 class Prune:
     """Structured pruning: whole channels, heads, units, layers and tokens leave, and the rest is a smaller checkpoint.
 
-    `stages` to prune. `criterion` of importance: magnitude of the weights, taylor (first-order change of a loss,
+    `stages` to prune. `criterion` of importance: magnitude of the weights, taylor (first-order change of the outputs,
     Molchanov et al., 2019) or activation, both on rolled-out streams of `captions` (`samples` of each stage).
     `text_keep`, `motion_keep`, `render_keep`: the share of a stage's multiply-accumulates to keep, 1 leaves it be.
     `text_layers` of the encoder to keep, 0 for all; `vocabulary`: keep the tokens that the captions and single
     characters need, and for each of their words as many as `vocabulary_near` says that the encoder takes for nearly
     the same. `total_keep` below 1: one budget for all stages, a share of `budget` (macs of a second of video or
-    parameters), shared out by importance within and among the stages. Widths are multiples of `round_to`.
+    parameters), shared out by importance within and among the stages. Widths are multiples of `round_to`, and none
+    falls under the share `floor` of what it was. `widths`: options to prune to, by stage, such as
+    {"render": {"channels": [64, 32]}, "text": {"encoder": {"intermediate_size": 512}}}.
     """
 
     stages: tuple[str, ...] = STAGES
@@ -79,8 +81,10 @@ class Prune:
     vocabulary: bool = False
     vocabulary_near: int = 0
     round_to: int = 8
+    floor: float = 0.0
     captions: tuple[str, ...] = ("en", "zh")
     samples: int = 64
+    widths: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,7 @@ _BOUNDS = {
     "vocabulary_near": (0, 1000),
     "near": (0, 1000),
     "round_to": (1, 256),
+    "floor": (0.0, 1.0),
     "samples": (1, 20_000),
     **dict.fromkeys(("text_steps", "motion_steps", "render_steps"), (1, 10_000_000)),
     **dict.fromkeys(("text_batch", "motion_batch", "render_batch"), (2, 65_536)),

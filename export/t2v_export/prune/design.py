@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -95,14 +96,20 @@ class Design:
 
     def try_build(self, values: Mapping[Path, int]) -> nn.Module | None:
         """The same without memory for weights, or None where the class refuses the numbers."""
-        for device in ("meta", "cpu"):
-            try:
-                made = self.build(values, device)
-                _ = made.spec  # which may be made of weights, and there are none on the meta device
-                return made
-            except Exception:  # noqa: BLE001 - a user's class may refuse a number in any way; so that number stays
-                continue
-        return None
+        return self._tried(values, self._trial_device)
+
+    @cached_property
+    def _trial_device(self) -> str:
+        """Where numbers are tried: without memory, if the class can be built so as it is."""
+        return "cpu" if self._tried({}, "meta") is None else "meta"
+
+    def _tried(self, values: Mapping[Path, int], device: str) -> nn.Module | None:
+        try:
+            made = self.build(values, device)
+            _ = made.spec  # which may be made of weights, and there are none on the meta device
+            return made
+        except Exception:  # noqa: BLE001 - a user's class may refuse a number in any way; so that number stays
+            return None
 
 
 def _full_options(found: type[nn.Module], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,7 +163,8 @@ def find_knobs(design: Design, families: tuple[Family, ...]) -> tuple[Knob, ...]
     heads, width = (ENCODER, "num_attention_heads"), (ENCODER, "hidden_size")
     numbers = _canonical(design)
     if heads in numbers and width in numbers and numbers[width] % numbers[heads] == 0:
-        candidates.insert(0, ((heads, width), (1, numbers[width] // numbers[heads]), numbers[heads]))
+        # last: where heads have a size of their own, they and the width are knobs by themselves
+        candidates.append(((heads, width), (1, numbers[width] // numbers[heads]), numbers[heads]))
     knobs: list[Knob] = []
     taken: set[int] = set()
     for paths, scale, value in candidates:

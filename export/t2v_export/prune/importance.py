@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from t2v_calibration.calibration_set import Feeds
 from t2v_edge.spec import StageSpec
 from t2v_export.cost import plain_kernels
-from t2v_export.prune.trace import PRODUCTS, Trace
+from t2v_export.prune.labels import PRODUCTS
+from t2v_export.prune.trace import Trace
 from t2v_export.prune.units import Family, Place
 
 BATCH = 8

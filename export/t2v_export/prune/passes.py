@@ -18,9 +18,10 @@ from t2v_export.cost import count_macs, count_parameters
 from t2v_export.prune.cut import check_cut, choose_units, cut
 from t2v_export.prune.design import Design, find_knobs
 from t2v_export.prune.importance import score_families
+from t2v_export.prune.labels import Call
 from t2v_export.prune.layers import prune_layers
-from t2v_export.prune.plan import Widths, choose_widths
-from t2v_export.prune.trace import Call, Trace, trace_stage
+from t2v_export.prune.plan import Widths, asked_widths, choose_widths
+from t2v_export.prune.trace import Trace, trace_stage
 from t2v_export.prune.vocabulary import prune_vocabulary
 from t2v_export.recipe import Prune
 from t2v_export.to_onnx import run_torch
@@ -45,25 +46,31 @@ def prune_checkpoint(
 ) -> Checkpoint:
     """A smaller checkpoint: `options` say what may go and how much stays. The one given is not changed.
 
-    First the vocabulary and the encoder's layers, then widths. The same seed gives the same checkpoint. `advance` is
-    called after each stage. Raises `UsageError` where a stage cannot be pruned as asked, naming why and what to do.
+    First the vocabulary and the encoder's layers, then widths: those asked for, the stages' shares, the budget of all.
+    The same seed gives the same checkpoint. `advance` is called after each stage that was made narrower. Raises
+    `UsageError` where a stage cannot be pruned as asked, naming why and what to do.
     """
-    before = checkpoint
     captions = [caption for name in options.captions for caption in load_captions(name)]
     made = checkpoint
     if options.vocabulary and "text" in options.stages:
         made = prune_vocabulary(made, captions, options.vocabulary_near)
     wanted = _shares(options)
-    if not wanted and not options.text_layers:
+    if not wanted and not options.text_layers and not options.widths and options.total_keep == 1:
         return made
     samples = _samples(made, captions, options, seed)
     if options.text_layers and "text" in options.stages:
         made = prune_layers(made, options.text_layers, samples["text"])
+    for stage, asked in options.widths.items():
+        if stage not in options.stages:
+            raise UsageError(f"widths: {stage!r} is no stage of this pass; those are {', '.join(options.stages)}")
+        opened = _open(made, stage, options, samples[stage], seed)
+        made = _cut(made, [opened], [asked_widths(opened.widths, asked)])
+        advance()
     for stage, share in wanted.items():
-        made = _narrow(made, (stage,), options, samples, seed, before, share)
+        made = _narrow(made, checkpoint, (stage,), options, samples, seed, share)
         advance()
     if options.total_keep < 1:
-        made = _narrow(made, options.stages, options, samples, seed, before, options.total_keep)
+        made = _narrow(made, checkpoint, options.stages, options, samples, seed, options.total_keep)
         advance()
     return made
 
@@ -90,17 +97,18 @@ def _samples(
 
 def _narrow(
     checkpoint: Checkpoint,
+    before: Checkpoint,
     names: Sequence[str],
     options: Prune,
     samples: Mapping[str, Sequence[Feeds]],
     seed: int,
-    before: Checkpoint,
     share: float,
 ) -> Checkpoint:
-    """Cut the widths of some stages so that together they keep `share` of what the checkpoint cost at first."""
+    """Cut the widths of some stages so that together they keep `share` of what they cost in `before`."""
     measure = options.budget if len(names) > 1 else "macs"
-    goal = share * sum(_cost(before, name, measure) for name in names)
-    stages = [_open(checkpoint, name, options, samples[name], seed, measure) for name in names]
+    weights = {name: _weight(checkpoint, name) if len(names) > 1 and measure == "macs" else 1 for name in names}
+    goal = share * sum(_cost(before, name, measure) * weights[name] for name in names)
+    stages = [_open(checkpoint, name, options, samples[name], seed, measure, weights[name]) for name in names]
     if not any(stage.widths.knobs for stage in stages):
         shown = ", ".join(f"{n} ({checkpoint.config.stages[n].class_name})" for n in names)
         raise UsageError(
@@ -111,7 +119,7 @@ def _narrow(
     for _ in range(ROUNDS):
         values = choose_widths([s.widths for s in stages], target, f"{', '.join(names)}: {measure}")
         made = _cut(checkpoint, stages, values)
-        reached = sum(_cost(made, name, measure) for name in names)
+        reached = sum(_cost(made, name, measure) * weights[name] for name in names)
         if reached <= goal:
             return made
         target *= goal / reached
@@ -119,8 +127,15 @@ def _narrow(
 
 
 def _open(
-    checkpoint: Checkpoint, name: str, options: Prune, samples: Sequence[Feeds], seed: int, measure: str
+    checkpoint: Checkpoint,
+    name: str,
+    options: Prune,
+    samples: Sequence[Feeds],
+    seed: int,
+    measure: str = "macs",
+    weight: int = 1,
 ) -> _Stage:
+    """Trace a stage and score its units. `weight` is how much the stage counts in the budget's `measure`."""
     module = checkpoint.modules[name]
     spec = checkpoint.modules[name].spec
     design, trace = Design(name, checkpoint.config, module), trace_stage(module, spec)
@@ -128,16 +143,15 @@ def _open(
     scores = score_families(module, spec, trace, options.criterion, samples, seed) if knobs else []
     by_family = {id(family): score for family, score in zip(trace.families, scores)}
     of_knobs = tuple(tuple(by_family[id(family)] for family, _ in knob.families) for knob in knobs)
-    weight = _weight(checkpoint, name)
     products = (
         tuple(Call(call.macs * weight, call.places) for call in trace.calls)
         if measure == "macs"
         else tuple(
-            Call(weight.numel(), tuple((key, axis) for axis in range(weight.ndim)))
-            for key, weight in module.named_parameters()
+            Call(parameter.numel(), tuple((key, axis) for axis in range(parameter.ndim)))
+            for key, parameter in module.named_parameters()
         )
     )
-    widths = Widths(name, knobs, of_knobs, products, trace.sizes, options.round_to)
+    widths = Widths(name, knobs, of_knobs, products, trace.sizes, options.round_to, options.floor)
     return _Stage(design, trace, widths, samples)
 
 
@@ -158,7 +172,7 @@ def _cost(checkpoint: Checkpoint, name: str, measure: str) -> int:
     module = checkpoint.modules[name]
     if measure == "parameters":
         return count_parameters(module)
-    return count_macs(module, module.spec) * _weight(checkpoint, name)
+    return count_macs(module, module.spec)
 
 
 def _weight(checkpoint: Checkpoint, name: str) -> int:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from t2v_edge.errors import UsageError
 from t2v_export.prune.design import Knob
-from t2v_export.prune.trace import Call
+from t2v_export.prune.labels import Call
 from t2v_export.prune.units import Place
 
 
@@ -21,7 +22,8 @@ class Widths:
     """A stage's knobs and what its cost depends on.
 
     `products`: what is multiplied to the cost: a factor and the places whose sizes it is proportional to. `sizes`: of
-    the places as they are. `scores`: of each knob's families, a score for each unit.
+    the places as they are. `scores`: of each knob's families, a score for each unit. No knob goes under the share
+    `floor` of what it is.
     """
 
     stage: str
@@ -30,6 +32,7 @@ class Widths:
     products: tuple[Call, ...]
     sizes: Mapping[Place, int]
     round_to: int
+    floor: float = 0.0
 
     @cached_property
     def start(self) -> tuple[int, ...]:
@@ -68,7 +71,7 @@ class Widths:
         """The next smaller value that is rounded as asked, or None at the smallest."""
         step = _step(self.knobs[knob], self.round_to)
         below = (value - 1) // step * step
-        return below if below >= step else None
+        return below if below >= max(step, self.floor * self.knobs[knob].value) else None
 
     def higher(self, knob: int, value: int) -> int | None:
         """The next larger value, or None at what it was."""
@@ -81,6 +84,32 @@ class Widths:
 def _losses(score: Tensor) -> Tensor:
     held = torch.cat([torch.zeros(1, dtype=score.dtype), score.sort(descending=True).values.cumsum(0)])
     return -held.clamp(1e-12, 1).log()
+
+
+def asked_widths(stage: Widths, asked: Mapping[str, Any]) -> list[int]:
+    """Values of a stage's knobs where options are asked for outright. Raises `UsageError` for one that is no width."""
+    names = [knob.name for knob in stage.knobs]
+    values = list(stage.start)
+    for name, value in _flat(asked):
+        if name not in names:
+            raise UsageError(
+                f"widths of stage {stage.stage}: {name} is no width that can be pruned; those are "
+                f"{', '.join(names) or 'none'}"
+            )
+        now = values[names.index(name)]
+        if type(value) is not int or not 1 <= value <= now:
+            raise UsageError(f"widths of stage {stage.stage}: {name} is {value!r}, expected 1 to {now}")
+        values[names.index(name)] = value
+    return values
+
+
+def _flat(options: Any, name: str = "") -> list[tuple[str, Any]]:
+    """Nested options as the knobs are named: tables by dots, entries of lists by their index."""
+    if isinstance(options, Mapping):
+        return [x for k, v in options.items() for x in _flat(v, f"{name}.{k}" if name else k)]
+    if isinstance(options, list):
+        return [x for i, v in enumerate(options) for x in _flat(v, f"{name}[{i}]")]
+    return [(name, options)]
 
 
 def _step(knob: Knob, round_to: int) -> int:
@@ -112,7 +141,7 @@ def choose_widths(stages: Sequence[Widths], target: float, what: str) -> list[li
         if best is None:
             raise UsageError(
                 f"{what}: the smallest that widths of {stages[0].round_to} allow is {sum(costs):,.0f}, and "
-                f"{target:,.0f} is asked; raise it, or lower round_to"
+                f"{target:,.0f} is asked; raise it, or lower round_to or floor"
             )
         _, s, k, below = best
         values[s][k] = below

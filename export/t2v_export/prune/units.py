@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import overload
 
 import torch
 from torch import Tensor
+
+from t2v_export.prune.tensors import core
 
 NONE, FIXED = 0, 1
 Place = tuple[str, int]
@@ -91,18 +92,6 @@ class Atoms:
         for label in parent:
             moved[label] = find(label)
         self.parent = moved[self.parent]
-
-
-@overload
-def core(labels: Tensor, /) -> Tensor: ...
-@overload
-def core(labels: Tensor, *more: Tensor) -> tuple[Tensor, ...]: ...
-def core(*labels: Tensor) -> Tensor | tuple[Tensor, ...]:
-    """Tensors of one shape without the repetitions that they share: axes along which all have stride 0, cut to 1."""
-    for axis in range(labels[0].ndim):
-        if all(t.stride(axis) == 0 or t.shape[axis] == 1 for t in labels):
-            labels = tuple(t.narrow(axis, 0, min(1, t.shape[axis])) for t in labels)
-    return labels if len(labels) > 1 else labels[0]
 
 
 @dataclass(frozen=True, eq=False)
