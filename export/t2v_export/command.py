@@ -13,8 +13,9 @@ from t2v_edge.errors import UsageError
 from t2v_edge.spec import STAGES
 from t2v_export.captions import DEFAULT_CAPTIONS, read_captions
 from t2v_export.choose import SHIP, fastest
+from t2v_export.compress_command import add_teaching_arguments, recipe_of
 from t2v_export.export import VARIANTS, Exported, ExportOptions, export_checkpoint
-from t2v_export.recipe import load_recipe
+from t2v_export.passes import training_device
 from t2v_export.store import PassStore
 
 HELP = "turn a trained checkpoint into a bundle for a device"
@@ -53,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help="fast: INT8 variants beside the others, by calibration on captions; or a .toml file (default: none)",
+        help="fast: INT8 variants beside the others, by calibration on captions; small, tiny: first a student of the "
+        "checkpoint, on a GPU; or a .toml file (default: none)",
     )
     parser.add_argument(
         "--captions",
@@ -94,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="make and measure everything anew: finished passes are kept by what they were made from, measured times "
         "included, so that an export that was stopped goes on where it was",
     )
+    add_teaching_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -107,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if not all(asked):
         raise UsageError(f"--variants {args.variants!r} has an empty name; write for example --variants fp32,fp16")
-    recipe = load_recipe(args.recipe) if args.recipe else None
+    recipe = recipe_of(args.recipe, args.corpus) if args.recipe else None
     if args.min_psnr is not None:
         if recipe is None:
             raise UsageError("--min-psnr bounds INT8 graphs, which a recipe makes; add --recipe fast")
@@ -121,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
         measure=not args.no_timing,
         ship=args.ship,
         store=PassStore(None) if args.no_cache else PassStore.of_user(),
+        train_on=training_device(args.train_on),
         progress=True,
     )
     exported = export_checkpoint(args.checkpoint, args.output, profile, options)

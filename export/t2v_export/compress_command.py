@@ -9,14 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from t2v_edge.errors import UsageError
 from t2v_edge.files import write_atomic
 from t2v_edge.spec import STAGES
 from t2v_export.checkpoint import load_checkpoint, save_loaded
 from t2v_export.cost import count_macs, count_parameters
-from t2v_export.passes import Compressed, PassOptions, compress
+from t2v_export.passes import Compressed, PassOptions, compress, training_device
 from t2v_export.recipe import Distill, Recipe, load_recipe
 from t2v_export.store import PassStore
 
@@ -40,7 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", required=True, metavar="NAME", help="small, tiny, or a .toml file")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="the smaller checkpoint")
     parser.add_argument("--log", type=Path, metavar="FILE", help="the measurements made while training, as JSON")
-    add_pass_arguments(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="import the checkpoint's own module:Class files: they can do anything you can",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="keep nothing and take nothing that was kept")
+    add_teaching_arguments(parser)
     parser.add_argument(
         "--only-stage",
         choices=STAGES,
@@ -49,9 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
-def add_pass_arguments(parser: argparse.ArgumentParser) -> None:
+def add_teaching_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that `export` has as well."""
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
     parser.add_argument(
         "--train-on",
         default="auto",
@@ -59,25 +63,12 @@ def add_pass_arguments(parser: argparse.ArgumentParser) -> None:
         help="torch device to teach on, such as cpu or cuda:1 (default: a GPU where there is one)",
     )
     parser.add_argument("--corpus", metavar="FILE", help="further captions to teach with, one a line")
-    parser.add_argument(
-        "--allow-code",
-        action="store_true",
-        help="import the checkpoint's own module:Class files: they can do anything you can",
-    )
-    parser.add_argument("--no-cache", action="store_true", help="keep nothing and take nothing that was kept")
 
 
 def pass_options(args: argparse.Namespace, only_stage: str | None = None) -> PassOptions:
     """`PassOptions` of parsed arguments. Raises `UsageError` for a device that is not here."""
-    device = args.train_on
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by the kind of device
-        raise UsageError(f"--train-on {device}: no such device here; take cpu, or cuda with a CUDA build") from error
     store = PassStore(None) if args.no_cache else PassStore.of_user()
-    return PassOptions(args.seed, args.allow_code, store, device, True, only_stage)
+    return PassOptions(args.seed, args.allow_code, store, training_device(args.train_on), True, only_stage)
 
 
 def recipe_of(name: str, corpus: str | None) -> Recipe:

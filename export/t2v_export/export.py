@@ -17,6 +17,7 @@ from t2v_export.choose import SHIP, choose, shipped
 from t2v_export.describe import make_manifest, make_report, other_files
 from t2v_export.graph_passes import GraphPasses
 from t2v_export.latency import Latencies
+from t2v_export.passes import PassOptions, compress
 from t2v_export.recipe import Recipe
 from t2v_export.store import PassStore
 from t2v_export.to_onnx import OPSET
@@ -35,6 +36,7 @@ class ExportOptions:
     time each stage here; without it nothing in the bundle depends on the machine's speed, and the same checkpoint and
     seed give the same bytes throughout. `ship`, one of `SHIP`: which of the graphs made go into the bundle. `store`:
     where finished passes are kept and found, so that a stopped export goes on where it was; measured times too.
+    `train_on`: the torch device for a recipe that teaches a student.
     """
 
     variants: tuple[str, ...] = VARIANTS
@@ -45,6 +47,7 @@ class ExportOptions:
     measure: bool = True
     ship: str = "faster"
     store: PassStore = PassStore(None)
+    train_on: str = "cpu"
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -81,6 +84,9 @@ def export_checkpoint(
     half = "fp16" in options.variants
     quantize = options.recipe.quantize if options.recipe else None
     checkpoint = load_checkpoint(path, options.allow_code)
+    if options.recipe and options.recipe.checkpoint_passes:
+        passing = PassOptions(options.seed, options.allow_code, options.store, options.train_on, options.progress)
+        checkpoint = compress(checkpoint, options.recipe, passing).checkpoint
     tokens, tokenizer = tokenizer_spec(checkpoint), caption_tokenizer(checkpoint)
     count = GraphPasses.count(half, quantize, options.measure)
     with Work(options.store, count, options.progress, checkpoint=checkpoint.sha256) as work:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from t2v_calibration.captions import load_captions
-from t2v_edge.errors import CheckpointError
+from t2v_edge.errors import CheckpointError, UsageError
 from t2v_edge.spec import STAGES
-from t2v_export.checkpoint import Checkpoint, load_checkpoint, save_loaded
+from t2v_export.checkpoint import Checkpoint, load_checkpoint, save_loaded, with_stages
 from t2v_export.distill import Lessons, distill_stage
 from t2v_export.prune import prune_checkpoint
 from t2v_export.rebuild import rebuild_checkpoint
@@ -72,6 +72,16 @@ def compress(checkpoint: Checkpoint, recipe: Recipe, options: PassOptions = Pass
     return Compressed(_renamed(current, recipe.name, checkpoint), logs)
 
 
+def training_device(name: str) -> str:
+    """`name`, or for "auto" a GPU where there is one. Raises `UsageError` for a device that is not here."""
+    device = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by the kind of device
+        raise UsageError(f"device {device!r} is not here; train on cpu, or on cuda with a CUDA build") from error
+    return device
+
+
 def read_captions(names: Sequence[str], corpus: str = "") -> tuple[str, ...]:
     """The captions of some sets or files, and those of a `corpus`, each once. Raises `CaptionError`."""
     found = [caption for name in (*names, *([corpus] if corpus else [])) for caption in load_captions(name)]
@@ -126,7 +136,7 @@ def _distill(
     for stage in one.stages:
         if options.only_stage in (None, stage):
             modules[stage], logs[stage] = _distilled(teacher, student, one, stage, captions, before, options)
-    return replace(student, **modules), logs
+    return with_stages(student, student.config, modules), logs
 
 
 def _distilled(
@@ -177,4 +187,4 @@ def _weights(files: Mapping[str, bytes], stage: str) -> Mapping[str, torch.Tenso
 def _renamed(checkpoint: Checkpoint, recipe: str, teacher: Checkpoint) -> Checkpoint:
     """Called by the recipe's name where it is the shipped reference's student, else NAME-RECIPE."""
     name = recipe if teacher.config.name == "reference" else f"{teacher.config.name}-{recipe}"
-    return replace(checkpoint, config=replace(checkpoint.config, name=name[:64]))
+    return with_stages(checkpoint, replace(checkpoint.config, name=name[:64]), {})

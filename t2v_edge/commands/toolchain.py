@@ -1,4 +1,4 @@
-"""Commands of the toolchain, which is a package of its own with its own needs: ``export``, ``compress``, ``compare``."""
+"""Commands of the toolchain, a package of its own with its own needs: ``export``, ``compress`` and ``compare``."""
 
 from __future__ import annotations
 
