@@ -96,7 +96,7 @@ def _our_bundle(checkpoint: Path, bundle: Path | None, target: Path, seed: int) 
 
 
 def _calibration(loaded: Checkpoint, graphs: Graphs, options: Quantize, seed: int) -> CalibrationSet:
-    return calibrate(graphs, loaded.specs, caption_tokenizer(loaded), loaded.config.blend_steps, options, seed)
+    return calibrate(graphs, loaded.specs, caption_tokenizer(loaded), loaded.config.blend_steps, options, seed)[0]
 
 
 def _write_probe(path: Path, graph: onnx.ModelProto, spec: StageSpec, calibration: CalibrationSet) -> None:

@@ -92,6 +92,7 @@ def make_report(
         "differences": {v: {s: d.to_json() for s, d in stages.items()} for v, stages in made.differences.items()},
         "float32_layers": {v: {s: list(names) for s, names in stages.items()} for v, stages in made.kept.items()},
         "sensitivity": made.sensitivity,
+        **({"upsampling": made.upsampling} if made.upsampling else {}),
         "latency": {
             v: {s: {e: latency.to_json() for e, latency in engines.items()} for s, engines in stages.items()}
             for v, stages in latencies.items()

@@ -88,11 +88,12 @@ def export_checkpoint(
         passing = PassOptions(options.seed, options.allow_code, options.store, options.train_on, options.progress)
         checkpoint = compress(checkpoint, options.recipe, passing).checkpoint
     tokens, tokenizer = tokenizer_spec(checkpoint), caption_tokenizer(checkpoint)
-    count = GraphPasses.count(half, quantize, options.measure)
+    upsampling = options.measure and profile.kind == "cpu"
+    count = GraphPasses.count(half, quantize, options.measure, upsampling)
     with Work(options.store, count, options.progress, checkpoint=checkpoint.sha256) as work:
         passes = GraphPasses(work, checkpoint, tokenizer, min(OPSET, profile.opset_cap), options.seed)
         passes.float_graphs()
-        passes.references(options.captions)
+        passes.references(options.captions, upsampling)
         if half:
             passes.half_graphs()
         if quantize:

@@ -12,10 +12,11 @@ import onnx
 
 from t2v_calibration.captions import load_captions
 from t2v_edge.engine import available_engines
-from t2v_edge.machine import versions
+from t2v_edge.machine import machine, versions
 from t2v_edge.spec import STAGES, StageSpec
 from t2v_edge.tokenizer import CaptionTokenizer
 from t2v_export.checkpoint import Checkpoint
+from t2v_export.choose import MARGIN
 from t2v_export.int8 import calibrate, measure_int8, quantize_stage
 from t2v_export.kept import (
     pack_calibration,
@@ -35,6 +36,7 @@ from t2v_export.reference import Rollout, play_references
 from t2v_export.sensitivity import MAX_LAYERS, Judge, Sensitivity, measure_sensitivity
 from t2v_export.smooth import smooth
 from t2v_export.to_onnx import stage_to_onnx
+from t2v_export.upsampling import transpose_upsampling
 from t2v_export.verify import TOLERANCES, StageDifference, check_accuracy, compare_variant
 from t2v_export.work import Advance, Files, Work
 
@@ -42,7 +44,8 @@ from t2v_export.work import Advance, Files, Work
 @dataclass
 class Made:
     """What the passes have made so far, by variant and stage: graphs, their differences from torch, layers that stay in
-    float32, and why a graph is not there. `sensitivity`: by stage, what single layers lose, as JSON.
+    float32, and why a graph is not there. `sensitivity`: by stage, what single layers lose, as JSON. `upsampling`: the
+    form of the renderer's doublings, and the milliseconds of both.
     """
 
     graphs: dict[str, dict[str, onnx.ModelProto]] = field(default_factory=dict)
@@ -50,6 +53,7 @@ class Made:
     kept: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
     sensitivity: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    upsampling: dict[str, Any] | None = None
     calibration_sha256: str | None = None
 
     def add(
@@ -72,11 +76,12 @@ class GraphPasses:
         self._hashes: dict[str, str] = {}
 
     @staticmethod
-    def count(half: bool, quantize: Quantize | None, measure: bool) -> int:
+    def count(half: bool, quantize: Quantize | None, measure: bool, upsampling: bool) -> int:
         """How many passes an export with these choices has."""
         stages = len(STAGES)
         of_stage = 4 + bool(quantize and quantize.smooth)
-        return 3 + stages * half + (1 + of_stage * len(quantize.stages) if quantize else 0) + stages * measure
+        calibrated = 1 + of_stage * len(quantize.stages) if quantize else 0
+        return 3 + upsampling + stages * (half + measure) + calibrated
 
     def float_graphs(self) -> None:
         def make(advance: Advance) -> Files:
@@ -90,8 +95,11 @@ class GraphPasses:
         self.made.graphs["fp32"] = {stage: onnx.load_from_string(files[stage]) for stage in STAGES}
         self._hashes = {stage: hashlib.sha256(data).hexdigest() for stage, data in files.items()}
 
-    def references(self, captions: Sequence[str]) -> None:
-        """What torch makes of the captions, and how far the float32 graphs are from it; raises `AccuracyError`."""
+    def references(self, captions: Sequence[str], measure: bool = False) -> None:
+        """What torch makes of the captions, and how far the float32 graphs are from it; raises `AccuracyError`.
+
+        `measure`: try the renderer with transposed convolutions for its doublings; take it where it is faster.
+        """
 
         def make(advance: Advance) -> Files:
             return pack_rollouts(play_references(self.checkpoint, self.tokenizer, captions, self.seed, advance))
@@ -99,6 +107,9 @@ class GraphPasses:
         files = self.work.do("torch", len(captions), make, captions=list(captions), seed=self.seed)
         self.rollouts = unpack_rollouts(files, self.specs, self.tokenizer, captions, self.seed)
         self._hashes["rollouts"] = hashlib.sha256(files["rollouts.npz"]).hexdigest()
+
+        if measure:
+            self._upsampling()
 
         def compare(advance: Advance) -> Files:
             found = compare_variant(self.made.graphs["fp32"], self.specs, self.rollouts)
@@ -108,6 +119,27 @@ class GraphPasses:
         files = self.work.do("float32 verified", 1, compare, **self._hashes)
         described = json.loads(files["differences.json"])
         self.made.differences["fp32"] = {s: StageDifference.from_json(described[s]) for s in STAGES}
+
+    def _upsampling(self) -> None:
+        """Doublings of the render graph in the form that is faster here, each in the engine that suits it best."""
+        plain, spec = self.made.graphs["fp32"]["render"], self.specs["render"]
+        transposed = transpose_upsampling(plain, spec)
+        if [n.op_type for n in transposed.graph.node] == [n.op_type for n in plain.graph.node]:
+            return
+
+        def make(advance: Advance) -> Files:
+            times = measure_latencies({"resize": plain, "transposed": transposed}, spec, self.rollouts[0])
+            best = {form: round(min(t.median_ms for t in of.values()), 4) for form, of in times.items()}
+            return {"ms.json": pack_json(best)}
+
+        here = {"engines": versions(*available_engines()), "here": machine()}
+        files = self.work.do("upsampling", 1, make, **here, **self._hashes)
+        best = json.loads(files["ms.json"])
+        faster = best["transposed"] < MARGIN * best["resize"]
+        self.made.upsampling = {"form": "transposed" if faster else "resize", "median_ms": best}
+        if faster:
+            self.made.graphs["fp32"]["render"] = transposed
+            self._hashes["render"] = hashlib.sha256(_bytes(transposed)).hexdigest()
 
     def half_graphs(self) -> None:
         """The float16 variant; raises `AccuracyError` where a stage has none."""

@@ -59,16 +59,19 @@ def compress(checkpoint: Checkpoint, recipe: Recipe, options: PassOptions = Pass
     """
     current, key = checkpoint, content_key(checkpoint=checkpoint.sha256, seed=options.seed, version=VERSION)
     logs: dict[str, Sequence[Mapping[str, Any]]] = {}
+    partial = None  # set once a distill pass has left stages out: what is made of its result is no whole one
     for number, one in enumerate(recipe.checkpoint_passes, 1):
         if isinstance(one, Distill):
             captions = read_captions(one.captions, one.corpus)
             current, made = _distill(checkpoint, current, one, captions, key, options)
             logs.update({f"{number}.{stage}": log for stage, log in made.items()})
             key = content_key(before=key, options=asdict(one), captions=captions)
+            if set(one.stages) - {options.only_stage} and options.only_stage:
+                partial = options.only_stage
         else:
             captions = read_captions(one.captions) if isinstance(one, Prune) else ()
             key = content_key(before=key, kind=type(one).__name__, options=asdict(one), captions=captions)
-            current = _kept(key, current, one, options)
+            current = _kept(content_key(key=key, only=partial), current, one, options)
     return Compressed(_renamed(current, recipe.name, checkpoint), logs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from t2v_export.checkpoint import load_checkpoint, save_loaded
 from t2v_export.cost import count_macs, count_parameters
 from t2v_export.export import ExportOptions, export_checkpoint
 from t2v_export.passes import PassOptions, compress, training_device
-from t2v_export.recipe import parse_recipe
+from t2v_export.recipe import Recipe, parse_recipe
 from t2v_export.store import PassStore
 
 CAPTIONS = ["a person is walking", "a person is running", "a person is dancing", "一 个 人 跑 步"]
@@ -98,6 +99,16 @@ def test_stages_taught_by_processes_of_their_own_come_together(recipe, make_chec
     alone = compress(load_checkpoint(tmp_path / "checkpoint"), recipe(), PassOptions(store=store))
     assert together.checkpoint.sha256 == alone.checkpoint.sha256
     assert list(together.logs) == ["2.text", "2.motion", "2.render"]
+
+
+def test_what_follows_a_partly_taught_checkpoint_is_not_taken_for_the_whole(recipe, make_checkpoint, tmp_path):
+    checkpoint, store = load_checkpoint(make_checkpoint()), PassStore(tmp_path / "store")
+    prune, distill, _ = recipe(stages=("text", "motion")).passes
+    two = Recipe("two", (distill, prune, replace(distill, stages=("render",))))
+    compress(checkpoint, two, PassOptions(store=store, only_stage="render"))
+    made = compress(checkpoint, two, PassOptions(store=store)).checkpoint
+    wanted = compress(checkpoint, two, PassOptions()).checkpoint
+    assert made.sha256 == wanted.sha256
 
 
 def test_killed_training_goes_on_and_ends_with_the_same_bytes(make_checkpoint, tmp_path):
