@@ -87,11 +87,16 @@ def endure(bundle: Path, fps: float, seconds: float, seed: int, threads: int | N
         stages = {stage: latency.to_json() for stage, latency in stream.stats.stages.items()}
         return {
             "format": FORMAT, "format_version": VERSION, "bundle": pipeline.manifest.name, "fps": fps,
-            "seconds": seconds, "seed": seed, "threads": threads, "cores": len(os.sched_getaffinity(0)),
+            "seconds": seconds, "seed": seed, "threads": threads, "cores": _cores(),
             "width": stream.size[0], "height": stream.size[1], "engines": pipeline.engines,
             "variants": pipeline.variants, **found, "stages": stages, "machine": machine(),
             "versions": versions(*sorted(set(pipeline.engines.values()))),
         }
+
+
+def _cores() -> int | None:
+    """Processors this process may use: fewer than the machine has under taskset or in a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -90,7 +90,7 @@ def table(results: Mapping[str, Any]) -> str:
     ceilings = results["ceilings"]
     lines = [f"{precision} ceiling {c['best']:.0f} G{'FLOP' if precision == FP32 else 'OP'}/s ({c['by']})"
              for precision, c in ceilings.items()]
-    lines.append(f"{'model':<9}{'contender':<32}{'first':>9}{'cold':>9}{'fps':>8}{'fps@60':>8}{'render':>9}"
+    lines.append(f"{'model':<9}{'contender':<32}{'first':>9}{'cold':>9}{'fps':>8}{'fps@60':>8}{'render':>10}"
                  f"{'of peak':>9}{'memory':>9}{'PSNR':>7}")
     for c in results["contenders"]:
         if c["status"] == SKIPPED:
@@ -99,7 +99,7 @@ def table(results: Mapping[str, Any]) -> str:
         median = {name: values["median"] for name, values in c["figures"].items()}
         lines.append(
             f"{c['model']:<9}{c['label']:<32}{median['first_frame_ms']:>6.1f} ms{median['cold_start_ms']:>6.0f} ms"
-            f"{median['base_fps']:>8.1f}{median['shown_fps']:>8.1f}{median['render_ms']:>6.2f} ms"
+            f"{median['base_fps']:>8.1f}{median['shown_fps']:>8.1f}{median['render_ms']:>7.2f} ms"
             f"{100 * c['share_of_ceiling']:>7.0f} %{median['peak_mib']:>5.0f} MiB{c['psnr_db']:>7.1f}")
     lines += [f"{'kept' if d['kept'] else 'MISSED':<7}{d['name']}: "
               f"{'not measured' if d['found'] is None else format(d['found'], '.2f')}, wanted {d['wanted']:g}"
