@@ -15,6 +15,8 @@ SHIP = ("faster", "all", "chosen")
 MARGIN = 0.95
 """A less exact variant must be this much faster: medians on a shared machine differ by some percent by themselves."""
 
+SMALLER = 0.75
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -26,8 +28,14 @@ class Choice:
     lost: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def choose(profile: DeviceProfile, variants: Mapping[str, Collection[str]], latencies: Latencies) -> Choice:
-    """For each stage the default variant. `variants`: the stages that each has.
+def choose(
+    profile: DeviceProfile,
+    variants: Mapping[str, Collection[str]],
+    latencies: Latencies,
+    sizes: Mapping[str, Mapping[str, int]] | None = None,
+) -> Choice:
+    """For each stage the default variant. `variants`: the stages that each has. `sizes`: bytes of the graphs, where the
+    smallest bundle is asked for: a graph at most three quarters as large then needs to be no slower, and not faster.
 
     On a CPU what was measured here decides: a variant, on its fastest engine, must be faster than every more exact
     one on its own, in the order of the profile's `precisions`. Elsewhere nothing was measured: the profile's float16
@@ -41,7 +49,8 @@ def choose(profile: DeviceProfile, variants: Mapping[str, Collection[str]], late
         offered = [v for v in profile.precisions if v in made]
         if profile.kind == "cpu":
             measured = {v: fastest(latencies[v][stage]) for v in offered if stage in latencies.get(v, {})}
-            default[stage] = _fastest(measured, lost, stage)
+            bytes_of = {v: sizes[v][stage] for v in measured} if sizes else {}
+            default[stage] = _fastest(measured, bytes_of, lost, stage)
             if measured:
                 for variant in set(made) - set(offered):
                     lost.setdefault(variant, {})[stage] = f"not among {profile.name}'s precisions"
@@ -72,14 +81,21 @@ def shipped(variants: Mapping[str, Collection[str]], choice: Choice, ship: str) 
 
 
 def _fastest(
-    measured: Mapping[str, tuple[str, float]], lost: dict[str, dict[str, str]], stage: str
+    measured: Mapping[str, tuple[str, float]],
+    bytes_of: Mapping[str, int],
+    lost: dict[str, dict[str, str]],
+    stage: str,
 ) -> tuple[str, str]:
-    """The variant that is faster by `MARGIN` than all before it, or fp32, and what was measured; the rest is `lost`."""
+    """The variant that is faster by `MARGIN` than all before it, or fp32, and what was measured; the rest is `lost`.
+
+    With `bytes_of` also one that is much smaller than the best before it and as fast as the fastest, within `MARGIN`.
+    """
     if not measured:
         return ("fp32", "not measured")
     best, least = "fp32", measured["fp32"][1]
     for variant, (engine, median_ms) in measured.items():
-        if median_ms < least * MARGIN:
+        smaller = variant in bytes_of and bytes_of[variant] <= SMALLER * bytes_of[best]
+        if median_ms < least * MARGIN or (smaller and median_ms * MARGIN <= least):
             best = variant
         elif variant != "fp32":
             lost.setdefault(variant, {})[stage] = (

@@ -100,13 +100,14 @@ def export_checkpoint(
             passes.int8_graphs(quantize, profile.opset_cap)
         latencies = passes.latencies() if options.measure else {}
     made = passes.made
-    choice = choose(profile, made.graphs, latencies)
-    taken = shipped(made.graphs, choice, options.ship)
     graphs = {
         f"{variant}/{stage}.onnx": graph.SerializeToString(deterministic=True)
         for variant, stages in made.graphs.items()
         for stage, graph in stages.items()
     }
+    sizes = {v: {s: len(graphs[f"{v}/{s}.onnx"]) for s in stages} for v, stages in made.graphs.items()}
+    choice = choose(profile, made.graphs, latencies, sizes if options.ship == "chosen" else None)
+    taken = shipped(made.graphs, choice, options.ship)
     captions, seed = len(options.captions), options.seed
     report = make_report(checkpoint, profile, made, graphs, latencies, choice, options.ship, captions, seed)
     recipe = options.recipe.name if options.recipe else None

@@ -133,3 +133,14 @@ def test_engine_that_disagrees_or_cannot_load_is_not_timed(make_checkpoint, cpu,
     monkeypatch.setattr(latency, "open_engine", broken)
     with pytest.raises(EngineError, match="onnxruntime is broken"):
         measure_latencies({"fp32": graph}, spec, None)
+
+
+def test_smallest_bundle_takes_a_much_smaller_graph_that_is_no_slower(cpu):
+    graphs = {"fp32": ("motion",), "fp16": ("motion",)}
+
+    def chosen(fp16_ms: float, fp16_bytes: int) -> str:
+        times = {v: {"motion": {"onnxruntime": Latency(ms, ms, 20)}} for v, ms in (("fp32", 1.0), ("fp16", fp16_ms))}
+        sizes = {"fp32": {"motion": 100}, "fp16": {"motion": fp16_bytes}}
+        return choose(cpu, graphs, times, sizes).default["motion"][0]
+
+    assert (chosen(1.03, 50), chosen(1.1, 50), chosen(1.03, 80), chosen(0.9, 80)) == ("fp16", "fp32", "fp32", "fp16")
