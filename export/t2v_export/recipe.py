@@ -53,8 +53,9 @@ class Prune:
     Molchanov et al., 2019) or activation, both on rolled-out streams of `captions` (`samples` of each stage).
     `text_keep`, `motion_keep`, `render_keep`: the share of a stage's multiply-accumulates to keep, 1 leaves it be.
     `text_layers` of the encoder to keep, 0 for all. `vocabulary`: keep the tokens that the captions, those of the
-    further file `corpus`, and single characters need. `total_keep` below 1: one budget for all stages, a share of
-    `budget` (macs of a second of video or parameters), shared out by importance within and among the stages. Widths are
+    further file `corpus`, and single characters need, and others, common ones first, up to `vocabulary_size`.
+    `total_keep` below 1: one budget for all stages, a share of `budget` (macs of a second of video or parameters),
+    shared out by importance within and among the stages. Widths are
     multiples of `round_to`, and none falls under the share `floor` of what it was. `widths`: options to prune to, by
     stage, such as {"render": {"channels": [64, 32]}, "text": {"encoder": {"intermediate_size": 512}}}.
     """
@@ -69,6 +70,7 @@ class Prune:
     text_layers: int = 0
     vocabulary: bool = False
     corpus: str = ""
+    vocabulary_size: int = 0
     round_to: int = 8
     floor: float = 0.0
     captions: tuple[str, ...] = ("en", "zh")
@@ -155,6 +157,7 @@ _BOUNDS = {
     "steps": (2, 10_000),
     **dict.fromkeys(("text_keep", "motion_keep", "render_keep", "total_keep"), (0.001, 1.0)),
     "text_layers": (0, 1000),
+    "vocabulary_size": (0, 1_000_000),
     "round_to": (1, 256),
     "floor": (0.0, 1.0),
     "samples": (1, 20_000),
