@@ -63,11 +63,11 @@ class Prune:
     Molchanov et al., 2019) or activation, both on rolled-out streams of `captions` (`samples` of each stage).
     `text_keep`, `motion_keep`, `render_keep`: the share of a stage's multiply-accumulates to keep, 1 leaves it be.
     `text_layers` of the encoder to keep, 0 for all; `vocabulary`: keep the tokens that the captions and single
-    characters need, and for each of their words as many as `vocabulary_near` says that the encoder takes for nearly
-    the same. `total_keep` below 1: one budget for all stages, a share of `budget` (macs of a second of video or
-    parameters), shared out by importance within and among the stages. Widths are multiples of `round_to`, and none
-    falls under the share `floor` of what it was. `widths`: options to prune to, by stage, such as
-    {"render": {"channels": [64, 32]}, "text": {"encoder": {"intermediate_size": 512}}}.
+    characters need, for each of their words as many as `vocabulary_near` says that the encoder takes for nearly the
+    same, and others, common ones first, up to `vocabulary_size`. `total_keep` below 1: one budget for all stages, a
+    share of `budget` (macs of a second of video or parameters), shared out by importance within and among the stages.
+    Widths are multiples of `round_to`, and none falls under the share `floor` of what it was. `widths`: options to
+    prune to, by stage, such as {"render": {"channels": [64, 32]}, "text": {"encoder": {"intermediate_size": 512}}}.
     """
 
     stages: tuple[str, ...] = STAGES
@@ -80,6 +80,7 @@ class Prune:
     text_layers: int = 0
     vocabulary: bool = False
     vocabulary_near: int = 0
+    vocabulary_size: int = 0
     round_to: int = 8
     floor: float = 0.0
     captions: tuple[str, ...] = ("en", "zh")
@@ -183,6 +184,7 @@ _BOUNDS = {
     "text_layers": (0, 1000),
     "vocabulary_near": (0, 1000),
     "near": (0, 1000),
+    "vocabulary_size": (0, 1_000_000),
     "round_to": (1, 256),
     "floor": (0.0, 1.0),
     "samples": (1, 20_000),

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path as FilePath
 from typing import Any
 
 import torch
@@ -53,11 +54,13 @@ class Design:
     """A stage's class with all its options, those left at their defaults included.
 
     `options` are what config.json would say; an encoder of transformers has its settings under ``encoder`` besides,
-    which its own config.json holds.
+    which its own config.json holds. `folder` is what a text class gets as its own.
     """
 
-    def __init__(self, stage: str, config: CheckpointConfig, module: nn.Module) -> None:
-        self.stage, self.config, self.module = stage, config, module
+    def __init__(
+        self, stage: str, config: CheckpointConfig, module: nn.Module, folder: FilePath | None = None
+    ) -> None:
+        self.stage, self.config, self.module, self.folder = stage, config, module, folder
         self.options = _full_options(type(module), config.stages[stage].options)
         # a class whose options say several widths at once may say them one by one
         self.options |= dict(getattr(module, "options_in_full", {}))
@@ -90,7 +93,7 @@ class Design:
             else:
                 config = self.config
                 sizes = {"condition_size": config.condition_size, "motion_size": config.motion_size}
-                text = {"folder": None} if self.stage == "text" else {}
+                text = {"folder": self.folder} if self.stage == "text" else {}
                 made = type(self.module)(**sizes, height=config.height, width=config.width, **text, **options)
         return made.float().eval().requires_grad_(False)
 

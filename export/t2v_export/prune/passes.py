@@ -53,7 +53,7 @@ def prune_checkpoint(
     captions = [caption for name in options.captions for caption in load_captions(name)]
     made = checkpoint
     if options.vocabulary and "text" in options.stages:
-        made = prune_vocabulary(made, captions, options.vocabulary_near)
+        made = prune_vocabulary(made, captions, options.vocabulary_near, options.vocabulary_size)
     wanted = _shares(options)
     if not wanted and not options.text_layers and not options.widths and options.total_keep == 1:
         return made
@@ -138,7 +138,7 @@ def _open(
     """Trace a stage and score its units. `weight` is how much the stage counts in the budget's `measure`."""
     module = checkpoint.modules[name]
     spec = checkpoint.modules[name].spec
-    design, trace = Design(name, checkpoint.config, module), trace_stage(module, spec)
+    design, trace = Design(name, checkpoint.config, module, checkpoint.folder / "encoder"), trace_stage(module, spec)
     knobs = find_knobs(design, trace.families)
     scores = score_families(module, spec, trace, options.criterion, samples, seed) if knobs else []
     by_family = {id(family): score for family, score in zip(trace.families, scores)}

@@ -9,6 +9,7 @@ is not in the corpus falls back to shorter tokens and at last to its characters.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,25 +27,31 @@ from t2v_export.prune.trace import trace_stage
 from t2v_export.tokenizer import tokenizer_spec
 
 MODELS = ("WordPiece", "WordLevel", "Unigram")
+_PLACEHOLDER = re.compile(r"\[\w+\]|<\w+>")  # such as BERT's [unused0] and T5's <extra_id_0>
 
 
-def prune_vocabulary(checkpoint: Checkpoint, captions: Sequence[str], near: int = 0) -> Checkpoint:
+def prune_vocabulary(checkpoint: Checkpoint, captions: Sequence[str], near: int = 0, size: int = 0) -> Checkpoint:
     """The checkpoint with the tokens that `captions`, and `near` words for each of theirs, need.
 
-    The condition of each caption stays exactly what it was. Raises `UsageError` for a tokenizer of another kind than
-    `MODELS`, and for a text class in which no number of its options is the size of its table of tokens.
+    The condition of each caption stays exactly what it was. Where that is less than `size`, further tokens stay in the
+    order of their numbers: most tokenizers are sorted by how often tokens occur, so these are common words. Raises
+    `UsageError` for a tokenizer of another kind than `MODELS`, and for a text class in which no number of its options
+    is the size of its table of tokens.
     """
-    design = Design("text", checkpoint.config, checkpoint.text)
+    design = Design("text", checkpoint.config, checkpoint.text, checkpoint.folder / "encoder")
     tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer)
     kept = kept_tokens(checkpoint.tokenizer, captions, tokenizer_spec(checkpoint).pad_id)
     alike = {word for words in near_words(checkpoint, captions, near).values() for word in words}
     kept = sorted({*kept, *(tokenizer.token_to_id(word) for word in alike)})
-    size = tokenizer.get_vocab_size()
-    if len(kept) == size:
+    whole = tokenizer.get_vocab_size()
+    names = {i: token for token, i in tokenizer.get_vocab().items()}
+    others = [i for i in sorted(set(names) - set(kept)) if not _PLACEHOLDER.fullmatch(names[i])]
+    kept = sorted([*kept, *others[: max(0, size - len(kept))]])
+    if len(kept) == whole:
         return checkpoint
     path, table, rows = _table(design)
-    if rows < size:
-        raise UsageError(f"stage text: its table has {rows} rows for {size} tokens; keep vocabulary = false")
+    if rows < whole:
+        raise UsageError(f"stage text: its table has {rows} rows for {whole} tokens; keep vocabulary = false")
     gone = torch.ones(rows, dtype=torch.bool)
     gone[kept] = False
     removed = {(table, 0): gone.nonzero()[:, 0]}

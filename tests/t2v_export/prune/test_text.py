@@ -132,6 +132,15 @@ def test_a_corpus_adds_to_the_words_of_the_captions(make_encoder, tmp_path):
     assert torch.equal(conditions(after, captions), conditions(before, captions))
 
 
+def test_a_vocabulary_is_filled_up_in_the_order_of_the_tokenizer(make_encoder):
+    before = make_encoder()
+    small = tokenizers.Tokenizer.from_str(prune_vocabulary(before, CAPTIONS).tokenizer)
+    size = small.get_vocab_size() + 2
+    filled = tokenizers.Tokenizer.from_str(prune_vocabulary(before, CAPTIONS, size).tokenizer)
+    added = set(filled.get_vocab()) - set(small.get_vocab())
+    assert added == {"##ing", "##ning"} and filled.get_vocab_size() == size
+
+
 def test_vocabulary_of_a_class_of_ours_is_an_option(make_checkpoint, tmp_path):
     before = load_checkpoint(make_checkpoint())
     captions = ("a person is walking", "人")
