@@ -107,7 +107,6 @@ class Distill:
     one a line; with `near`, some of their words are replaced by one of so many near ones. Rates are AdamW's peaks.
     `length`: base steps of a motion rollout that is learned from. Weights of the frames' losses: `pixel` (L1),
     `perceptual` (the teacher's own features), `temporal` (differences of neighbouring frames), `adversarial`.
-    `quantize_aware`: weights and activations are rounded to INT8 in the forward pass.
     """
 
     stages: tuple[str, ...] = STAGES
@@ -128,7 +127,6 @@ class Distill:
     perceptual: float = 0.5
     temporal: float = 1.0
     adversarial: float = 0.0
-    quantize_aware: bool = False
 
 
 Pass = Union[Quantize, Prune, Rebuild, Distill]

@@ -122,9 +122,9 @@ def test_unigram_and_word_level_split_the_corpus_as_before(make_encoder):
     assert torch.equal(conditions(after, CAPTIONS), conditions(before, CAPTIONS))
 
 
-def test_a_corpus_adds_to_the_words_of_the_captions(make_encoder, tmp_path):
+def test_a_file_of_captions_adds_to_the_words_of_the_captions(make_encoder, tmp_path):
     (tmp_path / "corpus.txt").write_text("dribbling a basketball\n", "utf-8")
-    options = Prune(vocabulary=True, captions=("en",), corpus=str(tmp_path / "corpus.txt"))
+    options = Prune(vocabulary=True, captions=("en", str(tmp_path / "corpus.txt")))
     before = make_encoder()
     after = prune_checkpoint(before, options)
     assert tokenizers.Tokenizer.from_str(after.tokenizer).token_to_id("basketball") is not None
@@ -136,7 +136,7 @@ def test_a_vocabulary_is_filled_up_in_the_order_of_the_tokenizer(make_encoder):
     before = make_encoder()
     small = tokenizers.Tokenizer.from_str(prune_vocabulary(before, CAPTIONS).tokenizer)
     size = small.get_vocab_size() + 2
-    filled = tokenizers.Tokenizer.from_str(prune_vocabulary(before, CAPTIONS, size).tokenizer)
+    filled = tokenizers.Tokenizer.from_str(prune_vocabulary(before, CAPTIONS, size=size).tokenizer)
     added = set(filled.get_vocab()) - set(small.get_vocab())
     assert added == {"##ing", "##ning"} and filled.get_vocab_size() == size
 
