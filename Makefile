@@ -3,13 +3,13 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= cpu,video,export,train,dev
+EXTRAS ?= cpu,openvino,video,export,train,dev
 OUT ?= out
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BUNDLE := $(OUT)/reference.bundle
-CHECKPOINT := checkpoints/reference
+BUNDLE := $(OUT)/small.bundle
+CHECKPOINT := checkpoints/small
 CHECKPOINT_FILES := $(shell find $(CHECKPOINT) -type f 2>/dev/null)
 EXPORT_FILES := $(shell find t2v_edge export/t2v_export devices -type f -name '*.py' -o -type f -name '*.toml' 2>/dev/null)
 
@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml
 $(BUNDLE)/manifest.json: $(CHECKPOINT_FILES) $(EXPORT_FILES) | $(STAMP)
 	@test -f $(CHECKPOINT)/config.json || { echo "$(CHECKPOINT) is not here: clone the whole repository" >&2; exit 1; }
 	@mkdir -p $(OUT)
-	$(BIN)/t2v-edge export $(CHECKPOINT) --device cpu -o $(BUNDLE)
+	$(BIN)/t2v-edge export $(CHECKPOINT) --recipe fast --device cpu -o $(BUNDLE)
 	@touch $@
 
 # Six seconds of each caption at the model's own 16 frames a second.

@@ -72,7 +72,7 @@ def compress(checkpoint: Checkpoint, recipe: Recipe, options: PassOptions = Pass
             captions = read_captions(one.captions) if isinstance(one, Prune) else ()
             key = content_key(before=key, kind=type(one).__name__, options=asdict(one), captions=captions)
             current = _kept(content_key(key=key, only=partial), current, one, options)
-    return Compressed(_renamed(current, recipe.name, checkpoint), logs)
+    return Compressed(_named(current, recipe, checkpoint), logs)
 
 
 def training_device(name: str) -> str:
@@ -187,7 +187,16 @@ def _weights(files: Mapping[str, bytes], stage: str) -> Mapping[str, torch.Tenso
     return found
 
 
-def _renamed(checkpoint: Checkpoint, recipe: str, teacher: Checkpoint) -> Checkpoint:
-    """Called by the recipe's name where it is the shipped reference's student, else NAME-RECIPE."""
-    name = recipe if teacher.config.name == "reference" else f"{teacher.config.name}-{recipe}"
-    return with_stages(checkpoint, replace(checkpoint.config, name=name[:64]), {})
+def _named(checkpoint: Checkpoint, recipe: Recipe, teacher: Checkpoint) -> Checkpoint:
+    """Called by the recipe's name where it is the shipped reference's student, else NAME-RECIPE; with a card."""
+    of = teacher.config.name
+    name = (recipe.name if of == "reference" else f"{of}-{recipe.name}")[:64]
+    passes = ", ".join(type(one).__name__.lower() for one in recipe.checkpoint_passes)
+    card = f"""# Model card: {name}
+
+Made of the checkpoint `{of}` by the recipe `{recipe.name}` ({passes}), without any data but captions. Nothing is
+measured yet: `t2v-edge compare BUNDLE --against CHECKPOINT` does. What follows is the card of `{of}`, whose terms hold
+here too and whose figures are its own.
+
+{teacher.card}"""
+    return with_stages(replace(checkpoint, card=card), replace(checkpoint.config, name=name), {})
