@@ -25,6 +25,7 @@ from t2v_export.captions import DEFAULT_CAPTIONS
 from t2v_export.config import StageConfig
 from t2v_export.errors import AccuracyError
 from t2v_export.export import ExportOptions, export_checkpoint
+from t2v_export.latency import Latency
 from t2v_export.verify import Difference, StageDifference, check_accuracy, compare
 
 UNTIMED = ExportOptions(measure=False)
@@ -194,8 +195,9 @@ def test_same_checkpoint_and_seed_give_the_same_bytes(make_checkpoint, cpu, tmp_
     assert {n for n in one if one[n] != three[n]} == {"golden.npz", "manifest.json", "report.json"}
 
 
-def test_timing_changes_no_file_but_the_report(make_checkpoint, cpu, tmp_path):
+def test_timing_changes_no_file_but_the_report_and_the_form_of_doublings(make_checkpoint, cpu, tmp_path, monkeypatch):
     folder = make_checkpoint()
+    monkeypatch.setattr(graph_passes, "transpose_upsampling", lambda model, _: model)
     export_checkpoint(folder, tmp_path / "one", cpu, ExportOptions(ship="all"))
     export_checkpoint(folder, tmp_path / "two", cpu, UNTIMED)
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
@@ -251,6 +253,7 @@ import sys
 from t2v_edge import files
 from t2v_edge.device import load_profile
 from t2v_export.export import ExportOptions, export_checkpoint
+from t2v_export.latency import Latency
 def stall(*_):
     sys.stdout.write("writing"); sys.stdout.flush()
     import time; time.sleep(60)
@@ -330,3 +333,20 @@ def test_help_teaches(capsys):
         run_command("--help")
     shown = capsys.readouterr().out
     assert "1e-4 (fp32)" in shown and "examples:" in shown and "--allow-code" in shown
+
+
+@pytest.mark.parametrize("transposed_ms, form", [(1.0, "transposed"), (1.96, "resize")])
+def test_doublings_take_the_form_that_is_faster_here(make_checkpoint, cpu, tmp_path, monkeypatch, transposed_ms, form):
+    measured = graph_passes.measure_latencies
+
+    def timed(graphs, spec, rollout):
+        if "resize" not in graphs:
+            return measured(graphs, spec, rollout)
+        return {n: {"onnxruntime": Latency(ms, ms, 20)} for n, ms in (("resize", 2.0), ("transposed", transposed_ms))}
+
+    monkeypatch.setattr(graph_passes, "measure_latencies", timed)
+    exported = export_checkpoint(make_checkpoint(), tmp_path / "bundle", cpu, ExportOptions(variants=("fp32",)))
+    assert exported.report["upsampling"]["form"] == form
+    with Bundle.open(tmp_path / "bundle") as bundle:
+        operators = {n.op_type for n in onnx.load_from_string(bundle.graph("fp32", "render")).graph.node}
+    assert ("ConvTranspose" in operators) == (form == "transposed")

@@ -29,7 +29,8 @@ def wilson(right: int, count: int, z: float = Z_95) -> tuple[float, float]:
 
 def proportion(right: int, count: int) -> dict[str, Any]:
     """``{"rate", "right", "count", "low", "high"}``: a proportion, its 95 % Wilson interval; rate 0 of none."""
-    low, high = wilson(right, count)
+    right, count = int(right), int(count)
+    low, high = (float(bound) for bound in wilson(right, count))
     rate = right / count if count else 0.0
     return {"rate": round(rate, 5), "right": right, "count": count, "low": round(low, 5), "high": round(high, 5)}
 
