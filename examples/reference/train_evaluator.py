@@ -259,7 +259,8 @@ class Trainer:
         options, filled = self.options, min(self.drawn, self.options.ring)
         done = min(1.0, self.elapsed_s / (60 * options.minutes))
         for group in self.optimizer.param_groups:
-            group["lr"] = options.rate * min(1.0, (self.step + 1) / 100) * max(0.01, 0.5 * (1 + math.cos(math.pi * done)))
+            falling = max(0.01, 0.5 * (1 + math.cos(math.pi * done)))
+            group["lr"] = options.rate * min(1.0, (self.step + 1) / 100) * falling
         chosen = torch.randint(filled, (options.batch,), generator=self.generator, device=self.device)
         video = wear(self.videos[chosen], self.generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
