@@ -17,7 +17,6 @@ import onnx
 from tqdm import tqdm
 
 from benchmarks.engines import graph_path
-from benchmarks.macs import count_macs
 from benchmarks.material import PACKAGES, failures, prepare
 from benchmarks.methods import METHODS, OURS, Method
 from benchmarks.plot import draw
@@ -27,6 +26,7 @@ from t2v_edge.bundle import Bundle
 from t2v_edge.errors import T2VError
 from t2v_edge.files import write_atomic
 from t2v_edge.machine import machine, versions
+from t2v_export.macs import graph_cost
 
 WORKER, CEILING = "benchmarks.worker", "benchmarks.ceiling"
 TIMEOUT_S = 900.0
@@ -118,10 +118,11 @@ def render_macs(model: Model, how: Method) -> int:
     if how.name == OURS:
         with Bundle.open(model.material / "bundle") as bundle:
             variant = bundle.manifest.default["render"]
-            return count_macs(onnx.load_from_string(bundle.graph(variant, "render")))
+            return graph_cost(onnx.load_from_string(bundle.graph(variant, "render"))).macs
     path = graph_path(model.material, how.graphs, "render")
     # What is not ONNX has the plain graph's operations: quantizing changes none.
-    return count_macs(onnx.load(path if path.suffix == ".onnx" else model.material / "plain" / "render.onnx"))
+    path = path if path.suffix == ".onnx" else model.material / "plain" / "render.onnx"
+    return graph_cost(onnx.load(path)).macs
 
 
 def _described(model: Model) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def _described(model: Model) -> dict[str, Any]:
         return {"name": manifest.name, "checkpoint_sha256": manifest.provenance.get("checkpoint_sha256"),
                 "default": dict(manifest.default), "width": manifest.video.width, "height": manifest.video.height,
                 "base_fps": manifest.video.fps,
-                "render_gmac": count_macs(onnx.load(model.material / "plain" / "render.onnx")) / 1e9}
+                "render_gmac": graph_cost(onnx.load(model.material / "plain" / "render.onnx")).macs / 1e9}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
