@@ -73,7 +73,6 @@ class Captions:
             self.change(change & self.switching)
             self.done = (self.done + 1).clamp(max=self.blend_steps)
             made.append(self.start + (self.target - self.start) * (self.done / self.blend_steps))
-        self._last = made[-1]
         return torch.stack(made)
 
     def change(self, which: Tensor, at_once: bool = False) -> None:
