@@ -11,12 +11,16 @@ from typing import Any
 from t2v_edge.device import load_profile
 from t2v_edge.errors import UsageError
 from t2v_edge.spec import STAGES
+from t2v_export.budget import AccuracyBudget
 from t2v_export.captions import DEFAULT_CAPTIONS, read_captions
 from t2v_export.choose import SHIP, fastest
+from t2v_export.compare.caption_set import HELD_OUT, read_slotted
 from t2v_export.compress_command import add_teaching_arguments, recipe_of
 from t2v_export.export import VARIANTS, Exported, ExportOptions, export_checkpoint
 from t2v_export.passes import training_device
 from t2v_export.store import PassStore
+
+JUDGED = 400
 
 HELP = "turn a trained checkpoint into a bundle for a device"
 DESCRIPTION = """\
@@ -32,6 +36,7 @@ examples:
   t2v-edge export checkpoints/reference --device cpu -o bundle
   t2v-edge export checkpoints/reference --recipe fast -o bundle
   t2v-edge export checkpoints/reference --recipe fast --ship chosen -o small-bundle
+  t2v-edge export checkpoints/reference --recipe fast --max-drop 0.5 -o bundle
   t2v-edge export my-model --device jetson-orin-nano-8gb --allow-code -o my-bundle.zip --json"""
 
 
@@ -91,6 +96,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sensitive ones, stay in float32 (default: the recipe's, or no bound)",
     )
     parser.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="of the default mix: where an evaluator reads fewer videos right than of FP32 by more percentage points, "
+        "the stages that lose most run a more exact variant (default: no bound)",
+    )
+    parser.add_argument(
+        "--evaluator",
+        type=Path,
+        metavar="FOLDER",
+        help="with --max-drop: evaluator.json and evaluator.onnx (default: the checkpoint's evaluator folder)",
+    )
+    parser.add_argument(
+        "--judge",
+        metavar="SET",
+        help=f"with --max-drop: captions with slots, a .jsonl file or a shipped set (default: {JUDGED} of {HELD_OUT})",
+    )
+    parser.add_argument(
         "--no-cache",
         action="store_true",
         help="make and measure everything anew: finished passes are kept by what they were made from, measured times "
@@ -125,12 +148,26 @@ def run(args: argparse.Namespace) -> int:
         ship=args.ship,
         store=PassStore(None) if args.no_cache else PassStore.of_user(),
         train_on=training_device(args.train_on),
+        accuracy=budget_of(args),
         progress=True,
     )
     exported = export_checkpoint(args.checkpoint, args.output, profile, options)
     shown = json.dumps(summary(exported), indent=2, ensure_ascii=False) if args.json else table(exported)
     sys.stdout.write(shown + "\n")
     return 0
+
+
+def budget_of(args: argparse.Namespace) -> AccuracyBudget | None:
+    """What the default mix may lose; raises `UsageError` where no evaluator says what it loses."""
+    if args.max_drop is None:
+        if args.evaluator or args.judge:
+            raise UsageError("--evaluator and --judge say how --max-drop is measured; add --max-drop POINTS")
+        return None
+    evaluator = args.evaluator or args.checkpoint / "evaluator"
+    if not (evaluator / "evaluator.onnx").is_file():
+        raise UsageError(f"--max-drop needs an evaluator, and {evaluator} is none; give --evaluator FOLDER")
+    captions = read_slotted(args.judge or HELD_OUT)
+    return AccuracyBudget(args.max_drop, evaluator, captions if args.judge else captions[:JUDGED])
 
 
 def summary(exported: Exported) -> dict[str, Any]:
@@ -159,6 +196,7 @@ def summary(exported: Exported) -> dict[str, Any]:
         "verification": report["verification"],
         "variants": variants,
         "default": report["default"],
+        **({"accuracy": report["accuracy"]} if "accuracy" in report else {}),
     }
 
 
@@ -181,4 +219,7 @@ def table(exported: Exported) -> str:
             psnr = f"  {entry['psnr_db']['mean']:.1f} dB" if "psnr_db" in entry else ""
             line = f"{variant:8} {stage:7} {entry['bytes'] / 1e6:8.2f}  {entry['max_rel']:19.2g}  {latency}"
             lines.append(line + mark + psnr + kept)
+    for one in shown.get("accuracy", {}).get("rounds", ()):
+        mix = ", ".join(f"{stage} {variant}" for stage, variant in one["mix"].items())
+        lines.append(f"{mix}: {one['drop_points']:.2f} points below fp32" + ("" if one["kept"] else ", too many"))
     return "\n".join(lines)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from t2v_edge.bundle import write_bundle
 from t2v_edge.device import DeviceProfile
 from t2v_edge.errors import UsageError
 from t2v_edge.manifest import Manifest
+from t2v_export.budget import AccuracyBudget, keep_budget
 from t2v_export.captions import DEFAULT_CAPTIONS
 from t2v_export.checkpoint import load_checkpoint
-from t2v_export.choose import SHIP, choose, shipped
+from t2v_export.choose import SHIP, Choice, choose, shipped
 from t2v_export.describe import make_manifest, make_report, other_files
+from t2v_export.files import folder_sha256
 from t2v_export.graph_passes import GraphPasses
+from t2v_export.kept import pack_json
 from t2v_export.latency import Latencies
 from t2v_export.passes import PassOptions, compress
 from t2v_export.recipe import Recipe
@@ -23,7 +29,7 @@ from t2v_export.store import PassStore
 from t2v_export.to_onnx import OPSET
 from t2v_export.tokenizer import caption_tokenizer, tokenizer_spec
 from t2v_export.verify import StageDifference
-from t2v_export.work import Work
+from t2v_export.work import Advance, Files, Work
 
 VARIANTS = ("fp32", "fp16")
 
@@ -36,7 +42,7 @@ class ExportOptions:
     time each stage here; without it nothing in the bundle depends on the machine's speed, and the same checkpoint and
     seed give the same bytes throughout. `ship`, one of `SHIP`: which of the graphs made go into the bundle. `store`:
     where finished passes are kept and found, so that a stopped export goes on where it was; measured times too.
-    `train_on`: the torch device for a recipe that teaches a student.
+    `train_on`: the torch device for a recipe that teaches a student. `accuracy`: what the default mix may lose.
     """
 
     variants: tuple[str, ...] = VARIANTS
@@ -48,6 +54,7 @@ class ExportOptions:
     ship: str = "faster"
     store: PassStore = PassStore(None)
     train_on: str = "cpu"
+    accuracy: AccuracyBudget | None = None
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -89,7 +96,8 @@ def export_checkpoint(
         checkpoint = compress(checkpoint, options.recipe, passing).checkpoint
     tokens, tokenizer = tokenizer_spec(checkpoint), caption_tokenizer(checkpoint)
     upsampling = options.measure and profile.kind == "cpu"
-    count = GraphPasses.count(half, quantize, options.measure, upsampling)
+    count = GraphPasses.count(half, quantize, options.measure, upsampling) + bool(options.accuracy)
+    recipe = options.recipe.name if options.recipe else None
     with Work(options.store, count, options.progress, checkpoint=checkpoint.sha256) as work:
         passes = GraphPasses(work, checkpoint, tokenizer, min(OPSET, profile.opset_cap), options.seed)
         passes.float_graphs()
@@ -99,19 +107,66 @@ def export_checkpoint(
         if quantize:
             passes.int8_graphs(quantize, profile.opset_cap)
         latencies = passes.latencies() if options.measure else {}
-    made = passes.made
-    graphs = {
-        f"{variant}/{stage}.onnx": graph.SerializeToString(deterministic=True)
-        for variant, stages in made.graphs.items()
-        for stage, graph in stages.items()
-    }
-    sizes = {v: {s: len(graphs[f"{v}/{s}.onnx"]) for s in stages} for v, stages in made.graphs.items()}
-    choice = choose(profile, made.graphs, latencies, sizes if options.ship == "chosen" else None)
+        made = passes.made
+        graphs = {
+            f"{variant}/{stage}.onnx": graph.SerializeToString(deterministic=True)
+            for variant, stages in made.graphs.items()
+            for stage, graph in stages.items()
+        }
+        sizes = {v: {s: len(graphs[f"{v}/{s}.onnx"]) for s in stages} for v, stages in made.graphs.items()}
+        choice = choose(profile, made.graphs, latencies, sizes if options.ship == "chosen" else None)
+        rounds: Sequence[Mapping[str, Any]] = ()
+        if options.accuracy is not None:
+            everything = {variant: tuple(stages) for variant, stages in made.graphs.items()}
+            manifest = make_manifest(checkpoint, profile, tokens, made, choice, everything, recipe, options.seed)
+            files = {**graphs, **other_files(checkpoint, passes.rollouts, options.seed, {})}
+            choice, rounds = _within_budget(work, manifest, files, choice, profile.precisions, options.accuracy)
     taken = shipped(made.graphs, choice, options.ship)
     captions, seed = len(options.captions), options.seed
     report = make_report(checkpoint, profile, made, graphs, latencies, choice, options.ship, captions, seed)
-    recipe = options.recipe.name if options.recipe else None
+    if options.accuracy is not None:
+        report["accuracy"] = {
+            "max_drop": options.accuracy.max_drop, "captions": len(options.accuracy.captions), "rounds": rounds
+        }
     manifest = make_manifest(checkpoint, profile, tokens, made, choice, taken, recipe, seed)
     files = {entry.file: graphs[entry.file] for stages in manifest.variants.values() for entry in stages.values()}
     files |= other_files(checkpoint, passes.rollouts, seed, report)
     return Exported(Path(out), write_bundle(out, manifest, files), made.differences, latencies, report)
+
+
+def _within_budget(
+    work: Work,
+    manifest: Manifest,
+    files: Mapping[str, bytes],
+    choice: Choice,
+    order: Sequence[str],
+    budget: AccuracyBudget,
+) -> tuple[Choice, Sequence[Mapping[str, Any]]]:
+    """The choice with more exact variants where the evaluator asks for them, and what it read."""
+
+    def make(advance: Advance) -> Files:
+        with TemporaryDirectory(prefix="t2v-export-") as folder:
+            write_bundle(Path(folder) / "whole", manifest, files)
+            kept = keep_budget(Path(folder) / "whole", manifest.default, order, budget, advance)
+        return {"kept.json": pack_json({"default": dict(kept.default), "rounds": list(kept.rounds)})}
+
+    inputs = {name: sha256(data).hexdigest() for name, data in files.items() if name.endswith(".onnx")}
+    said = [[c.text, dict(c.slots)] for c in budget.captions]
+    made = work.do(
+        "accuracy",
+        len(budget.captions),
+        make,
+        graphs=inputs,
+        default=dict(manifest.default),
+        evaluator=folder_sha256(budget.evaluator),
+        captions=said,
+        max_drop=budget.max_drop,
+    )
+    kept = json.loads(made["kept.json"])
+    default = {
+        stage: (variant, why)
+        if kept["default"][stage] == variant
+        else (kept["default"][stage], f"{variant} would lose more than {budget.max_drop:g} points; {why}")
+        for stage, (variant, why) in choice.default.items()
+    }
+    return Choice(default, choice.lost), kept["rounds"]

@@ -93,6 +93,7 @@ class _Rounding:
         self.layer, self.levels, self.signed, self.percentile = layer, WEIGHT_LEVELS[bits], signed, percentile
         self.axis = 1 if isinstance(layer, nn.ConvTranspose2d) and layer.groups == 1 else 0
         self.range: Tensor | None = None
+        self._tails: Tensor | None = None
 
     def __call__(self, value: Tensor, *rest: object) -> Tensor:
         layer = self.layer
@@ -116,10 +117,9 @@ class _Rounding:
         )
 
     def _weight(self, weight: Tensor) -> Tensor:
-        largest = weight.detach().abs().amax([i for i in range(weight.dim()) if i != self.axis])
+        largest = weight.detach().abs().amax([i for i in range(weight.dim()) if i != self.axis], keepdim=True)
         scale = torch.where(largest > 0, largest / self.levels, torch.ones_like(largest))
-        zero = torch.zeros(scale.shape, dtype=torch.int32, device=scale.device)
-        return torch.fake_quantize_per_channel_affine(weight, scale, zero, self.axis, -self.levels, self.levels)
+        return _rounded(weight, scale)
 
     def _input(self, value: Tensor) -> Tensor:
         if self.layer.training or self.range is None:
@@ -128,20 +128,31 @@ class _Rounding:
         low, high = self.range[0].clamp(max=0), self.range[1].clamp(min=0)
         if self.signed:
             scale = (torch.maximum(-low, high) / 127).clamp(min=1e-12)
-            return torch.fake_quantize_per_tensor_affine(value, scale, torch.zeros_like(scale).int(), -127, 127)
-        scale = ((high - low) / 255).clamp(min=1e-12)
-        zero = (-low / scale).round().clamp(0, 255).int()
-        return torch.fake_quantize_per_tensor_affine(value, scale, zero, 0, 255)
+            lowest, highest = -127 * scale, 127 * scale
+        else:
+            scale = ((high - low) / 255).clamp(min=1e-12)
+            zero = (-low / scale).round().clamp(0, 255)
+            lowest, highest = -zero * scale, (255 - zero) * scale
+        return _rounded(value.clamp(lowest, highest), scale)
 
     def _observe(self, value: Tensor) -> None:
         flat = value.reshape(-1)
         if self.percentile < 100:
-            tail = (100 - self.percentile) / 200
-            shares = torch.tensor([tail, 1 - tail], dtype=torch.float32, device=value.device)
-            seen = torch.quantile(flat[:: max(1, flat.numel() // SAMPLED)], shares)
+            if self._tails is None:
+                tail = (100 - self.percentile) / 200
+                self._tails = torch.tensor([tail, 1 - tail], dtype=torch.float32, device=value.device)
+            seen = torch.quantile(flat[:: max(1, flat.numel() // SAMPLED)], self._tails)
         else:
             seen = torch.stack([flat.amin(), flat.amax()])
-        self.range = seen if self.range is None else self.range + MOMENTUM * (seen - self.range)
+        if self.range is None:
+            self.range = seen
+        else:  # in place, for a recorded update runs again without this code
+            self.range.lerp_(seen, MOMENTUM)
+
+
+def _rounded(value: Tensor, scale: Tensor) -> Tensor:
+    """`value` on the grid of `scale`; gradients pass as if it were not rounded."""
+    return value + ((value / scale).round() * scale - value).detach()
 
 
 def _example(module: nn.Module) -> list[Tensor]:

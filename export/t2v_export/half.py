@@ -45,12 +45,14 @@ def layers(model: onnx.ModelProto) -> tuple[str, ...]:
 def store_half(model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] = ()) -> onnx.ModelProto:
     """Weights stored in float16 and computed in float32, for recurrent stages whose state would gather rounding.
 
-    A small constant that float16 cannot hold exactly stays as it is, and so do the weights of the layers `keep`.
+    A small constant that float16 cannot hold exactly stays as it is, and so do the weights of the layers `keep` and the
+    scales of Q/DQ nodes, which engines want as they are.
     """
     model = onnx.ModelProto.FromString(model.SerializeToString())
     graph = model.graph
     nodes = list(graph.node)
     exact = {i for index in _layer_nodes(nodes, keep, _float_weights(graph)) for i in nodes[index].input}
+    exact |= {i for node in nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear") for i in node.input[1:]}
     casts = []
     for tensor in graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or tensor.name in exact:

@@ -16,6 +16,7 @@ from t2v_edge.engine.base import EngineOptions
 from t2v_edge.spec import StageSpec
 from t2v_edge.tokenizer import CaptionTokenizer
 from t2v_export.errors import AccuracyError
+from t2v_export.half import store_half
 from t2v_export.lint import check_lint, target_of
 from t2v_export.observe import Observations
 from t2v_export.quantize import INT8_VARIANTS, Plan, make_plan, quantize
@@ -89,7 +90,8 @@ def quantize_stage(
 
     Where the recipe bounds what may be lost (`min_psnr`, `max_error`), the most sensitive layers stay in float32:
     the first of `ranked`, as few as keep the bound, which `judge` measures. A variant that keeps it with no layer is
-    refused. `advance` is called after each variant. Raises `CalibrationError` and `SpecError`.
+    refused. Large weights that stay in float are stored in float16. `advance` is called after each variant. Raises
+    `CalibrationError` and `SpecError`.
     """
     graphs, kept, refused = {}, {}, {}
     for variant in INT8_VARIANTS:
@@ -98,7 +100,7 @@ def quantize_stage(
             refused[variant] = f"keeps {judge.bound(options)} with no layer in INT8"
         else:
             check_lint(made[0], target_of(variant, opset_cap), judge.spec.stage, made[1].kept)
-            graphs[variant], kept[variant] = made[0], made[1].kept
+            graphs[variant], kept[variant] = store_half(made[0], judge.spec), made[1].kept
         advance()
     return StageInt8(graphs, kept, refused)
 

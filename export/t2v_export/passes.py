@@ -16,7 +16,7 @@ from t2v_calibration.captions import load_captions
 from t2v_edge.errors import CheckpointError, UsageError
 from t2v_edge.spec import STAGES
 from t2v_export.checkpoint import Checkpoint, load_checkpoint, save_loaded, with_stages
-from t2v_export.distill import Lessons, distill_stage
+from t2v_export.distill import LOSSES, Lessons, distill_stage
 from t2v_export.prune import prune_checkpoint
 from t2v_export.rebuild import rebuild_checkpoint
 from t2v_export.recipe import Distill, Prune, Rebuild, Recipe
@@ -27,6 +27,9 @@ VERSION = 1
 """Raised whenever a pass makes something else of the same input: results kept by an older toolchain are not found."""
 
 LOG = "log.json"
+
+READ_BY = {"text": ("near", "corpus"), "render": (*LOSSES, "quantization_aware")}
+"""Options of a distill pass without a stage's name that one stage alone reads."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,8 @@ def _distilled(
 ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
     """A stage's training by its own key: of the options only those count that it reads."""
     others = tuple(f"{s}_" for s in STAGES if s != stage)
-    counted = {k: v for k, v in asdict(one).items() if k != "stages" and not k.startswith(others)}
+    unread = {"stages", *(option for s, options in READ_BY.items() if s != stage for option in options)}
+    counted = {k: v for k, v in asdict(one).items() if k not in unread and not k.startswith(others)}
     key = content_key(before=before, distill=stage, options=counted, captions=list(captions))
     kept = options.store.load(key)
     if kept is not None:

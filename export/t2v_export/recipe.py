@@ -106,7 +106,9 @@ class Distill:
     `stages` to train, each for its number of steps and batch. `corpus`: a further file of captions for the text stage,
     one a line; with `near`, some of their words are replaced by one of so many near ones. Rates are AdamW's peaks.
     `length`: base steps of a motion rollout that is learned from. Weights of the frames' losses: `pixel` (L1),
-    `perceptual` (the teacher's own features), `temporal` (differences of neighbouring frames), `adversarial`.
+    `perceptual` (the teacher's own features), `temporal` (differences of neighbouring frames), `contrast` (what another
+    caption changes in a frame, however small), `adversarial`. `quantization_aware`: the share of the render stage's
+    training, at its end, in which layers round as in INT8.
     """
 
     stages: tuple[str, ...] = STAGES
@@ -126,7 +128,9 @@ class Distill:
     pixel: float = 1.0
     perceptual: float = 0.5
     temporal: float = 1.0
+    contrast: float = 1.0
     adversarial: float = 0.0
+    quantization_aware: float = 0.0
 
 
 Pass = Union[Quantize, Prune, Rebuild, Distill]
@@ -190,7 +194,8 @@ _BOUNDS = {
     **dict.fromkeys(("text_batch", "motion_batch", "render_batch"), (2, 65_536)),
     **dict.fromkeys(("text_rate", "motion_rate", "render_rate"), (1e-7, 1.0)),
     "length": (2, 10_000),
-    **dict.fromkeys(("pixel", "perceptual", "temporal", "adversarial"), (0.0, 1000.0)),
+    **dict.fromkeys(("pixel", "perceptual", "temporal", "contrast", "adversarial"), (0.0, 1000.0)),
+    "quantization_aware": (0.0, 1.0),
 }
 
 

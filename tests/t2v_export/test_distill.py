@@ -17,9 +17,9 @@ from t2v_export.distill import Lessons, distill_stage
 from t2v_export.distill import streams as streams_module
 from t2v_export.distill import training as training_module
 from t2v_export.distill.motion import MotionLesson
-from t2v_export.distill.render import alike, image_modules, near_edges
+from t2v_export.distill.render import Groups, RenderLesson, alike, contrast, image_modules, near_edges
 from t2v_export.distill.streams import BatchDraws, Captions, play
-from t2v_export.distill.text import vary
+from t2v_export.distill.text import Neighbours, vary
 from t2v_export.errors import TrainingError
 from t2v_export.recipe import Distill
 
@@ -81,9 +81,10 @@ def test_render_student_draws_the_teachers_frames(teacher, adversarial):
     assert ("critic" in log[-1]) == bool(adversarial)
 
 
-@pytest.mark.parametrize("stage", ["text", "motion", "render"])
-def test_stopped_training_goes_on_to_the_same_weights(teacher, stage, tmp_path, monkeypatch):
-    given = lessons(teacher, text_steps=12, motion_steps=12, render_steps=12, adversarial=0.01)
+@pytest.mark.parametrize("stage, rounding", [("text", 0.0), ("motion", 0.0), ("render", 0.0), ("render", 0.7)])
+def test_stopped_training_goes_on_to_the_same_weights(teacher, stage, rounding, tmp_path, monkeypatch):
+    steps = dict.fromkeys(("text_steps", "motion_steps", "render_steps"), 12)
+    given = lessons(teacher, **steps, adversarial=0.01, quantization_aware=rounding)
     whole, _ = distill_stage(given, stage)
     update = training_module.Average.update
 
@@ -194,6 +195,73 @@ def test_pixels_near_edges_count_more():
     frames[..., 16:] = 1.0
     weights = near_edges(frames)[0, 0]
     assert weights[0, 15] == 5.0 and weights[0, 0] == weights[0, 31] == 1.0
+
+
+def test_what_captions_change_counts_as_much_however_small_it_is():
+    x, y = torch.zeros(2, 1, 3, 32, 32)
+    y[..., :2, :16] = 0.8  # a 32nd of the frame
+    assert contrast(x, y, x, y) == 0
+    halfway = 0.5 * (x + y)
+    np.testing.assert_allclose(float(contrast(halfway, halfway, x, y)), 0.4, rtol=1e-5)
+    elsewhere = torch.ones_like(x)
+    elsewhere[..., :2, :16] = 0
+    np.testing.assert_allclose(float(contrast(elsewhere, y, x, y)), 0, atol=1e-6)
+    np.testing.assert_allclose(float(contrast(x, x, torch.zeros_like(x), torch.zeros_like(x))), 0)
+
+
+def test_contrasted_conditions_differ_in_one_group_that_the_teacher_draws():
+    sizes = (3, 1, 2, 4)
+    groups = Groups(sizes, torch.device("cpu")).those_that(lambda pair: bool((pair[0, 4:] != pair[1, 4:]).any()))
+    conditions = torch.rand(400, 10)
+    one, other = groups.apart(conditions, torch.Generator().manual_seed(0))
+    named = set()
+    for row, a, b in zip(conditions, one, other):
+        changed = {g for g, part in enumerate((a != b).split(sizes)) if part.any()}
+        assert len(changed) == 1 and changed <= {2, 3}
+        for g, (was, x, y) in enumerate(zip(row.split(sizes), a.split(sizes), b.split(sizes))):
+            if g in changed:
+                assert sorted(x.tolist()) == sorted(y.tolist()) == [0] * (sizes[g] - 1) + [1]
+                named.add((g, int(x.argmax())))
+            else:
+                assert torch.equal(x, was) and torch.equal(y, was)
+    assert named == {(2, 0), (2, 1), (3, 0), (3, 1), (3, 2), (3, 3)}
+    assert Groups(sizes, torch.device("cpu")).those_that(lambda _: False) is None
+
+
+def render_lesson(teacher: Checkpoint, student: torch.nn.Module, **options: object) -> RenderLesson:
+    weights = {"pixel": 1.0, "perceptual": 0.0, "temporal": 1.0, "contrast": 1.0, "adversarial": 0.0}
+    modules, specs = (teacher.motion, teacher.render), (teacher.specs["motion"], teacher.specs["render"])
+    pool, device = torch.rand(8, 6).softmax(1), torch.device("cpu")
+    return RenderLesson(modules, student, specs, pool, 6, weights, 8, 8, 1e-3, 0, device, **options)
+
+
+def test_half_of_the_pairs_are_one_moment_as_two_captions_show_it(teacher):
+    lesson = render_lesson(teacher, fresh(teacher).render, groups=(2, 4))
+    played = lesson._play(4, lesson.generator)
+    motion, condition, noise = lesson._draw_pairs(played, 4, lesson.generator)
+    first, second = zip(*(t.chunk(2) for t in (motion, condition, noise)))
+    assert torch.equal(first[2], second[2])
+    assert (first[0][:2] != second[0][:2]).any(1).all() and torch.equal(first[0][2:], second[0][2:])
+    assert (first[1][2:] != second[1][2:]).any(1).all()
+
+
+def test_layers_round_at_the_end_of_a_quantization_aware_training(teacher):
+    student = copy.deepcopy(teacher.render).requires_grad_(True)
+    lesson = render_lesson(teacher, student, quantization_aware=0.5)
+    lesson.step(0.4)
+    assert lesson.rounding is None and lesson.losses["pixel"] < 1e-6
+    lesson.set_rate(0.0)
+    lesson.step(0.5)
+    assert lesson.rounding.layers and lesson.losses["pixel"] > 1e-4
+
+
+def test_exchanged_words_are_such_as_stand_beside_that_neighbour():
+    import random
+
+    beside = Neighbours(["a red shirt", "a blue shirt", "one green hat"])
+    made = {tuple(beside.exchange(["a ", "red ", "shirt"], 0.5, random.Random(i))) for i in range(200)}
+    assert {words[1] for words in made} == {"red ", "blue "} and {words[0] for words in made} == {"a "}
+    assert {words[2] for words in made} == {"shirt"}
 
 
 def test_varied_captions_lose_words_or_characters_but_never_all():

@@ -21,7 +21,7 @@ from t2v_export.near import near_words
 from t2v_export.recipe import Distill
 from t2v_export.tokenizer import caption_tokenizer
 
-LOSSES = ("pixel", "perceptual", "temporal", "adversarial")
+LOSSES = ("pixel", "perceptual", "temporal", "contrast", "adversarial")
 
 
 @dataclass(frozen=True)
@@ -101,4 +101,6 @@ def _lesson(lessons: Lessons, stage: str, device: torch.device) -> Lesson:
         rate,
         lessons.seed,
         device,
+        getattr(getattr(modules["text"], "head", None), "groups", None),
+        options.quantization_aware,
     )

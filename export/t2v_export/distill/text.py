@@ -17,10 +17,12 @@ from t2v_edge.tokenizer import CaptionTokenizer
 from t2v_export.distill.training import autocast, generators
 from t2v_export.near import replaced
 
-VARIATIONS = 3
-"""How often each caption comes again with words left out, so that the student learns the teacher's doubts as well."""
+VARIATIONS = 12
+"""How often each caption comes again with words left out and exchanged, so that the student learns the teacher's doubts
+as well, and what it makes of word after word that the captions never say.
+"""
 
-DROPPED, REPLACED = 0.1, 0.2
+DROPPED, REPLACED, EXCHANGED = 0.2, 0.2, 0.3
 HELD_OUT = 0.05
 _WORD = re.compile(r"[㐀-鿿豈-﫿]|[^\s㐀-鿿豈-﫿]+\s*")
 
@@ -40,10 +42,48 @@ class CaptionBank:
         return self.ids[index], self.mask[index], self.condition[index]
 
 
-def vary(caption: str, chooser: random.Random, near: Mapping[str, Sequence[str]] = {}) -> str:
-    """The caption without some of its words, or Chinese characters, and with some words replaced by `near` ones."""
+class Neighbours:
+    """Which words, or Chinese characters, captions say before and after which."""
+
+    def __init__(self, captions: Sequence[str]) -> None:
+        before: dict[str, set[str]] = {}
+        after: dict[str, set[str]] = {}
+        for caption in captions:
+            words = _WORD.findall(caption)
+            for one, two in zip(words, words[1:]):
+                after.setdefault(one, set()).add(two)
+                before.setdefault(two, set()).add(one)
+        self._before, self._after = ({w: sorted(s) for w, s in d.items()} for d in (before, after))
+
+    def exchange(self, words: list[str], share: float, chooser: random.Random) -> list[str]:
+        """The words with about a `share` of them exchanged for one that some caption says beside the same neighbour."""
+        made = list(words)
+        for i in range(len(made)):
+            if chooser.random() < share:
+                left = chooser.random() < 0.5
+                beside = i - 1 if left else i + 1
+                if 0 <= beside < len(made):
+                    options = (self._after if left else self._before).get(made[beside])
+                    made[i] = chooser.choice(options) if options else made[i]
+        return made
+
+
+def vary(
+    caption: str,
+    chooser: random.Random,
+    near: Mapping[str, Sequence[str]] = {},
+    neighbours: Neighbours | None = None,
+) -> str:
+    """The caption without some of its words, or Chinese characters, and with some of them replaced by `near` ones or
+    exchanged for what has stood beside their `neighbours`.
+
+    How many is drawn anew each time, from none to twice the usual share.
+    """
     words = replaced(_WORD.findall(caption), near, REPLACED, chooser)
-    kept = [word for word in words if chooser.random() > DROPPED]
+    if neighbours is not None:
+        words = neighbours.exchange(words, EXCHANGED * chooser.random() ** 2, chooser)
+    dropped = DROPPED * chooser.random()
+    kept = [word for word in words if chooser.random() > dropped]
     return "".join(kept or words)
 
 
@@ -84,7 +124,8 @@ class TextLesson:
         held = max(1, int(HELD_OUT * len(captions)))
         order = chooser.sample(list(captions), len(captions))
         trained = order[held:] or order
-        trained = [*trained, *(vary(c, chooser, near) for _ in range(VARIATIONS) for c in trained)]
+        beside = Neighbours(trained)
+        trained = [*trained, *(vary(c, chooser, near, beside) for _ in range(VARIATIONS) for c in trained)]
         reader, writer = tokenizers
         self.bank, self.held = (
             CaptionBank(*(t.to(device) for t in tokens(writer, some)), conditions(teacher, reader, some, device))

@@ -151,6 +151,16 @@ def shapes(module: nn.Module) -> dict[Place, int]:
     return found | {(s.input, axis): size for s in spec.states for axis, size in enumerate(s.shape)}
 
 
+def row_option(design: Design, table: str, rows: int) -> Path | None:
+    """The option of the class that is the number of `rows` of a `table` and of nothing else, where there is one."""
+    before = shapes(design.module)
+    for path in (p for p, v in design.numbers().items() if v == rows):
+        smaller = design.try_build({path: rows - 1})
+        if smaller is not None and shapes(smaller) == {**before, (table, 0): rows - 1}:
+            return path
+    return None
+
+
 def find_knobs(design: Design, families: tuple[Family, ...]) -> tuple[Knob, ...]:
     """The numbers that are widths of prunable units and of nothing else.
 

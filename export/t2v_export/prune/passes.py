@@ -21,6 +21,7 @@ from t2v_export.prune.importance import score_families
 from t2v_export.prune.labels import Call
 from t2v_export.prune.layers import prune_layers
 from t2v_export.prune.plan import Widths, asked_widths, choose_widths
+from t2v_export.prune.positions import prune_positions
 from t2v_export.prune.trace import Trace, trace_stage
 from t2v_export.prune.vocabulary import prune_vocabulary
 from t2v_export.recipe import Prune
@@ -46,14 +47,16 @@ def prune_checkpoint(
 ) -> Checkpoint:
     """A smaller checkpoint: `options` say what may go and how much stays. The one given is not changed.
 
-    First the vocabulary and the encoder's layers, then widths: those asked for, the stages' shares, the budget of all.
-    The same seed gives the same checkpoint. `advance` is called after each stage that was made narrower. Raises
-    `UsageError` where a stage cannot be pruned as asked, naming why and what to do.
+    First the vocabulary, the positions that no caption reaches and the encoder's layers, then widths: those asked for,
+    the stages' shares, the budget of all. The same seed gives the same checkpoint. `advance` is called after each stage
+    that was made narrower. Raises `UsageError` where a stage cannot be pruned as asked, naming why and what to do.
     """
     captions = [caption for name in options.captions for caption in load_captions(name)]
     made = checkpoint
     if options.vocabulary and "text" in options.stages:
         made = prune_vocabulary(made, captions, options.vocabulary_near, options.vocabulary_size)
+    if "text" in options.stages:
+        made = prune_positions(made, captions)
     wanted = _shares(options)
     if not wanted and not options.text_layers and not options.widths and options.total_keep == 1:
         return made

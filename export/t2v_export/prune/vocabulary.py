@@ -22,7 +22,7 @@ from t2v_edge.tokenizer import normalise
 from t2v_export.checkpoint import Checkpoint, with_stages
 from t2v_export.near import near_words
 from t2v_export.prune.cut import load_cut
-from t2v_export.prune.design import ENCODER, Design, Path, shapes
+from t2v_export.prune.design import ENCODER, Design, Path, row_option, shapes
 from t2v_export.prune.trace import trace_stage
 from t2v_export.tokenizer import tokenizer_spec
 
@@ -139,10 +139,9 @@ def _table(design: Design) -> tuple[Path, str, int]:
     before = shapes(design.module)
     for table in tables:
         rows = before[table, 0]
-        for path in (p for p, v in design.numbers().items() if v == rows):
-            smaller = design.try_build({path: rows - 1})
-            if smaller is not None and shapes(smaller) == {**before, (table, 0): rows - 1}:
-                return path, table, rows
+        path = row_option(design, table, rows)
+        if path is not None:
+            return path, table, rows
     raise UsageError(
         "stage text: no option of its class is the number of rows of its table of tokens; name one (as `vocabulary` "
         "of text-cnn), or set vocabulary = false"

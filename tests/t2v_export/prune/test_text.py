@@ -19,6 +19,7 @@ from t2v_export.export import ExportOptions, export_checkpoint
 from t2v_export.prune import prune_checkpoint
 from t2v_export.prune.importance import feed
 from t2v_export.prune.layers import prune_layers
+from t2v_export.prune.positions import prune_positions
 from t2v_export.prune.vocabulary import kept_tokens, prune_vocabulary
 from t2v_export.recipe import Prune
 from t2v_export.tokenizer import caption_tokenizer
@@ -100,6 +101,20 @@ def test_vocabulary_of_a_corpus_leaves_its_conditions_exactly_as_they_were(make_
     size = tokenizers.Tokenizer.from_str(after.tokenizer).get_vocab_size()
     assert after.text.encoder.get_input_embeddings().weight.shape[0] == size < len(SPECIAL) + len(PIECES)
     assert before.tokenizer == word_piece()
+
+
+@pytest.mark.parametrize("family, left", [("BertConfig", 24), ("RobertaConfig", 25), ("T5Config", None)])
+def test_positions_that_no_caption_reaches_leave(make_encoder, tmp_path, family, left):
+    before = make_encoder(family)
+    after = prune_positions(before, CAPTIONS)
+    long = (*CAPTIONS, " ".join(CAPTIONS * 3))
+    assert torch.equal(conditions(after, long), conditions(before, long))
+    assert same_after_saving(after, tmp_path / "small", CAPTIONS)
+    if left is None:  # how T5 shares distances out depends on how many rows there are
+        assert after is before
+    else:
+        assert after.text.encoder.embeddings.position_embeddings.num_embeddings == left
+        assert before.text.encoder.embeddings.position_embeddings.num_embeddings > 100
 
 
 def test_a_word_that_is_not_in_the_corpus_falls_back_to_characters(make_encoder):
