@@ -23,7 +23,7 @@ from t2v_export.recipe import Distill, Prune, Rebuild, Recipe
 from t2v_export.store import PassStore, content_key
 from t2v_export.weights import pack_weights, read_weights
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a pass makes something else of the same input: results kept by an older toolchain are not found."""
 
 LOG = "log.json"

@@ -33,7 +33,7 @@ def bundle(make_checkpoint, cpu, tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """reads(loss): the evaluator reads one caption in 20 wrong for each point that `loss` gives to a stage's variant."""
+    """reads(loss): one caption in 20 is read wrong for each point that `loss` gives to a stage in a variant."""
 
     def install(loss):
         def read(bundle, lanes, budget, advance):
