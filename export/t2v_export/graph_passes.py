@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import onnx
@@ -33,7 +33,7 @@ from t2v_export.observe import observe
 from t2v_export.quantize import Plan, make_plan, observed_tensors
 from t2v_export.recipe import Quantize
 from t2v_export.reference import Rollout, play_references
-from t2v_export.sensitivity import MAX_LAYERS, Judge, Sensitivity, measure_sensitivity
+from t2v_export.sensitivity import MAX_LAYERS, Judge, Sensitivity, measure_sensitivity, spared_layers
 from t2v_export.smooth import smooth
 from t2v_export.to_onnx import stage_to_onnx
 from t2v_export.upsampling import transpose_upsampling
@@ -191,10 +191,12 @@ class GraphPasses:
             model = onnx.load_from_string(self.work.do(f"smoothing {stage}", 1, soften, **inputs)["graph.onnx"])
             plan = make_plan(model, spec, options)
 
-        def look(advance: Advance) -> Files:
-            return pack_observations(observe(model, given, *observed_tensors(model, plan), advance))
+        bits = sorted({options.weight_bits, 8}) if options.compensate else []
 
-        seen = unpack_observations(self.work.do(f"ranges {stage}", len(given), look, **inputs))
+        def look(advance: Advance) -> Files:
+            return pack_observations(observe(model, given, *observed_tensors(model, plan), advance, bits))
+
+        seen = unpack_observations(self.work.do(f"ranges {stage}", len(given), look, bits=bits, **inputs))
         inputs["options"] = asdict(options)
         found: list[Sensitivity] = []
         if options.sensitivity or judge.bounded(options):
@@ -209,8 +211,11 @@ class GraphPasses:
             self.made.sensitivity[stage] = [s.to_json(judge.key) for s in found]
 
         def make(advance: Advance) -> Files:
-            ranked = [s.layer for s in found]
-            made = quantize_stage(model, plan, seen, options, judge, ranked, opset_cap, advance)
+            spared = spared_layers(found, options.spare)
+            sparing = replace(options, keep=(*options.keep, *spared))
+            ranked = [s.layer for s in found if s.layer not in spared]
+            fewer = make_plan(model, spec, sparing)
+            made = quantize_stage(model, fewer, seen, sparing, judge, ranked, opset_cap, advance)
             graphs = {f"{variant}.onnx": _bytes(graph) for variant, graph in made.graphs.items()}
             return {**graphs, "made.json": pack_json({"kept": made.kept, "refused": made.refused})}
 

@@ -80,7 +80,13 @@ def pack_observations(seen: Observations) -> Files:
     arrays: dict[str, Array] = {f"means/{i}": mean for i, mean in enumerate(seen.means.values())}
     edges = np.asarray([(h.low, h.high, h.reach) for h in histograms], np.float64)
     arrays |= {"edges": edges, "counts": np.asarray([h.counts for h in histograms], np.int64)}
-    names = {"tensors": list(seen.histograms), "layers": list(seen.means), "ranks": dict(seen.ranks)}
+    arrays |= {f"rounded/{i}": weight for i, weight in enumerate(seen.rounded.values())}
+    names = {
+        "tensors": list(seen.histograms),
+        "layers": list(seen.means),
+        "ranks": dict(seen.ranks),
+        "rounded": list(seen.rounded),
+    }
     return {"observations.npz": pack_npz(arrays), "names.json": pack_json(names)}
 
 
@@ -91,7 +97,8 @@ def unpack_observations(files: Files) -> Observations:
         for name, edges, counts in zip(names["tensors"], arrays["edges"], arrays["counts"])
     }
     means = {layer: arrays[f"means/{i}"] for i, layer in enumerate(names["layers"])}
-    return Observations(histograms, means, names["ranks"])
+    rounded = {(layer, bits): arrays[f"rounded/{i}"] for i, (layer, bits) in enumerate(names["rounded"])}
+    return Observations(histograms, means, names["ranks"], rounded)
 
 
 def _unstack(tensors: Mapping[str, Array]) -> tuple[Mapping[str, Array], ...]:

@@ -265,10 +265,11 @@ class _Quantizer:
     def _layer(self, node: onnx.NodeProto) -> None:
         """Int8 weights behind DQ, and a corrected bias."""
         weight = numpy_helper.to_array(self.view.constants[node.input[1]])
-        axis = 1 if node.op_type == "ConvTranspose" else out_axis(node)
+        axis = out_axis(node)
         bits = 8 if self.signed else self.options.weight_bits
         scales = weight_scales(weight, axis, bits)
-        rounded = quantize_weight(weight, scales, axis, bits)
+        rounded = self.seen.rounded.get((node.name, bits)) if self.options.compensate else None
+        rounded = quantize_weight(weight, scales, axis, bits) if rounded is None else rounded
         name = node.name.lstrip("/") + ".weight"
         inputs = [
             self._constant(f"{name}.int8", rounded),

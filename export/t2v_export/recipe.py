@@ -26,25 +26,30 @@ class Quantize:
     """Post-training INT8. `stages` to quantize; `method` of activation ranges, `percentile` for that method.
 
     `smooth`: how much of the activations' outliers moves into the weights behind a LayerNorm, 0 for none. `weight_bits`
-    of `int8-u8`, 7 or 8: with 8, x86 processors without VNNI clip sums (see `WEIGHT_LEVELS`).
-    `keep_first`: dense layers that a float input reaches through no other layer stay in float32. `keep_last`: layers
-    after which no other comes do. `keep`: names of further layers that do. `min_psnr` (dB, of frames, the mean over
-    samples), `max_error` (of text and motion, root mean square, relative): where above 0, so many of the most sensitive
-    layers stay in float32 too, as few as keep it. `sensitivity`: report what each layer alone loses.
+    of `int8-u8`, 7 or 8: with 8, x86 processors without VNNI clip sums (see `WEIGHT_LEVELS`). `compensate`: round each
+    weight so that it makes good what rounding those before it did to the outputs. `keep_first`: dense layers that a
+    float input reaches through no other layer stay in float32. `keep_last`: layers after which no other comes do.
+    `keep`: names of further layers that do. `spare`: the most sensitive layers do as well, as long as they need no more
+    than this share of the stage's multiply-accumulates: there INT8 has next to nothing to gain (with `sensitivity`).
+    `min_psnr` (dB, of frames, the mean over samples), `max_error` (of text and motion, root mean square, relative):
+    where above 0, so many of the most sensitive layers stay in float32 too, as few as keep it. `sensitivity`: report
+    what each layer alone loses.
 
     `captions`: sets or files to calibrate with; `text_samples`, `motion_samples`, `render_samples`: how much of each
     stage to keep of them, `steps` the base steps of a stream.
     """
 
     stages: tuple[str, ...] = ("text", "render")
-    method: str = "entropy"
+    method: str = "percentile"
     percentile: float = 99.99
     weight_bits: int = 7
     smooth: float = 0.0
+    compensate: bool = True
     bias_correction: bool = True
     keep_first: bool = True
     keep_last: bool = True
     keep: tuple[str, ...] = ()
+    spare: float = 0.01
     min_psnr: float = 0.0
     max_error: float = 0.0
     sensitivity: bool = True
@@ -176,6 +181,7 @@ _BOUNDS = {
     "percentile": (50.0, 100.0),
     "weight_bits": (7, 8),
     "smooth": (0.0, 1.0),
+    "spare": (0.0, 1.0),
     "min_psnr": (0.0, 100.0),
     "max_error": (0.0, 10.0),
     "text_samples": (1, 20_000),

@@ -94,6 +94,19 @@ class Judge:
         return error / size if size else error
 
 
+def spared_layers(found: Sequence[Sensitivity], share: float) -> tuple[str, ...]:
+    """The first of `found`, the most sensitive layers, that together need at most `share` of the multiply-accumulates
+    of them all: to leave them in float costs next to nothing.
+    """
+    room, spared = share * sum(s.macs for s in found), []
+    for one in found:
+        room -= one.macs
+        if room < 0 or len(spared) == len(found) - 1:
+            break
+        spared.append(one.layer)
+    return tuple(spared)
+
+
 def measure_sensitivity(
     model: onnx.ModelProto,
     plan: Plan,
