@@ -24,6 +24,9 @@ Part = tuple[slice, ...]
 ROWS = 64
 """Places of one sample that a layer is looked at: they are much alike, and samples are many."""
 
+MAX_INPUTS = 4096
+"""That an output sums over; their second moments take 128 MiB then, and the layer is rounded plainly beyond it."""
+
 DAMPING = 0.01
 BLOCK = 64
 
@@ -32,12 +35,11 @@ class Moments:
     """Second moments of what the layer `node` reads, gathered by `add`; `round` uses them.
 
     Its weight falls into parts that never meet in one output: of a transposed convolution, those of one place modulo
-    the stride. `None` from `of` for a layer that this is not made for: grouped or dilated.
+    the stride. `None` from `of` for a layer that this is not made for: grouped, dilated or of more than `MAX_INPUTS`.
     """
 
     def __init__(self, node: onnx.NodeProto, weight: NDArray[np.float32]) -> None:
         self._node, self._weight = node, weight
-        self._attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         self._parts = [(part, np.zeros((size, size))) for part, size in self._sizes()]
         self._random = np.random.Generator(np.random.PCG64(0))
 
@@ -45,7 +47,8 @@ class Moments:
     def of(cls, node: onnx.NodeProto, weight: NDArray[np.float32]) -> Moments | None:
         has = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         plain = has.get("group", 1) == 1 and set(has.get("dilations", [1])) == {1} and not has.get("transA", 0)
-        return cls(node, weight) if plain and weight.ndim in (2, 4) else None
+        small = weight.size <= MAX_INPUTS * weight.shape[out_axis(node)]
+        return cls(node, weight) if plain and small and weight.ndim in (2, 4) else None
 
     def add(self, value: NDArray[np.generic]) -> None:
         """Take in one input of the layer."""
@@ -80,7 +83,8 @@ class Moments:
                     yield part, int(np.prod(self._weight[part][:, 0].shape))
 
     def _strides(self) -> tuple[int, int]:
-        return tuple(self._attributes.get("strides", (1, 1)))  # type: ignore[return-value]
+        found = next((a.ints for a in self._node.attribute if a.name == "strides"), (1, 1))
+        return found[0], found[1]
 
     def _rows(self, part: Part, value: Array) -> Array:
         """What the part's weights meet, (places, inputs), in the weights' order."""

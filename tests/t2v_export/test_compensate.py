@@ -80,6 +80,8 @@ def test_layers_it_is_not_made_for_are_rounded_plainly():
     weight = np.ones((6, 1, 3, 3), np.float32)
     assert Moments.of(helper.make_node("Conv", ["x", "w"], ["y"], group=6), weight) is None
     assert Moments.of(helper.make_node("Conv", ["x", "w"], ["y"], dilations=[2, 2]), weight) is None
+    huge = np.broadcast_to(np.float32(1), (5000, 2))
+    assert Moments.of(helper.make_node("MatMul", ["x", "w"], ["y"]), huge) is None
     unseen = Moments.of(helper.make_node("MatMul", ["x", "w"], ["y"]), np.eye(5, dtype=np.float32))
     assert (unseen.round(8) == 127 * np.eye(5)).all()
 
