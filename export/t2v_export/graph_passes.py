@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 
 from t2v_calibration.captions import load_captions
+from t2v_calibration.ranges import WEIGHT_LEVELS
 from t2v_edge.engine import available_engines
 from t2v_edge.machine import machine, versions
 from t2v_edge.spec import STAGES, StageSpec
@@ -191,7 +192,7 @@ class GraphPasses:
             model = onnx.load_from_string(self.work.do(f"smoothing {stage}", 1, soften, **inputs)["graph.onnx"])
             plan = make_plan(model, spec, options)
 
-        bits = sorted({options.weight_bits, 8}) if options.compensate else []
+        bits = sorted(WEIGHT_LEVELS) if options.compensate else []
 
         def look(advance: Advance) -> Files:
             return pack_observations(observe(model, given, *observed_tensors(model, plan), advance, bits))

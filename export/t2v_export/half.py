@@ -42,11 +42,13 @@ def layers(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(node.name for node in model.graph.node if _is_layer(node, weights))
 
 
-def store_half(model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] = ()) -> onnx.ModelProto:
+def store_half(
+    model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] = (), least: int = 2
+) -> onnx.ModelProto:
     """Weights stored in float16 and computed in float32, for recurrent stages whose state would gather rounding.
 
     A small constant that float16 cannot hold exactly stays as it is, and so do the weights of the layers `keep` and the
-    scales of Q/DQ nodes, which engines want as they are.
+    scales of Q/DQ nodes, which engines want as they are. So does a constant of fewer than `least` numbers.
     """
     model = onnx.ModelProto.FromString(model.SerializeToString())
     graph = model.graph
@@ -55,9 +57,9 @@ def store_half(model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] = 
     exact |= {i for node in nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear") for i in node.input[1:]}
     casts = []
     for tensor in graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or tensor.name in exact:
-            continue
         full = numpy_helper.to_array(tensor)
+        if tensor.data_type != TensorProto.FLOAT or tensor.name in exact or full.size < least:
+            continue
         half = _shrunk(full, exact=full.size <= SMALL)
         if half is None:
             continue

@@ -16,7 +16,7 @@ from t2v_edge.engine.base import EngineOptions
 from t2v_edge.spec import StageSpec
 from t2v_edge.tokenizer import CaptionTokenizer
 from t2v_export.errors import AccuracyError
-from t2v_export.half import store_half
+from t2v_export.half import SMALL, store_half
 from t2v_export.lint import check_lint, target_of
 from t2v_export.observe import Observations
 from t2v_export.quantize import INT8_VARIANTS, Plan, make_plan, quantize
@@ -100,7 +100,7 @@ def quantize_stage(
             refused[variant] = f"keeps {judge.bound(options)} with no layer in INT8"
         else:
             check_lint(made[0], target_of(variant, opset_cap), judge.spec.stage, made[1].kept)
-            graphs[variant], kept[variant] = store_half(made[0], judge.spec), made[1].kept
+            graphs[variant], kept[variant] = store_half(made[0], judge.spec, least=SMALL + 1), made[1].kept
         advance()
     return StageInt8(graphs, kept, refused)
 
