@@ -245,6 +245,11 @@ def test_half_of_the_pairs_are_one_moment_as_two_captions_show_it(teacher):
     assert (first[1][2:] != second[1][2:]).any(1).all()
 
 
+def test_a_single_pair_of_frames_is_one_of_moments(teacher):
+    _, log = distill_stage(lessons(teacher, render_batch=2, render_steps=2), "render")
+    assert "contrast" not in log[-1] and log[-1]["contrast_error"] > 0
+
+
 def test_layers_round_at_the_end_of_a_quantization_aware_training(teacher):
     student = copy.deepcopy(teacher.render).requires_grad_(True)
     lesson = render_lesson(teacher, student, quantization_aware=0.5)

@@ -251,7 +251,7 @@ class RenderLesson:
         if self.weights["temporal"]:
             change = (b[:moments] - a[:moments]) - (y[:moments] - x[:moments])
             losses["temporal"] = (change.abs() * near[:moments]).mean()
-        if self.weights["contrast"]:
+        if moments < self.pairs:
             losses["contrast"] = contrast(*(t[moments:] for t in (a, b, x, y)))
         if self.bridges:
             with autocast(self.device):
@@ -286,7 +286,7 @@ class RenderLesson:
             "psnr_low": float(psnr.quantile(0.05)),
             "temporal_error": float(change),
         }
-        if self.weights["contrast"]:
+        if moments < len(a):
             figures["contrast_error"] = float(contrast(*(t[moments:] for t in (a, b, x, y))))
         return figures
 
