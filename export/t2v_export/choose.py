@@ -38,7 +38,8 @@ def choose(
     smallest bundle is asked for: a graph at most three quarters as large then needs to be no slower, and not faster.
 
     On a CPU what was measured here decides: a variant, on its fastest engine, must be faster than every more exact
-    one on its own, in the order of the profile's `precisions`. Elsewhere nothing was measured: the profile's float16
+    one on its own, in the order of the profile's `precisions`, and slower on no engine, for a user may have another
+    installed than decided. Elsewhere nothing was measured: the profile's float16
     goes to the feed-forward stages, the recurrent step stays fp32, for a batch-1 step gains nothing from it, and INT8,
     which does not always pay, to none.
     """
@@ -48,7 +49,7 @@ def choose(
         made = [v for v in variants if stage in variants[v]]
         offered = [v for v in profile.precisions if v in made]
         if profile.kind == "cpu":
-            measured = {v: fastest(latencies[v][stage]) for v in offered if stage in latencies.get(v, {})}
+            measured = {v: latencies[v][stage] for v in offered if stage in latencies.get(v, {})}
             bytes_of = {v: sizes[v][stage] for v in measured} if sizes else {}
             default[stage] = _fastest(measured, bytes_of, lost, stage)
             if measured:
@@ -81,7 +82,7 @@ def shipped(variants: Mapping[str, Collection[str]], choice: Choice, ship: str) 
 
 
 def _fastest(
-    measured: Mapping[str, tuple[str, float]],
+    measured: Mapping[str, Mapping[str, Latency]],
     bytes_of: Mapping[str, int],
     lost: dict[str, dict[str, str]],
     stage: str,
@@ -92,14 +93,27 @@ def _fastest(
     """
     if not measured:
         return ("fp32", "not measured")
-    best, least = "fp32", measured["fp32"][1]
-    for variant, (engine, median_ms) in measured.items():
+    best, least, shown = "fp32", fastest(measured["fp32"])[1], []
+    for variant, by_engine in measured.items():
+        engine, median_ms = fastest(by_engine)
         smaller = variant in bytes_of and bytes_of[variant] <= SMALLER * bytes_of[best]
-        if median_ms < least * MARGIN or (smaller and median_ms * MARGIN <= least):
+        gains = median_ms < least * MARGIN or (smaller and median_ms * MARGIN <= least)
+        slower = _slower(by_engine, measured[best]) if gains else ""
+        if gains and not slower:
             best = variant
         elif variant != "fp32":
-            lost.setdefault(variant, {})[stage] = (
-                f"{median_ms:.3g} ms at best ({engine}) is no gain: a more exact one takes {least:.3g} ms"
-            )
-        least = min(least, median_ms)
-    return (best, "measured here: " + ", ".join(f"{v} {ms:.3g} ms ({e})" for v, (e, ms) in measured.items()))
+            no_gain = f"{median_ms:.3g} ms at best ({engine}) is no gain: a more exact one takes {least:.3g} ms"
+            lost.setdefault(variant, {})[stage] = slower or no_gain
+        if not slower:
+            least = min(least, median_ms)
+        shown.append(f"{variant} {median_ms:.3g} ms ({engine})")
+    return (best, "measured here: " + ", ".join(shown))
+
+
+def _slower(by_engine: Mapping[str, Latency], than: Mapping[str, Latency]) -> str:
+    """Where a variant takes longer `than` a more exact one, by more than `MARGIN`, in words; empty where it does not."""
+    for engine in sorted(set(by_engine) & set(than)):
+        mine, its = by_engine[engine].median_ms, than[engine].median_ms
+        if mine * MARGIN > its:
+            return f"slower in {engine}: {mine:.3g} ms, a more exact one takes {its:.3g} ms"
+    return ""

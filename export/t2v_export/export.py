@@ -105,7 +105,7 @@ def export_checkpoint(
         if half:
             passes.half_graphs()
         if quantize:
-            passes.int8_graphs(quantize, profile.opset_cap)
+            passes.int8_graphs(quantize, profile.opset_cap, profile.kind == "cpu")
         latencies = passes.latencies() if options.measure else {}
         made = passes.made
         graphs = {

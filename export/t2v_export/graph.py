@@ -37,6 +37,7 @@ def clean(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
     _lift_constants(model.graph)
     model = fold_constants(model)
     fold_batch_norm(model.graph)
+    fold_pixels(model.graph)
     _drop_unused(model.graph)
     _share_constants(model.graph)
     _rename(model.graph, spec)
@@ -189,6 +190,39 @@ def fold_batch_norm(graph: onnx.GraphProto) -> None:
         graph.node.remove(norm)
 
 
+def fold_pixels(graph: onnx.GraphProto) -> None:
+    """Let a last convolution whose pixels are clipped give levels themselves (in place).
+
+    A clip to -1..1 or 0..1, a scale and an offset to 0..255 and the clip to that are one clip behind a convolution whose
+    weights are scaled. Squashing that is no clip, such as a sigmoid, stays.
+    """
+    uses = Counter(i for node in graph.node for i in node.input)
+    known = constants(graph)
+    for layer in [n for n in graph.node if n.op_type in WEIGHTED]:
+        chain = [layer]
+        for operator in ("Clip", "Mul", "Add", "Clip"):
+            made = chain[-1].output[0]
+            reader = next((n for n in graph.node if made in n.input), None)
+            plain = reader is not None and reader.op_type == operator and uses[made] == 1
+            if not plain or reader is None or not all(known[i].size == 1 for i in reader.input if i in known):
+                break
+            chain.append(reader)
+        if len(chain) < 5:
+            continue
+        inner, scale, offset, outer = chain[1:]
+        numbers = [[float(known[i].reshape(())) for i in n.input if i in known] for n in chain[1:]]
+        if [len(found) for found in numbers] != [2, 1, 1, 2] or not all(i in known for i in layer.input[1:]):
+            continue
+        (low, high), (factor,), (shift,), bounds = numbers
+        if factor <= 0 or [low * factor + shift, high * factor + shift] != bounds or layer.op_type == "MatMul":
+            continue
+        outputs = known[layer.input[1]].shape[out_axis(layer)]
+        _scale_layer(graph, layer, known, np.full(outputs, factor), np.full(outputs, shift), f"{layer.name}/levels")
+        outer.input[0] = layer.output[0]
+        for node in (inner, scale, offset):
+            graph.node.remove(node)
+
+
 def _channel_repeats(layer: onnx.NodeProto, between: onnx.NodeProto, known: dict[str, Array], channels: int) -> int:
     """How many outputs of a layer, in a row, end up in each channel after a reshape or pixel shuffle; 0: not so."""
     features = int(known[layer.input[1]].shape[out_axis(layer)])
@@ -199,6 +233,16 @@ def _channel_repeats(layer: onnx.NodeProto, between: onnx.NodeProto, known: dict
     if layer.op_type != "Gemm" or shape is None or shape.size < 3 or features != int(np.prod(shape[1:])):
         return 0
     return features // channels if shape[1] == channels else 0
+
+
+def static_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Shapes of a graph's inputs, outputs and values by name, 0 where a size is not known."""
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    return {
+        v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
+        for v in [*graph.value_info, *graph.input, *graph.output]
+        if v.type.tensor_type.HasField("shape")
+    }
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
@@ -305,16 +349,21 @@ def _info(tensor: TensorSpec) -> onnx.ValueInfoProto:
 
 def levels_graph(model: onnx.ModelProto) -> onnx.ModelProto:
     """A render graph that gives `levels` besides: `frame` before rounding, float32, 0 to 255. Rounding hides small
-    differences, and turns an arbitrarily small one into a whole level; verification looks before it.
+    differences, and turns an arbitrarily small one into a whole level; verification looks before it. An INT8 graph whose
+    computation ends on whole levels has no others.
     """
     model = onnx.ModelProto.FromString(model.SerializeToString())
     graph = model.graph
     made_by = {o: node for node in graph.node for o in node.output}
-    rounding = made_by[made_by["frame"].input[0]]
-    graph.node.append(helper.make_node("Identity", [rounding.input[0]], ["levels"], name="/levels"))
-    levels = graph.output.add()
-    levels.CopyFrom(graph.output[0])
-    levels.name, levels.type.tensor_type.elem_type = "levels", onnx.TensorProto.FLOAT
+    last = made_by["frame"]
+    if last.op_type == "Cast" and made_by[last.input[0]].op_type == "Round":
+        levels = helper.make_node("Identity", [made_by[last.input[0]].input[0]], ["levels"], name="/levels")
+    else:
+        levels = helper.make_node("Cast", ["frame"], ["levels"], name="/levels", to=onnx.TensorProto.FLOAT)
+    graph.node.append(levels)
+    output = graph.output.add()
+    output.CopyFrom(graph.output[0])
+    output.name, output.type.tensor_type.elem_type = "levels", onnx.TensorProto.FLOAT
     return model
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from statistics import geometric_mean
 from typing import Any
 
 import onnx
@@ -37,7 +38,7 @@ from t2v_export.reference import Rollout, play_references
 from t2v_export.sensitivity import MAX_LAYERS, Judge, Sensitivity, measure_sensitivity, spared_layers
 from t2v_export.smooth import smooth
 from t2v_export.to_onnx import stage_to_onnx
-from t2v_export.upsampling import transpose_upsampling
+from t2v_export.upsampling import BUILT, doubling_forms, int8_form
 from t2v_export.verify import TOLERANCES, StageDifference, check_accuracy, compare_variant
 from t2v_export.work import Advance, Files, Work
 
@@ -46,7 +47,7 @@ from t2v_export.work import Advance, Files, Work
 class Made:
     """What the passes have made so far, by variant and stage: graphs, their differences from torch, layers that stay in
     float32, and why a graph is not there. `sensitivity`: by stage, what single layers lose, as JSON. `upsampling`: the
-    form of the renderer's doublings, and the milliseconds of both.
+    form of the renderer's doublings, and the milliseconds of each by engine.
     """
 
     graphs: dict[str, dict[str, onnx.ModelProto]] = field(default_factory=dict)
@@ -122,25 +123,26 @@ class GraphPasses:
         self.made.differences["fp32"] = {s: StageDifference.from_json(described[s]) for s in STAGES}
 
     def _upsampling(self) -> None:
-        """Doublings of the render graph in the form that is faster here, each in the engine that suits it best."""
+        """Doublings of the render graph in the form that is fastest here, the mean over all engines counting."""
         plain, spec = self.made.graphs["fp32"]["render"], self.specs["render"]
-        transposed = transpose_upsampling(plain, spec)
-        if [n.op_type for n in transposed.graph.node] == [n.op_type for n in plain.graph.node]:
+        forms = doubling_forms(plain, spec)
+        if len(forms) == 1:
             return
 
         def make(advance: Advance) -> Files:
-            times = measure_latencies({"resize": plain, "transposed": transposed}, spec, self.rollouts[0])
-            best = {form: round(min(t.median_ms for t in of.values()), 4) for form, of in times.items()}
-            return {"ms.json": pack_json(best)}
+            times = measure_latencies(forms, spec, self.rollouts[0])
+            found = {form: {e: round(t.median_ms, 4) for e, t in of.items()} for form, of in times.items()}
+            return {"ms.json": pack_json(found)}
 
         here = {"engines": versions(*available_engines()), "here": machine()}
-        files = self.work.do("upsampling", 1, make, **here, **self._hashes)
-        best = json.loads(files["ms.json"])
-        faster = best["transposed"] < MARGIN * best["resize"]
-        self.made.upsampling = {"form": "transposed" if faster else "resize", "median_ms": best}
-        if faster:
-            self.made.graphs["fp32"]["render"] = transposed
-            self._hashes["render"] = hashlib.sha256(_bytes(transposed)).hexdigest()
+        files = self.work.do("upsampling", 1, make, forms=sorted(forms), **here, **self._hashes)
+        median_ms = json.loads(files["ms.json"])
+        engines = set.intersection(*(set(found) for found in median_ms.values()))
+        mean_ms = {form: geometric_mean(found[e] for e in engines) for form, found in median_ms.items() if engines}
+        best = min(mean_ms, key=lambda form: mean_ms[form] * (MARGIN if form == BUILT else 1.0), default=BUILT)
+        self.made.upsampling = {"form": best, "median_ms": median_ms}
+        self.made.graphs["fp32"]["render"] = forms[best]
+        self._hashes["render"] = hashlib.sha256(_bytes(forms[best])).hexdigest()
 
     def half_graphs(self) -> None:
         """The float16 variant; raises `AccuracyError` where a stage has none."""
@@ -158,9 +160,11 @@ class GraphPasses:
             difference = StageDifference.from_json(described["difference"])
             self.made.add("fp16", stage, onnx.load_from_string(files["graph.onnx"]), difference, described["kept"])
 
-    def int8_graphs(self, options: Quantize, opset_cap: int) -> None:
+    def int8_graphs(self, options: Quantize, opset_cap: int, for_cpu: bool) -> None:
         """Both INT8 variants of the recipe's stages, and what their layers lose."""
-        blend_steps, fp32 = self.checkpoint.config.blend_steps, self.made.graphs["fp32"]
+        blend_steps, fp32 = self.checkpoint.config.blend_steps, dict(self.made.graphs["fp32"])
+        if "render" in options.stages:
+            fp32["render"] = int8_form(fp32["render"], self.specs["render"], for_cpu)
 
         def play(advance: Advance) -> Files:
             given, held = calibrate(fp32, self.specs, self.tokenizer, blend_steps, options, self.seed)
@@ -175,13 +179,21 @@ class GraphPasses:
             plan = make_plan(fp32[stage], self.specs[stage], options)
             if plan.layers:
                 given, held = (sets[name].samples[stage] for name in ("given", "held"))
-                self._int8_stage(stage, plan, given, held, options, opset_cap)
+                self._int8_stage(fp32[stage], self.specs[stage], plan, given, held, options, opset_cap)
 
     def _int8_stage(
-        self, stage: str, plan: Plan, given: Sequence[Any], held: Sequence[Any], options: Quantize, opset_cap: int
+        self,
+        model: onnx.ModelProto,
+        spec: StageSpec,
+        plan: Plan,
+        given: Sequence[Any],
+        held: Sequence[Any],
+        options: Quantize,
+        opset_cap: int,
     ) -> None:
-        model, spec = self.made.graphs["fp32"][stage], self.specs[stage]
-        inputs = {**self._inputs(stage), "samples": self.made.calibration_sha256, "plan": asdict(plan)}
+        stage = spec.stage
+        whole = {**self._inputs(stage), "graph": hashlib.sha256(_bytes(model)).hexdigest()}
+        inputs = {**whole, "samples": self.made.calibration_sha256, "plan": asdict(plan)}
         judge = Judge(model, spec, held)
         if options.smooth:
             float_model, inputs["smooth"] = model, options.smooth
@@ -234,7 +246,7 @@ class GraphPasses:
                 advance()
             return {"differences.json": pack_json(compared)}
 
-        files = self.work.do(f"INT8 {stage} verified", len(graphs), compare, **self._inputs(stage), **graphs)
+        files = self.work.do(f"INT8 {stage} verified", len(graphs), compare, **whole, **graphs)
         for variant, difference in json.loads(files["differences.json"]).items():
             graph, kept = onnx.load_from_string(graphs[variant]), described["kept"][variant]
             self.made.add(variant, stage, graph, StageDifference.from_json(difference), kept)

@@ -3,7 +3,8 @@
 Weights become int8 constants with a scale for each output channel; activations get one scale a tensor.
 `int8` is what TensorRT takes: signed, every zero-point 0, the inputs of layers quantized and their sums left to fuse.
 `int8-u8` is what ONNX Runtime's CPU kernels and OpenVINO like: unsigned with a zero-point, convolutions' outputs
-quantized as well, int32 biases, embeddings stored as int8. Both come from the same observations.
+quantized as well, int32 biases, embeddings stored as int8; its frames are quantized onto their own 256 levels where
+float graphs round. Both come from the same observations.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from t2v_calibration.ranges import Grid, Histogram, choose_grid, quantize_weight
 from t2v_edge.spec import StageSpec
 from t2v_export.graph import WEIGHTED, check_graph, out_axis
 from t2v_export.observe import Observations
+from t2v_export.phases import is_layout
 from t2v_export.recipe import Quantize
 
 INT8_VARIANTS = ("int8", "int8-u8")
 EMBEDDING_ELEMENTS = 1 << 16  # lookup tables from this size on are stored as int8
 CONVOLUTIONS = ("Conv", "ConvTranspose")
+MOVES = ("Transpose", "Reshape", "Slice")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,14 @@ class Plan:
     kept: tuple[str, ...]
     groups: tuple[tuple[str, ...], ...]
     extra: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """The end of a renderer: the tensor `made` of unrounded levels, and the nodes behind it, from Clip to Cast."""
+
+    made: str
+    nodes: tuple[onnx.NodeProto, ...]
 
 
 class View:
@@ -75,8 +86,37 @@ class View:
             return []
         if node.op_type == "Concat":
             return [i for i in node.input if i not in self.constants]
+        if is_layout(node):
+            return [self.laid_out(name)]
         nearest = node.op_type == "Resize" and any(a.name == "mode" and a.s == b"nearest" for a in node.attribute)
         return [node.input[0]] if nearest or node.op_type == "MaxPool" else []
+
+    def laid_out(self, name: str) -> str:
+        """The phases that become the pixels `name`; `name` itself where it is something else."""
+        while name in self.made_by and is_layout(self.made_by[name]):
+            name = self.made_by[name].input[0]
+        return name
+
+    def pixels(self) -> Pixels | None:
+        """Where the graph's one output is uint8 frames that are clipped to 0 to 255, perhaps moved about, and rounded."""
+        cast = self.made_by[next(iter(self.outputs))] if len(self.outputs) == 1 else None
+        if cast is None or cast.op_type != "Cast" or cast.attribute[0].i != TensorProto.UINT8:
+            return None
+        rounding = self.made_by.get(cast.input[0])
+        if rounding is None or rounding.op_type != "Round" or self.only_reader(rounding.output[0]) is None:
+            return None
+        moves: list[onnx.NodeProto] = []
+        name = rounding.input[0]
+        while self.only_reader(name) is not None and self.made_by[name].op_type in MOVES:
+            moves.insert(0, self.made_by[name])
+            name = moves[0].input[0]
+        clip = self.made_by.get(name)
+        if clip is None or clip.op_type != "Clip" or self.only_reader(name) is None:
+            return None
+        bounds = [self.constants.get(i) for i in clip.input[1:]]
+        if [None if b is None else float(numpy_helper.to_array(b)) for b in bounds] != [0.0, 255.0]:
+            return None
+        return Pixels(clip.input[0], (clip, *moves, rounding, cast))
 
     def only_reader(self, name: str) -> onnx.NodeProto | None:
         readers = self.read_by.get(name, [])
@@ -91,14 +131,16 @@ def make_plan(model: onnx.ModelProto, spec: StageSpec, options: Quantize) -> Pla
     kept = names & set(options.keep)
     if options.keep_first:
         kept |= _first_dense(view, names, spec)
+    pixels = view.pixels()
     if options.keep_last:
-        kept |= _last(view, names)
+        # but not a convolution that gives levels themselves: they are rounded to whole ones anyway
+        kept |= _last(view, names) - {n.name for n in layers if pixels and n.output[0] == pixels.made}
     chosen = [n for n in layers if n.name not in kept]
     groups = _groups(view, [n.input[0] for n in chosen])
     grouped = {t for group in groups for t in group}
     extra: dict[str, None] = {}
     for node in chosen:
-        if node.op_type in CONVOLUTIONS:
+        if node.op_type in CONVOLUTIONS and (pixels is None or node.output[0] != pixels.made):
             extra.update(dict.fromkeys(_after(view, node.output[0], grouped)))
     order = tuple(n.name for n in layers)
     return Plan(tuple(n.name for n in chosen), tuple(n for n in order if n in kept), groups, tuple(extra))
@@ -206,11 +248,16 @@ class _Quantizer:
         self.grids: dict[str, Grid] = {}
         self.before: dict[str, list[onnx.NodeProto]] = defaultdict(list)  # new nodes by the name of the one they feed
         self.behind: dict[str, list[onnx.NodeProto]] = defaultdict(list)  # and by the tensor they follow
+        self.dropped: set[str] = set()  # names of nodes whose work a Q does
+        self.pixels = self.view.pixels()
+        sources = {t: self.view.laid_out(t) for group in plan.groups for t in group}
+        self.laid_out = {source for t, source in sources.items() if t != source}  # phases that are laid out in 8 bits
 
     def run(self) -> None:
         for group in self.plan.groups:
             grid = self._grid(group)
-            self.grids.update(dict.fromkeys(group, grid))
+            # TensorRT is given the inputs of layers alone, and finds by itself where else 8 bits do
+            self.grids.update({t: grid for t in group if not (self.signed and t in self.laid_out)})
         if not self.signed:
             self.grids.update({name: self._grid((name,)) for name in self.plan.extra})
         layers = {n.name: n for n in self.view.nodes if n.name in set(self.plan.layers)}
@@ -221,10 +268,13 @@ class _Quantizer:
         if not self.signed:
             for node in self.view.nodes:
                 self._embedding(node)
+            self._round_frames()
         nodes: list[onnx.NodeProto] = []
         for graph_input in self.graph.input:
             nodes += self.behind.get(graph_input.name, [])
         for node in self.view.nodes:
+            if node.name in self.dropped:
+                continue
             nodes += [*self.before[node.name], node]
             for output in node.output:
                 nodes += self.behind.get(output, [])
@@ -257,10 +307,24 @@ class _Quantizer:
         chosen = set(self.plan.layers)
         for node in self.view.read_by[name]:
             shares = name in self.view.shared_inputs(node.output[0]) and node.output[0] in self.grids
-            summed = name in self.plan.extra
+            every = name in self.plan.extra or name in self.laid_out or shares
             for position, read in enumerate(node.input):
-                if read == name and (summed or shares or (position == 0 and node.name in chosen)):
-                    node.input[position] = f"{name}.dq"
+                if read == name and (every or (position == 0 and node.name in chosen)):
+                    node.input[position] = dq.output[0]
+
+    def _round_frames(self) -> None:
+        """Let a last convolution in INT8 give the frame's own levels, so that nothing but bytes moves behind it."""
+        maker = self.view.made_by.get(self.pixels.made) if self.pixels else None
+        if self.pixels is None or maker is None or maker.name not in self.plan.layers:
+            return
+        made, (clip, *moves, rounding, cast) = self.pixels.made, self.pixels.nodes
+        grid = [self._constant("levels.scale", np.float32(1.0)), self._constant("levels.zero_point", np.uint8(0))]
+        q = helper.make_node("QuantizeLinear", [made, *grid], [f"{made}.levels"], name="/q/levels")
+        self.behind[made].append(q)
+        if moves:
+            moves[0].input[0] = q.output[0]
+        (moves[-1] if moves else q).output[0] = cast.output[0]
+        self.dropped |= {clip.name, rounding.name, cast.name}
 
     def _layer(self, node: onnx.NodeProto) -> None:
         """Int8 weights behind DQ, and a corrected bias."""

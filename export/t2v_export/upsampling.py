@@ -15,7 +15,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from t2v_edge.spec import StageSpec
-from t2v_export.graph import Array, check_graph
+from t2v_export.graph import Array, check_graph, static_shapes
+from t2v_export.phases import split_phases
 
 # Row k: the taps of the small kernel that the tap k of the transposed one stands for, along one axis.
 TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float64)
@@ -29,6 +30,30 @@ REPEATING = {
     ("pytorch_half_pixel", "round_prefer_floor"),
     ("pytorch_half_pixel", "round_prefer_ceil"),
 }
+
+
+BUILT = "built"
+
+
+def doubling_forms(model: onnx.ModelProto, spec: StageSpec) -> dict[str, onnx.ModelProto]:
+    """The forms that a render graph's doublings can have, all the same function: as they are `built`, as `transposed`
+    convolutions, and in `phases`. A form that is no other than the one before it is left out.
+    """
+    forms = {BUILT: model}
+    last = model
+    for name, rewrite in (("transposed", transpose_upsampling), ("phases", split_phases)):
+        made = rewrite(last, spec)
+        if len(made.graph.node) != len(last.graph.node):
+            forms[name] = last = made
+    return forms
+
+
+def int8_form(model: onnx.ModelProto, spec: StageSpec, for_cpu: bool) -> onnx.ModelProto:
+    """The form to quantize: transposed convolutions in phases, for they have no INT8 of their own in most engines.
+
+    A doubling by resize becomes one of them `for_cpu`, where four taps a pixel beat nine.
+    """
+    return split_phases(transpose_upsampling(model, spec) if for_cpu else model, spec)
 
 
 def transposed_weight(weight: Array) -> Array:
@@ -46,7 +71,7 @@ def transpose_upsampling(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelP
     """
     model = onnx.ModelProto.FromString(model.SerializeToString())
     graph = model.graph
-    shapes = _shapes(model)
+    shapes = static_shapes(model)
     weights = {t.name: t for t in graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -80,14 +105,6 @@ def transpose_upsampling(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelP
         graph.initializer.remove(tensor)
     check_graph(model, spec)
     return model
-
-
-def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    return {
-        v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
-        for v in [*graph.value_info, *graph.input, *graph.output]
-    }
 
 
 def _doubles(resize: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:

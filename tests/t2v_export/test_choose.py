@@ -58,6 +58,14 @@ def test_each_variant_counts_by_its_fastest_engine(cpu):
     assert why == "measured here: fp32 4 ms (openvino), int8-u8 5 ms (onnxruntime)"
 
 
+def test_what_one_engine_runs_slower_is_not_the_default_whatever_another_gains(cpu):
+    made = {"fp32": STAGES, "fp16": STAGES, "int8-u8": STAGES}
+    choice = choose(cpu, made, times(fp32=(10, 8), fp16=(10, 7), int8_u8=(11, 4)))
+    assert {v for v, _ in choice.default.values()} == {"fp16"}  # and the bar is fp32's still
+    assert choice.lost == {"int8-u8": dict.fromkeys(STAGES, "slower in onnxruntime: 11 ms, a more exact one takes 10 ms")}
+    assert chosen(cpu, fp32=(10, 8), int8_u8=(10.3, 4)) == "int8-u8"  # within what medians differ by themselves
+
+
 def test_what_is_no_gain_is_not_shipped_and_says_why(cpu):
     made = {"fp32": STAGES, "fp16": STAGES, "int8": ("render",), "int8-u8": ("render",)}
     measured = times(fp32=(10, 9), fp16=(9, 9), int8=(1, 1), int8_u8=(5, 4))
@@ -71,7 +79,7 @@ def test_what_is_no_gain_is_not_shipped_and_says_why(cpu):
 
 
 def test_export_drops_what_lost_and_a_bundle_of_the_chosen_alone_plays(make_checkpoint, cpu, tmp_path, monkeypatch):
-    fast = times(fp32=(2, 2), fp16=(3, 1))
+    fast = times(fp32=(2, 2), fp16=(2, 1))
     slow = times(fp32=(2, 2), fp16=(3, 3))
     monkeypatch.setattr(
         graph_passes, "measure_latencies",

@@ -197,7 +197,7 @@ def test_same_checkpoint_and_seed_give_the_same_bytes(make_checkpoint, cpu, tmp_
 
 def test_timing_changes_no_file_but_the_report_and_the_form_of_doublings(make_checkpoint, cpu, tmp_path, monkeypatch):
     folder = make_checkpoint()
-    monkeypatch.setattr(graph_passes, "transpose_upsampling", lambda model, _: model)
+    monkeypatch.setattr(graph_passes, "doubling_forms", lambda model, _: {"built": model})
     export_checkpoint(folder, tmp_path / "one", cpu, ExportOptions(ship="all"))
     export_checkpoint(folder, tmp_path / "two", cpu, UNTIMED)
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
@@ -335,18 +335,25 @@ def test_help_teaches(capsys):
     assert "1e-4 (fp32)" in shown and "examples:" in shown and "--allow-code" in shown
 
 
-@pytest.mark.parametrize("transposed_ms, form", [(1.0, "transposed"), (1.96, "resize")])
-def test_doublings_take_the_form_that_is_faster_here(make_checkpoint, cpu, tmp_path, monkeypatch, transposed_ms, form):
+@pytest.mark.parametrize("ms, form, operators", [
+    ({"built": (2.0, 2.0), "transposed": (1.0, 1.0), "phases": (1.1, 1.0)}, "transposed", {"ConvTranspose"}),
+    ({"built": (2.0, 2.0), "transposed": (1.0, 1.0), "phases": (0.6, 1.1)}, "phases", {"Slice"}),
+    ({"built": (2.0, 2.0), "transposed": (1.9, 2.0), "phases": (2.0, 1.96)}, "built", {"Resize"}),
+])
+def test_doublings_take_the_form_that_all_engines_together_run_fastest(
+    make_checkpoint, cpu, tmp_path, monkeypatch, ms, form, operators
+):
     measured = graph_passes.measure_latencies
 
     def timed(graphs, spec, rollout):
-        if "resize" not in graphs:
+        if "built" not in graphs:
             return measured(graphs, spec, rollout)
-        return {n: {"onnxruntime": Latency(ms, ms, 20)} for n, ms in (("resize", 2.0), ("transposed", transposed_ms))}
+        return {n: {e: Latency(x, x, 20) for e, x in zip(("onnxruntime", "openvino"), ms[n])} for n in graphs}
 
     monkeypatch.setattr(graph_passes, "measure_latencies", timed)
     exported = export_checkpoint(make_checkpoint(), tmp_path / "bundle", cpu, ExportOptions(variants=("fp32",)))
     assert exported.report["upsampling"]["form"] == form
+    assert exported.report["upsampling"]["median_ms"]["phases"]["openvino"] == ms["phases"][1]
     with Bundle.open(tmp_path / "bundle") as bundle:
-        operators = {n.op_type for n in onnx.load_from_string(bundle.graph("fp32", "render")).graph.node}
-    assert ("ConvTranspose" in operators) == (form == "transposed")
+        found = {n.op_type for n in onnx.load_from_string(bundle.graph("fp32", "render")).graph.node}
+    assert found & {"ConvTranspose", "Resize", "Slice"} == operators

@@ -96,6 +96,20 @@ def test_upsample_renderer_makes_the_size_asked_for(size, stem):
     assert image.shape == (2, 3, *size) and 0 <= float(image.min()) and float(image.max()) <= 1
 
 
+def test_clipped_pixels_are_cut_off_only_where_nothing_is_learned():
+    renderer = UpsampleRenderer(
+        condition_size=2, motion_size=3, height=16, width=16, channels=[4], pixel_range="0..1", squash="clip"
+    )
+    with torch.no_grad():
+        renderer.to_pixels.conv.weight.mul_(100)
+    inputs = torch.randn(4, 3), torch.randn(4, 2)
+    assert float(renderer(*inputs).detach().max()) > 1
+    image = renderer.eval()(*inputs).detach()
+    assert float(image.min()) == 0 and float(image.max()) == 1
+    with pytest.raises(CheckpointError, match="squash 'hard' is not one of smooth, clip"):
+        build_stage("render", "upsample", {"channels": [4], "squash": "hard"}, condition_size=2, motion_size=3, height=8, width=8)
+
+
 @pytest.mark.parametrize("size", [(24, 24), (32, 50), (4, 4)])
 def test_sizes_that_doubling_cannot_reach_are_refused(size):
     with pytest.raises(CheckpointError, match="power-of-two"):

@@ -81,6 +81,47 @@ def test_renderers_export_with_norms_folded_and_pixels_rounded(upsample, residua
     assert np.abs(frame.astype(np.float64) - levels).max() <= 0.5 + 1e-3
 
 
+@pytest.mark.parametrize("pixel_range", ["-1..1", "0..1"])
+def test_a_convolution_whose_pixels_are_clipped_gives_levels_itself(pixel_range):
+    options = {"channels": [8, 6], "noise_size": 2, "pixel_range": pixel_range, "squash": "clip"}
+    module, _, spec = make("render", "upsample", **options)
+    with torch.no_grad():
+        module.to_pixels.conv.weight.mul_(30)
+    model = stage_to_onnx(module, spec)
+    assert [n.op_type for n in model.graph.node][-5:] == ["Conv", "Clip", "Transpose", "Round", "Cast"]
+    (frame,) = run(model, spec, 3)
+    levels = PixelFrames(module).levels(*example_inputs(spec, 3)).detach().numpy()
+    assert frame.min() == 0 and frame.max() == 255
+    assert np.abs(frame.astype(np.float64) - levels).max() <= 0.5 + 1e-3
+
+
+class Clamped(nn.Module):
+    """A convolution, clipped in another way than to the range of pixels: to half of it, or of two sizes."""
+
+    spec = render_spec(4, 3, 16, 16)
+    pixel_range = "0..1"
+
+    def __init__(self, high):
+        super().__init__()
+        self.high, self.conv = high, nn.Conv2d(7, 3, 1)
+
+    def forward(self, motion, condition):
+        x = torch.cat([motion, condition], 1)[:, :, None, None].expand(-1, -1, 16, 16)
+        return self.conv(x * 20).clamp(0, self.high)
+
+
+@pytest.mark.parametrize("high", [0.5, 2.0])
+def test_another_clip_than_that_of_pixels_stays(high):
+    torch.manual_seed(0)
+    module = Clamped(high)
+    spec = replace(Clamped.spec, results=(FRAME,))
+    model = stage_to_onnx(module, spec)
+    assert [n.op_type for n in model.graph.node].count("Clip") == 2
+    (frame,) = run(model, spec, 3)
+    levels = PixelFrames(module).levels(*example_inputs(spec, 3)).detach().numpy()
+    assert np.abs(frame.astype(np.float64) - levels).max() <= 0.5 + 1e-3
+
+
 class Ends(nn.Module):
     """The ends of the range and a tie: -1, 1, beyond both, and levels 0.5 and 1.5, which round to even."""
 

@@ -103,8 +103,8 @@ class PoseRenderer(nn.Module):
     """A frame from a pose and a look.
 
     Options: `channels`, the widths from the 4x4 stem to the last level, one more than there are doublings; `upsample`
-    and `residual` as in `UpBlock`; `ending` as in `ToPixels`, of which shuffle and transpose double the size a last
-    time; `look`, the [start, size] of each group of probabilities in the condition that says how things look (their
+    and `residual` as in `UpBlock`; `ending` and `squash` as in `ToPixels`, of whose endings shuffle and transpose double
+    the size a last time; `look`, the [start, size] of each group of probabilities in the condition that says how things look (their
     sum is the size of the noise ``look``, normal, drawn once a stream); `layout` as in `LimbMaps`; `maps`, the levels
     (their sizes) that get limb maps, `depth_maps`, those that get depth as well; `map_width`, the channels to which a
     1x1 convolution brings a level's maps (0: they are taken as they are); `bias_levels`, the levels whose block adds a
@@ -130,6 +130,7 @@ class PoseRenderer(nn.Module):
         map_width: int = 0,
         bias_levels: Sequence[int] = (16, 32, 64, 128),
         ending: str = "conv",
+        squash: str = "smooth",
         upsample: str = "resize",
         residual: bool = False,
         **_: Any,
@@ -163,7 +164,7 @@ class PoseRenderer(nn.Module):
             self.blocks.append(UpBlock(inputs + extra, outputs, upsample, residual=residual))
             if size * 2 in bias_levels:
                 self.biases[str(size * 2)] = nn.Linear(sum(groups), outputs)
-        self.pixels = ToPixels(channels[-1], self.pixel_range, kind=ending)
+        self.pixels = ToPixels(channels[-1], self.pixel_range, kind=ending, squash=squash)
 
     @property
     def spec(self) -> StageSpec:

@@ -18,6 +18,7 @@ from t2v_export.models.contract import render_spec
 MODES = ("resize", "transpose", "pixel_shuffle")
 PIXEL_RANGES = ("-1..1", "0..1")
 ENDINGS = ("conv", "shuffle", "transpose")
+SQUASHES = ("smooth", "clip")
 
 
 def make_activation(name: str) -> nn.Module:
@@ -81,15 +82,36 @@ class UpBlock(nn.Module):
         return self.activation(self.second(made) + self.skip(x))
 
 
+class Clip(nn.Module):
+    """Cut off what is outside `low` to `high`, but not in training, where a pixel far outside would learn nothing."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else x.clamp(self.low, self.high)
+
+
 class ToPixels(nn.Module):
     """The last convolution and squashing: (batch, in, h, w) -> (batch, 3, h, w) in `pixel_range`.
 
     Of the kinds "shuffle", a pixel shuffle of the convolution's channels, and "transpose", a transposed convolution,
-    height and width double, and nothing is convolved at the size of the frame.
+    height and width double, and nothing is convolved at the size of the frame. `squash`: "smooth", tanh or sigmoid, or
+    "clip": the convolution gives the pixels themselves, so that INT8 ends on their own 256 levels.
     """
 
-    def __init__(self, in_channels: int, pixel_range: str = "-1..1", kernel: int = 3, kind: str = "conv") -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        pixel_range: str = "-1..1",
+        kernel: int = 3,
+        kind: str = "conv",
+        squash: str = "smooth",
+    ) -> None:
         super().__init__()
+        if squash not in SQUASHES:
+            raise ValueError(f"squash {squash!r} is not one of {', '.join(SQUASHES)}")
         if pixel_range not in PIXEL_RANGES:
             raise ValueError(f"pixel_range {pixel_range!r} is not one of {', '.join(PIXEL_RANGES)}")
         if kind not in ENDINGS:
@@ -99,9 +121,17 @@ class ToPixels(nn.Module):
         else:
             self.conv = nn.Conv2d(in_channels, 12 if kind == "shuffle" else 3, kernel, padding=kernel // 2)
         self.shuffle = nn.PixelShuffle(2) if kind == "shuffle" else nn.Identity()
-        self.squash = nn.Tanh() if pixel_range == "-1..1" else nn.Sigmoid()
+        signed = pixel_range == "-1..1"
+        smooth = nn.Tanh() if signed else nn.Sigmoid()
+        self.squash = Clip(-1.0 if signed else 0.0, 1.0) if squash == "clip" else smooth
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):  # bfloat16 has fewer levels near 1 than a pixel
+            with torch.autocast(x.device.type, enabled=False):
+                return self._pixels(x.float())
+        return self._pixels(x)
+
+    def _pixels(self, x: Tensor) -> Tensor:
         squashed: Tensor = self.shuffle(self.squash(self.conv(x)))
         return squashed
 
@@ -129,7 +159,7 @@ class UpsampleRenderer(nn.Module):
 
     Options: `channels`, the widths of the last levels (earlier ones have the first width); `upsample` resize,
     transpose or pixel_shuffle; `residual`, `norm`, `activation` of the blocks; `noise_size`; `pixel_range`
-    -1..1 (tanh) or 0..1 (sigmoid); `stem`, the short side of the first level, a power of two (1: as a
+    -1..1 (tanh) or 0..1 (sigmoid); `squash` as in `ToPixels`; `stem`, the short side of the first level, a power of two (1: as a
     generator that starts from 1x1). Sizes are stem x a power of two, such as 128x128 or 64x128.
     """
 
@@ -147,6 +177,7 @@ class UpsampleRenderer(nn.Module):
         activation: str = "relu",
         noise_size: int = 0,
         pixel_range: str = "-1..1",
+        squash: str = "smooth",
         stem: int = 4,
         **_: Any,
     ) -> None:
@@ -176,7 +207,7 @@ class UpsampleRenderer(nn.Module):
         self.blocks = nn.Sequential(
             *(UpBlock(before, after, upsample, norm, activation, residual) for before, after in zip(widths, widths[1:]))
         )
-        self.to_pixels = ToPixels(widths[-1], pixel_range)
+        self.to_pixels = ToPixels(widths[-1], pixel_range, squash=squash)
 
     def forward(self, motion: Tensor, condition: Tensor, *noises: Tensor) -> Tensor:
         """motion (batch, M), condition (batch, C), noises -> image (batch, 3, H, W) in `pixel_range`."""
