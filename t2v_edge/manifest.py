@@ -22,6 +22,7 @@ MAX_FPS = 1000
 MAX_SIDE = 8192
 MAX_TOKENS = 4096
 MAX_LAYERS = 4096
+MAX_LEVELS = 1 << 16
 MAX_LAYER_NAME = 1000
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}"
@@ -145,7 +146,9 @@ class Manifest:
     """What a bundle holds. `files` is filled by `write_bundle`; leave it empty when composing one for export.
 
     stages: stage name -> contract. variants: variant name -> stage name -> graph. default: stage name -> variant.
-    golden: file of the golden vectors, if any. quality, provenance: free-form JSON objects, finite numbers only.
+    condition_levels: a caption's condition is rounded to this many levels a unit, half to even, 0 for not at all: so
+    that a word means the same whatever precision, engine and machine has read it, and a movement, which never forgets
+    a difference, goes the same way. golden: file of the golden vectors, if any. quality, provenance: free-form JSON objects, finite numbers only.
     Construction checks that all of it fits together and raises `BundleError` naming the first misfit.
     """
 
@@ -158,6 +161,7 @@ class Manifest:
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     golden: Optional[str] = None
     device: str = "cpu"
+    condition_levels: int = 0
     quality: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -217,6 +221,7 @@ class Manifest:
             "files": {name: entry.to_json() for name, entry in sorted(self.files.items())},
             "golden": self.golden,
             "device": self.device,
+            "condition_levels": self.condition_levels,
             "quality": dict(self.quality),
             "provenance": dict(self.provenance),
         }
@@ -251,6 +256,7 @@ class Manifest:
                 files={check_file_name(k): FileEntry.from_json(v) for k, v in data["files"].items()},
                 golden=None if data.get("golden") is None else check_file_name(data["golden"]),
                 device=_text(data, "device"),
+                condition_levels=_integer({"condition_levels": 0, **data}, "condition_levels", 0, MAX_LEVELS),
                 quality=dict(data["quality"]),
                 provenance=dict(data["provenance"]),
             )

@@ -107,7 +107,7 @@ class Pipeline:
                 return known
         tokens = self._tokenizer(caption)
         result = self.run("text", {"input_ids": tokens.ids, "attention_mask": tokens.mask})
-        vector = result["condition"]
+        vector = round_condition(result["condition"], self.manifest.condition_levels)
         vector.setflags(write=False)
         condition = Condition(vector, tokens.text, tokens.truncated)
         with self._lock:
@@ -161,6 +161,11 @@ class Pipeline:
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self.close()
+
+
+def round_condition(condition: npt.NDArray[np.float32], levels: int) -> npt.NDArray[np.float32]:
+    """A condition on a grid of `levels` a unit, see `Manifest`; as it is where there are 0."""
+    return (np.rint(condition * np.float32(levels)) / np.float32(levels)) if levels else condition
 
 
 def choose_variants(manifest: Manifest, variant: Optional[str]) -> dict[str, str]:

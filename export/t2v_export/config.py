@@ -31,7 +31,11 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """`height`, `width` in pixels; `fps` base frames a second; `blend_steps` base frames a caption change takes."""
+    """`height`, `width` in pixels; `fps` base frames a second; `blend_steps` base frames a caption change takes.
+
+    `condition_levels`: how many levels a condition's numbers have from 0 to 1, see `t2v_edge.Manifest`; 0: they are not
+    rounded.
+    """
 
     name: str
     height: int
@@ -41,6 +45,7 @@ class CheckpointConfig:
     motion_size: int
     stages: Mapping[str, StageConfig]
     blend_steps: int = 6
+    condition_levels: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -51,6 +56,7 @@ class CheckpointConfig:
             "condition_size": self.condition_size,
             "motion_size": self.motion_size,
             "blend_steps": self.blend_steps,
+            **({"condition_levels": self.condition_levels} if self.condition_levels else {}),
             "stages": {stage: self.stages[stage].to_json() for stage in STAGES},
         }
 
@@ -61,7 +67,7 @@ class CheckpointConfig:
             data,
             "config.json",
             {"format", "format_version", "name", "video", "condition_size", "motion_size", "stages"},
-            {"blend_steps"},
+            {"blend_steps", "condition_levels"},
         )
         if top["format"] != FORMAT:
             raise CheckpointError(
@@ -87,6 +93,7 @@ class CheckpointConfig:
             motion_size=_whole(top, "motion_size", 1, MAX_SIZE),
             stages=MappingProxyType({stage: _stage(stage, stages[stage]) for stage in STAGES}),
             blend_steps=_whole(top, "blend_steps", 0, 1000) if "blend_steps" in top else 6,
+            condition_levels=_whole(top, "condition_levels", 0, MAX_SIZE) if "condition_levels" in top else 0,
         )
 
 

@@ -193,33 +193,43 @@ def fold_batch_norm(graph: onnx.GraphProto) -> None:
 def fold_pixels(graph: onnx.GraphProto) -> None:
     """Let a last convolution whose pixels are clipped give levels themselves (in place).
 
-    A clip to -1..1 or 0..1, a scale and an offset to 0..255 and the clip to that are one clip behind a convolution whose
-    weights are scaled. Squashing that is no clip, such as a sigmoid, stays.
+    Scales, offsets and clips behind a layer are one clip, the last of them, behind a layer whose weights are scaled, where
+    no clip before it cuts off more. Squashing that is no clip, such as a sigmoid, stays.
     """
-    uses = Counter(i for node in graph.node for i in node.input)
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
     known = constants(graph)
-    for layer in [n for n in graph.node if n.op_type in WEIGHTED]:
-        chain = [layer]
-        for operator in ("Clip", "Mul", "Add", "Clip"):
-            made = chain[-1].output[0]
-            reader = next((n for n in graph.node if made in n.input), None)
-            plain = reader is not None and reader.op_type == operator and uses[made] == 1
-            if not plain or reader is None or not all(known[i].size == 1 for i in reader.input if i in known):
+    for layer in [n for n in graph.node if n.op_type in WEIGHTED and n.op_type != "MatMul"]:
+        chain: list[tuple[onnx.NodeProto, list[float]]] = []
+        made = layer.output[0]
+        while len(readers.get(made, [])) == 1 and readers[made][0].op_type in ("Mul", "Add", "Clip"):
+            node = readers[made][0]
+            numbers = [known[i] for i in node.input if i in known]
+            if any(n.size != 1 for n in numbers) or len(numbers) != (2 if node.op_type == "Clip" else 1):
                 break
-            chain.append(reader)
-        if len(chain) < 5:
+            chain.append((node, [float(n.reshape(())) for n in numbers]))
+            made = node.output[0]
+        while chain and chain[-1][0].op_type != "Clip":
+            chain.pop()
+        scale, shift, low, high = 1.0, 0.0, -np.inf, np.inf
+        for node, numbers in chain[:-1]:
+            if node.op_type == "Clip":
+                low, high = max(low, numbers[0]), min(high, numbers[1])
+                continue
+            factor, term = (numbers[0], 0.0) if node.op_type == "Mul" else (1.0, numbers[0])
+            scale, shift, low, high = (x * factor + y for x, y in ((scale, 0), (shift, term), (low, term), (high, term)))
+        if len(chain) < 2 or scale <= 0 or not all(i in known for i in layer.input[1:]):
             continue
-        inner, scale, offset, outer = chain[1:]
-        numbers = [[float(known[i].reshape(())) for i in n.input if i in known] for n in chain[1:]]
-        if [len(found) for found in numbers] != [2, 1, 1, 2] or not all(i in known for i in layer.input[1:]):
+        last, (least, most) = chain[-1]
+        if low > least or high < most:
             continue
-        (low, high), (factor,), (shift,), bounds = numbers
-        if factor <= 0 or [low * factor + shift, high * factor + shift] != bounds or layer.op_type == "MatMul":
-            continue
-        outputs = known[layer.input[1]].shape[out_axis(layer)]
-        _scale_layer(graph, layer, known, np.full(outputs, factor), np.full(outputs, shift), f"{layer.name}/levels")
-        outer.input[0] = layer.output[0]
-        for node in (inner, scale, offset):
+        groups = _attribute(layer, "group", 1) if layer.op_type == "ConvTranspose" else 1
+        outputs = known[layer.input[1]].shape[out_axis(layer)] * groups
+        _scale_layer(graph, layer, known, np.full(outputs, scale), np.full(outputs, shift), f"{layer.name}/levels")
+        last.input[0] = layer.output[0]
+        for node, _ in chain[:-1]:
             graph.node.remove(node)
 
 

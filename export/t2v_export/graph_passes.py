@@ -19,6 +19,7 @@ from t2v_edge.spec import STAGES, StageSpec
 from t2v_edge.tokenizer import CaptionTokenizer
 from t2v_export.checkpoint import Checkpoint
 from t2v_export.choose import MARGIN
+from t2v_export.grid import store_grid
 from t2v_export.int8 import calibrate, measure_int8, quantize_stage
 from t2v_export.kept import (
     pack_calibration,
@@ -39,7 +40,7 @@ from t2v_export.sensitivity import MAX_LAYERS, Judge, Sensitivity, measure_sensi
 from t2v_export.smooth import smooth
 from t2v_export.to_onnx import stage_to_onnx
 from t2v_export.upsampling import BUILT, doubling_forms, int8_form
-from t2v_export.verify import TOLERANCES, StageDifference, check_accuracy, compare_variant
+from t2v_export.verify import TOLERANCES, StageDifference, check_accuracy, compare_stage, compare_variant
 from t2v_export.work import Advance, Files, Work
 
 
@@ -82,7 +83,7 @@ class GraphPasses:
         """How many passes an export with these choices has."""
         stages = len(STAGES)
         of_stage = 4 + bool(quantize and quantize.smooth)
-        calibrated = 1 + of_stage * len(quantize.stages) if quantize else 0
+        calibrated = 1 + of_stage * len(quantize.stages) + stages - len(quantize.stages) if quantize else 0
         return 3 + upsampling + stages * (half + measure) + calibrated
 
     def float_graphs(self) -> None:
@@ -180,6 +181,25 @@ class GraphPasses:
             if plan.layers:
                 given, held = (sets[name].samples[stage] for name in ("given", "held"))
                 self._int8_stage(fp32[stage], self.specs[stage], plan, given, held, options, opset_cap)
+        for stage in (s for s in STAGES if s not in options.stages):
+            self._stored_stage(stage)
+
+    def _stored_stage(self, stage: str) -> None:
+        """A stage that computes in float32, its weights in 8 bits where they are on a grid: for CPUs, beside INT8."""
+        model, spec = self.made.graphs["fp32"][stage], self.specs[stage]
+
+        def make(advance: Advance) -> Files:
+            stored = store_grid(model, spec)
+            if stored is None:
+                return {"made.json": pack_json({})}
+            found = compare_stage(stored, spec, self.rollouts)
+            check_accuracy("fp32", {stage: found})
+            return {"graph.onnx": _bytes(stored), "made.json": pack_json(found.to_json())}
+
+        files = self.work.do(f"8-bit weights of {stage}", 1, make, **self._inputs(stage))
+        if "graph.onnx" in files:
+            difference = StageDifference.from_json(json.loads(files["made.json"]))
+            self.made.add("int8-u8", stage, onnx.load_from_string(files["graph.onnx"]), difference, ())
 
     def _int8_stage(
         self,

@@ -17,9 +17,10 @@ from t2v_edge.errors import CheckpointError, UsageError
 from t2v_edge.spec import STAGES
 from t2v_export.checkpoint import Checkpoint, load_checkpoint, save_loaded, with_stages
 from t2v_export.distill import LOSSES, Lessons, distill_stage
+from t2v_export.grid import round_checkpoint
 from t2v_export.prune import prune_checkpoint
 from t2v_export.rebuild import rebuild_checkpoint
-from t2v_export.recipe import Distill, Prune, Rebuild, Recipe
+from t2v_export.recipe import Distill, Prune, Rebuild, Recipe, Round
 from t2v_export.store import PassStore, content_key
 from t2v_export.weights import pack_weights, read_weights
 
@@ -94,13 +95,15 @@ def read_captions(names: Sequence[str], corpus: str = "") -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _make(current: Checkpoint, one: Prune | Rebuild, options: PassOptions) -> Checkpoint:
+def _make(current: Checkpoint, one: Prune | Rebuild | Round, options: PassOptions) -> Checkpoint:
     if isinstance(one, Prune):
         return prune_checkpoint(current, one, options.seed)
+    if isinstance(one, Round):
+        return round_checkpoint(current, one)
     return rebuild_checkpoint(current, one, options.allow_code)
 
 
-def _kept(key: str, current: Checkpoint, one: Prune | Rebuild, options: PassOptions) -> Checkpoint:
+def _kept(key: str, current: Checkpoint, one: Prune | Rebuild | Round, options: PassOptions) -> Checkpoint:
     """The checkpoint kept under `key`, or what the pass makes, as it is read back: the same in both cases."""
     kept = options.store.load(key)
     if kept is not None:

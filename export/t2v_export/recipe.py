@@ -138,7 +138,18 @@ class Distill:
     quantization_aware: float = 0.0
 
 
-Pass = Union[Quantize, Prune, Rebuild, Distill]
+@dataclass(frozen=True)
+class Round:
+    """Put the weight matrices of `stages` on a grid of 8 bits, where they stay whatever variant runs them.
+
+    For recurrent stages, which compute in float and follow the least change of a weight for ever: INT8 variants then
+    store what FP32 has, in a quarter of the bytes.
+    """
+
+    stages: tuple[str, ...] = ("motion",)
+
+
+Pass = Union[Quantize, Prune, Rebuild, Distill, Round]
 
 
 @dataclass(frozen=True)
@@ -164,12 +175,12 @@ class Recipe:
         return replace(self, passes=(*self.passes[:-1], replace(self.quantize, min_psnr=min_psnr)))
 
     @property
-    def checkpoint_passes(self) -> tuple[Prune | Rebuild | Distill, ...]:
+    def checkpoint_passes(self) -> tuple[Prune | Rebuild | Distill | Round, ...]:
         """The passes before it: a checkpoint in, a checkpoint out."""
         return tuple(p for p in self.passes if not isinstance(p, Quantize))
 
 
-PASSES = {"quantize": Quantize, "prune": Prune, "rebuild": Rebuild, "distill": Distill}
+PASSES = {"quantize": Quantize, "prune": Prune, "rebuild": Rebuild, "distill": Distill, "round": Round}
 _CHOICES = {
     "method": METHODS,
     "stages": STAGES,

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from dataclasses import replace
 from fractions import Fraction
 
 import cv2
 import numpy as np
 import pytest
 
+from t2v_edge.bundle import write_bundle
 from t2v_edge.errors import CaptionError, EngineError, UsageError
 from t2v_edge.pipeline import Pipeline
 
@@ -228,3 +230,16 @@ def test_a_closed_pipeline_ends_its_streams_with_an_error(bundle_path):
         next(stream)
     with pytest.raises(EngineError, match="closed"):
         next(stream)
+
+
+def test_conditions_are_rounded_to_the_levels_that_the_bundle_names(tiny, tmp_path):
+    caption = "a person is walking"
+    with Pipeline.open(tiny.write(tmp_path / "plain")) as plain:
+        given = plain.encode(caption).vector
+    levelled = replace(tiny.manifest, condition_levels=8)
+    write_bundle(tmp_path / "levels", levelled, tiny.files)
+    with Pipeline.open(tmp_path / "levels") as pipeline:
+        assert pipeline.manifest.condition_levels == 8
+        made = pipeline.encode(caption).vector
+    assert made.dtype == np.float32 and not np.array_equal(made, given)
+    np.testing.assert_array_equal(made, np.rint(given * 8) / 8)

@@ -8,7 +8,7 @@ from t2v_edge.errors import CheckpointError
 from t2v_export.models import build_stage
 from t2v_export.models.recurrent import GatedCell, MemoryCell, RecurrentMotion
 from t2v_export.models.text import Pooling
-from t2v_export.models.upsample import UpsampleRenderer
+from t2v_export.models.upsample import ToPixels, UpsampleRenderer
 
 SIZES = {"condition_size": 4, "motion_size": 3, "height": 32, "width": 32}
 
@@ -96,18 +96,26 @@ def test_upsample_renderer_makes_the_size_asked_for(size, stem):
     assert image.shape == (2, 3, *size) and 0 <= float(image.min()) and float(image.max()) <= 1
 
 
-def test_clipped_pixels_are_cut_off_only_where_nothing_is_learned():
-    renderer = UpsampleRenderer(
-        condition_size=2, motion_size=3, height=16, width=16, channels=[4], pixel_range="0..1", squash="clip"
-    )
+@pytest.mark.parametrize("pixel_range", ["-1..1", "0..1"])
+def test_clipped_pixels_follow_the_smooth_ones_and_learn_beyond_the_ends(pixel_range):
+    smooth, clipped = (ToPixels(1, pixel_range, 1, squash=s) for s in ("smooth", "clip"))
+    for ending in (smooth, clipped):
+        nn.init.ones_(ending.conv.weight)
+        nn.init.zeros_(ending.conv.bias)
+    near = torch.linspace(-0.3, 0.3, 7)[None, None, None]
+    torch.testing.assert_close(clipped(near), smooth(near), atol=0.01, rtol=0)
+    far = torch.tensor([-9.0, 9.0])[None, None, None].requires_grad_()
+    ends = clipped(far)
+    assert ends[0, 0, 0].tolist() == [-1.0 if pixel_range == "-1..1" else 0.0, 1.0]
+    ends.sum().backward()
+    assert (far.grad > 0).all()
     with torch.no_grad():
-        renderer.to_pixels.conv.weight.mul_(100)
-    inputs = torch.randn(4, 3), torch.randn(4, 2)
-    assert float(renderer(*inputs).detach().max()) > 1
-    image = renderer.eval()(*inputs).detach()
-    assert float(image.min()) == 0 and float(image.max()) == 1
+        torch.testing.assert_close(clipped.eval()(far), ends)
     with pytest.raises(CheckpointError, match="squash 'hard' is not one of smooth, clip"):
-        build_stage("render", "upsample", {"channels": [4], "squash": "hard"}, condition_size=2, motion_size=3, height=8, width=8)
+        build_stage(
+            "render", "upsample", {"channels": [4], "squash": "hard"},
+            condition_size=2, motion_size=3, height=8, width=8,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("size", [(24, 24), (32, 50), (4, 4)])

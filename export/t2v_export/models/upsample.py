@@ -82,15 +82,20 @@ class UpBlock(nn.Module):
         return self.activation(self.second(made) + self.skip(x))
 
 
-class Clip(nn.Module):
-    """Cut off what is outside `low` to `high`, but not in training, where a pixel far outside would learn nothing."""
+class Line(nn.Module):
+    """The line that touches tanh, or of `pixel_range` 0..1 the sigmoid, in the middle, cut off at both ends of the range.
 
-    def __init__(self, low: float, high: float) -> None:
+    In training the gradient passes the ends as well: a pixel beyond one learns to come back.
+    """
+
+    def __init__(self, pixel_range: str) -> None:
         super().__init__()
-        self.low, self.high = low, high
+        self.signed = pixel_range == "-1..1"
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.training else x.clamp(self.low, self.high)
+        line, low = (x, -1.0) if self.signed else (0.25 * x + 0.5, 0.0)
+        cut = line.clamp(low, 1.0)
+        return line + (cut - line).detach() if self.training else cut
 
 
 class ToPixels(nn.Module):
@@ -98,7 +103,7 @@ class ToPixels(nn.Module):
 
     Of the kinds "shuffle", a pixel shuffle of the convolution's channels, and "transpose", a transposed convolution,
     height and width double, and nothing is convolved at the size of the frame. `squash`: "smooth", tanh or sigmoid, or
-    "clip": the convolution gives the pixels themselves, so that INT8 ends on their own 256 levels.
+    "clip", a `Line`: the convolution gives the pixels themselves, so that INT8 ends on their own 256 levels.
     """
 
     def __init__(
@@ -121,9 +126,8 @@ class ToPixels(nn.Module):
         else:
             self.conv = nn.Conv2d(in_channels, 12 if kind == "shuffle" else 3, kernel, padding=kernel // 2)
         self.shuffle = nn.PixelShuffle(2) if kind == "shuffle" else nn.Identity()
-        signed = pixel_range == "-1..1"
-        smooth = nn.Tanh() if signed else nn.Sigmoid()
-        self.squash = Clip(-1.0 if signed else 0.0, 1.0) if squash == "clip" else smooth
+        smooth = nn.Tanh() if pixel_range == "-1..1" else nn.Sigmoid()
+        self.squash = Line(pixel_range) if squash == "clip" else smooth
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):  # bfloat16 has fewer levels near 1 than a pixel
