@@ -22,8 +22,8 @@ MAX_FPS = 1000
 MAX_SIDE = 8192
 MAX_TOKENS = 4096
 MAX_LAYERS = 4096
-MAX_LEVELS = 1 << 16
 MAX_LAYER_NAME = 1000
+MAX_GROUPS = 4096
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}"
 _FILE = re.compile(rf"{_PART}(/{_PART}){{0,3}}")
@@ -60,6 +60,13 @@ def _text(data: Mapping[str, Any], key: str, pattern: re.Pattern[str] = _WORD) -
     good = isinstance(value, str) and pattern.fullmatch(value) is not None
     _sound(good, f"{key} is {str(value)[:80]!r}, which is malformed")
     return str(value)
+
+
+def _groups(value: Any) -> tuple[int, ...]:
+    _sound(isinstance(value, list) and len(value) <= MAX_GROUPS
+           and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in value),
+           f"condition_groups is {str(value)[:80]}, expected a list of at most {MAX_GROUPS} sizes")
+    return tuple(value)
 
 
 @dataclass(frozen=True)
@@ -146,9 +153,8 @@ class Manifest:
     """What a bundle holds. `files` is filled by `write_bundle`; leave it empty when composing one for export.
 
     stages: stage name -> contract. variants: variant name -> stage name -> graph. default: stage name -> variant.
-    condition_levels: a caption's condition is rounded to this many levels a unit, half to even, 0 for not at all: so
-    that a word means the same whatever precision, engine and machine has read it, and a movement, which never forgets
-    a difference, goes the same way. golden: file of the golden vectors, if any. quality, provenance: free-form JSON objects, finite numbers only.
+    condition_groups: sizes of the groups of probabilities that make a condition, see `settle_condition`; empty where it
+    is something else. golden: file of the golden vectors, if any. quality, provenance: free-form JSON objects, finite numbers only.
     Construction checks that all of it fits together and raises `BundleError` naming the first misfit.
     """
 
@@ -161,7 +167,7 @@ class Manifest:
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     golden: Optional[str] = None
     device: str = "cpu"
-    condition_levels: int = 0
+    condition_groups: tuple[int, ...] = ()
     quality: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -193,6 +199,9 @@ class Manifest:
         frame = next(t for t in self.stages["render"].results if t.name == "frame")
         _sound(frame.shape[1:3] == (self.video.height, self.video.width),
                 f"the render stage makes {frame.shape}, the video is {self.video.height}x{self.video.width}")
+        condition = next(t for t in self.stages["text"].results if t.name == "condition")
+        _sound(sum(self.condition_groups) in (0, condition.shape[1]),
+                f"condition_groups make {sum(self.condition_groups)}, the condition has {condition.shape[1]} numbers")
         ids = next(t for t in self.stages["text"].feeds if t.name == "input_ids")
         _sound(ids.shape == (1, self.tokenizer.tokens),
                 f"the text stage takes {ids.shape}, the tokenizer gives {self.tokenizer.tokens}")
@@ -221,7 +230,7 @@ class Manifest:
             "files": {name: entry.to_json() for name, entry in sorted(self.files.items())},
             "golden": self.golden,
             "device": self.device,
-            "condition_levels": self.condition_levels,
+            "condition_groups": list(self.condition_groups),
             "quality": dict(self.quality),
             "provenance": dict(self.provenance),
         }
@@ -256,7 +265,7 @@ class Manifest:
                 files={check_file_name(k): FileEntry.from_json(v) for k, v in data["files"].items()},
                 golden=None if data.get("golden") is None else check_file_name(data["golden"]),
                 device=_text(data, "device"),
-                condition_levels=_integer({"condition_levels": 0, **data}, "condition_levels", 0, MAX_LEVELS),
+                condition_groups=_groups(data.get("condition_groups", [])),
                 quality=dict(data["quality"]),
                 provenance=dict(data["provenance"]),
             )

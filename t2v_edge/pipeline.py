@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,6 +27,8 @@ from t2v_edge.stream import FrameStream, StreamOptions
 from t2v_edge.tokenizer import CaptionTokenizer, normalise
 
 CACHED_CONDITIONS = 64
+DECIDED = 2 / 3
+"""Of a group of probabilities, what one must exceed to be taken for certain: to be twice as likely as all others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,7 @@ class Pipeline:
                 return known
         tokens = self._tokenizer(caption)
         result = self.run("text", {"input_ids": tokens.ids, "attention_mask": tokens.mask})
-        vector = round_condition(result["condition"], self.manifest.condition_levels)
+        vector = settle_condition(result["condition"], self.manifest.condition_groups)
         vector.setflags(write=False)
         condition = Condition(vector, tokens.text, tokens.truncated)
         with self._lock:
@@ -163,9 +165,25 @@ class Pipeline:
         self.close()
 
 
-def round_condition(condition: npt.NDArray[np.float32], levels: int) -> npt.NDArray[np.float32]:
-    """A condition on a grid of `levels` a unit, see `Manifest`; as it is where there are 0."""
-    return (np.rint(condition * np.float32(levels)) / np.float32(levels)) if levels else condition
+def settle_condition(condition: npt.NDArray[np.float32], groups: Sequence[int]) -> npt.NDArray[np.float32]:
+    """A condition (1, C) in which a group of probabilities whose largest is over `DECIDED` has a 1 there and else 0.
+
+    What a caption says beyond doubt is then the same whatever precision, engine and machine has read it, and the same
+    seed moves the same way: a recurrent state never forgets a difference, however small. A new array, or the given one
+    where there are no groups.
+    """
+    if not groups:
+        return condition
+    settled = condition.copy()
+    start = 0
+    for size in groups:
+        group = settled[0, start : start + size]
+        largest = int(group.argmax())
+        if group[largest] > DECIDED:
+            group[:] = 0.0
+            group[largest] = 1.0
+        start += size
+    return settled
 
 
 def choose_variants(manifest: Manifest, variant: Optional[str]) -> dict[str, str]:

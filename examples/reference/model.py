@@ -23,7 +23,6 @@ from .vocabulary import (
 SIZE = 256
 TOKENS = 48
 BLEND_STEPS = 6
-CONDITION_LEVELS = 64
 
 
 def render_options(channels: tuple[int, ...] = (256, 320, 256, 160, 96, 48, 32)) -> dict[str, Any]:
@@ -72,7 +71,7 @@ def config(name: str = "reference") -> dict[str, Any]:
         "condition_size": CONDITION_SIZE,
         "motion_size": MOTION_SIZE,
         "blend_steps": BLEND_STEPS,
-        "condition_levels": CONDITION_LEVELS,
+        "condition_groups": list(SLOT_SIZES.values()),
         "stages": {
             "text": {"class": "transformers", "options": text_options()},
             "motion": {"class": "skeletal", "options": motion_options()},

@@ -17,6 +17,9 @@ MARGIN = 0.95
 
 SMALLER = 0.75
 
+FRAME_STAGES = ("motion", "render")
+"""The stages that every frame waits for."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -38,8 +41,8 @@ def choose(
     smallest bundle is asked for: a graph at most three quarters as large then needs to be no slower, and not faster.
 
     On a CPU what was measured here decides: a variant, on its fastest engine, must be faster than every more exact
-    one on its own, in the order of the profile's `precisions`, and slower on no engine, for a user may have another
-    installed than decided. Elsewhere nothing was measured: the profile's float16
+    one on its own, in the order of the profile's `precisions`. In the stages that run for every frame it must also be
+    slower on no engine, for a user may have installed another than the one that decided. Elsewhere nothing was measured: the profile's float16
     goes to the feed-forward stages, the recurrent step stays fp32, for a batch-1 step gains nothing from it, and INT8,
     which does not always pay, to none.
     """
@@ -98,7 +101,7 @@ def _fastest(
         engine, median_ms = fastest(by_engine)
         smaller = variant in bytes_of and bytes_of[variant] <= SMALLER * bytes_of[best]
         gains = median_ms < least * MARGIN or (smaller and median_ms * MARGIN <= least)
-        slower = _slower(by_engine, measured[best]) if gains else ""
+        slower = _slower(by_engine, measured[best]) if gains and stage in FRAME_STAGES else ""
         if gains and not slower:
             best = variant
         elif variant != "fp32":

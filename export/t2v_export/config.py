@@ -33,8 +33,8 @@ class StageConfig:
 class CheckpointConfig:
     """`height`, `width` in pixels; `fps` base frames a second; `blend_steps` base frames a caption change takes.
 
-    `condition_levels`: how many levels a condition's numbers have from 0 to 1, see `t2v_edge.Manifest`; 0: they are not
-    rounded.
+    `condition_groups`: sizes of the groups of probabilities that a condition is made of, see `t2v_edge.Manifest`; empty
+    where it is something else.
     """
 
     name: str
@@ -45,7 +45,7 @@ class CheckpointConfig:
     motion_size: int
     stages: Mapping[str, StageConfig]
     blend_steps: int = 6
-    condition_levels: int = 0
+    condition_groups: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -56,7 +56,7 @@ class CheckpointConfig:
             "condition_size": self.condition_size,
             "motion_size": self.motion_size,
             "blend_steps": self.blend_steps,
-            **({"condition_levels": self.condition_levels} if self.condition_levels else {}),
+            **({"condition_groups": list(self.condition_groups)} if self.condition_groups else {}),
             "stages": {stage: self.stages[stage].to_json() for stage in STAGES},
         }
 
@@ -67,7 +67,7 @@ class CheckpointConfig:
             data,
             "config.json",
             {"format", "format_version", "name", "video", "condition_size", "motion_size", "stages"},
-            {"blend_steps", "condition_levels"},
+            {"blend_steps", "condition_groups"},
         )
         if top["format"] != FORMAT:
             raise CheckpointError(
@@ -93,7 +93,7 @@ class CheckpointConfig:
             motion_size=_whole(top, "motion_size", 1, MAX_SIZE),
             stages=MappingProxyType({stage: _stage(stage, stages[stage]) for stage in STAGES}),
             blend_steps=_whole(top, "blend_steps", 0, 1000) if "blend_steps" in top else 6,
-            condition_levels=_whole(top, "condition_levels", 0, MAX_SIZE) if "condition_levels" in top else 0,
+            condition_groups=_groups(top.get("condition_groups", []), top["condition_size"]),
         )
 
 
@@ -129,6 +129,15 @@ def _table(data: Any, where: str, needed: set[str], optional: set[str] = frozens
             f"config.json: {where} has unknown {', '.join(unknown)}; it takes {', '.join(sorted(needed | optional))}"
         )
     return data
+
+
+def _groups(value: Any, size: int) -> tuple[int, ...]:
+    whole = isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in value)
+    if not whole or (value and sum(value) != size):
+        raise CheckpointError(
+            f"config.json: condition_groups is {value!r}, it must list whole sizes that make condition_size, {size}"
+        )
+    return tuple(value)
 
 
 def _whole(table: Mapping[str, Any], name: str, low: int, high: int) -> int:

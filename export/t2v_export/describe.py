@@ -40,7 +40,7 @@ def make_manifest(
         default={stage: variant for stage, (variant, _) in choice.default.items()},
         golden="golden.npz",
         device=profile.name,
-        condition_levels=config.condition_levels,
+        condition_groups=config.condition_groups,
         quality={v: {s: made.differences[v][s].to_json() for s in stages} for v, stages in taken.items()},
         provenance={
             "checkpoint_sha256": checkpoint.sha256,

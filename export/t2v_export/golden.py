@@ -22,8 +22,8 @@ def golden_vectors(rollouts: Sequence[Rollout], seed: int) -> dict[str, NDArray[
 
     Of every caption: `captions` (text), `input_ids`, `attention_mask`, `condition`, a row each. Of the first, whose
     stream has this `seed`: `motion.noise.NAME` and `render.noise.NAME` (1, ...) drawn once or (steps, ...) at each
-    step, `start.NAME` of each state, `motion` and `next.NAME` (steps, ...), and `frames` uint8 (n, H, W, 3) of the
-    steps in `frame_steps`.
+    step, `start.NAME` of each state, `motion` (steps, M), `next.NAME` (1, ...) of each state after the last step, and
+    `frames` uint8 (n, H, W, 3) of the steps in `frame_steps`.
     """
     first = rollouts[0]
     arrays: dict[str, NDArray[np.generic]] = {
@@ -34,7 +34,7 @@ def golden_vectors(rollouts: Sequence[Rollout], seed: int) -> dict[str, NDArray[
         "condition": np.concatenate([r.condition for r in rollouts]),
         "frame_steps": np.asarray([FRAME_STEPS[i] for i in KEPT], dtype=np.int64),
         "frames": np.rint(first.levels[list(KEPT)]).astype(np.uint8),
-        **first.outputs,
+        **{name: value if name == "motion" else value[-1:] for name, value in first.outputs.items()},
     }
     arrays.update({f"motion.{name}": value for name, value in first.draws.motion.items()})
     arrays.update({f"render.{name}": value for name, value in first.draws.render.items()})

@@ -113,7 +113,8 @@ class Distill:
     `length`: base steps of a motion rollout that is learned from. Weights of the frames' losses: `pixel` (L1),
     `perceptual` (the teacher's own features), `temporal` (differences of neighbouring frames), `contrast` (what another
     caption changes in a frame, however small), `adversarial`. `quantization_aware`: the share of the render stage's
-    training, at its end, in which layers round as in INT8.
+    training, at its end, in which layers round as in INT8. `precision` of a GPU's arithmetic in the text and render
+    stages, bfloat16 or float32: frames differ in time by less than bfloat16 holds.
     """
 
     stages: tuple[str, ...] = STAGES
@@ -136,6 +137,7 @@ class Distill:
     contrast: float = 1.0
     adversarial: float = 0.0
     quantization_aware: float = 0.0
+    precision: str = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ _CHOICES = {
     "stage": STAGES,
     "criterion": ("magnitude", "taylor", "activation"),
     "budget": ("macs", "parameters"),
+    "precision": ("bfloat16", "float32"),
 }
 _BOUNDS = {
     "percentile": (50.0, 100.0),

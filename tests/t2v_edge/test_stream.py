@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from t2v_edge.bundle import write_bundle
-from t2v_edge.errors import CaptionError, EngineError, UsageError
-from t2v_edge.pipeline import Pipeline
+from t2v_edge.errors import BundleError, CaptionError, EngineError, UsageError
+from t2v_edge.pipeline import Pipeline, settle_condition
 
 WALK, RUN, DANCE = "a person is walking", "a person is running", "一个人 dancing"
 
@@ -232,14 +232,17 @@ def test_a_closed_pipeline_ends_its_streams_with_an_error(bundle_path):
         next(stream)
 
 
-def test_conditions_are_rounded_to_the_levels_that_the_bundle_names(tiny, tmp_path):
+def test_what_a_caption_says_beyond_doubt_is_settled_where_the_bundle_names_groups(tiny, tmp_path):
+    numbers = np.array([[0.68, 0.22, 0.1, 0.5, 0.5, 0.1, 0.9]], np.float32)
+    assert settle_condition(numbers, (3, 2, 2)).tolist() == [[1.0, 0.0, 0.0, 0.5, 0.5, 0.0, 1.0]]
+    assert settle_condition(numbers, ()) is numbers and numbers[0, 0] == np.float32(0.68)
     caption = "a person is walking"
     with Pipeline.open(tiny.write(tmp_path / "plain")) as plain:
         given = plain.encode(caption).vector
-    levelled = replace(tiny.manifest, condition_levels=8)
-    write_bundle(tmp_path / "levels", levelled, tiny.files)
-    with Pipeline.open(tmp_path / "levels") as pipeline:
-        assert pipeline.manifest.condition_levels == 8
-        made = pipeline.encode(caption).vector
-    assert made.dtype == np.float32 and not np.array_equal(made, given)
-    np.testing.assert_array_equal(made, np.rint(given * 8) / 8)
+    groups = (2, given.size - 2)
+    write_bundle(tmp_path / "settled", replace(tiny.manifest, condition_groups=groups), tiny.files)
+    with Pipeline.open(tmp_path / "settled") as pipeline:
+        assert pipeline.manifest.condition_groups == groups
+        np.testing.assert_array_equal(pipeline.encode(caption).vector, settle_condition(given, groups))
+    with pytest.raises(BundleError, match="condition_groups make 3, the condition has 4 numbers"):
+        replace(tiny.manifest, condition_groups=(1, 2))

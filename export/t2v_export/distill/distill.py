@@ -80,7 +80,8 @@ def _lesson(lessons: Lessons, stage: str, device: torch.device) -> Lesson:
     if stage == "text":
         readers = reader, caption_tokenizer(lessons.student)
         near = near_words(teacher, lessons.captions, options.near)
-        return TextLesson(modules["text"], student, readers, lessons.captions, batch, rate, lessons.seed, device, near)
+        fixed = batch, rate, lessons.seed, device, near, options.precision
+        return TextLesson(modules["text"], student, readers, lessons.captions, *fixed)
     pool = conditions(modules["text"], reader, lessons.captions, device)
     specs, blend = teacher.specs, teacher.config.blend_steps
     if stage == "motion":
@@ -103,4 +104,5 @@ def _lesson(lessons: Lessons, stage: str, device: torch.device) -> Lesson:
         device,
         getattr(getattr(modules["text"], "head", None), "groups", None),
         options.quantization_aware,
+        options.precision,
     )

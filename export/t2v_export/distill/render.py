@@ -100,19 +100,20 @@ class RenderLesson:
         device: torch.device,
         groups: Sequence[int] | None = None,
         quantization_aware: float = 0.0,
+        precision: str = "bfloat16",
     ) -> None:
         """`teachers`: motion and render modules, `specs` theirs; `pool` (captions, C) of conditions, `groups` of
         probabilities in them.
 
         `weights` of the losses: pixel, perceptual, temporal, contrast, adversarial. `quantization_aware`: the share of
-        the training, its end, in which layers round as the INT8 graph's will.
+        the training, its end, in which layers round as the INT8 graph's will. `precision`: that of a GPU's arithmetic.
         """
         self.motion, self.teacher = teachers
         self.student, self.rate, self.device = student, rate, device
         self.specs, self.pool, self.blend_steps, self.length = specs, pool, blend_steps, length
         self.weights, self.pairs, self.seed = dict(weights), batch // 2, seed
         self.generator = generators(device, seed)
-        self.quantization_aware = quantization_aware
+        self.quantization_aware, self.precision = quantization_aware, precision
         self.rounding: QuantizeAware | None = None
         self.groups = Groups(groups, device) if groups and max(groups) > 1 else None
         if device.type == "cuda":
@@ -125,7 +126,7 @@ class RenderLesson:
         if self.groups is not None:
             self.groups = self.groups.those_that(lambda pair: self._differ(played, pair))
         self.held = self._draw_pairs(played, pairs, held)
-        with torch.no_grad(), autocast(device):
+        with torch.no_grad(), autocast(device, precision):
             self.held_frames = self.teacher(*self.held).float()
         some = tuple(t[:2] for t in self.held)
         made, mine = image_modules(self.teacher, some), image_modules(student.eval(), some)
@@ -224,7 +225,7 @@ class RenderLesson:
         return {name: loss.clone() for name, loss in self.losses.items()}
 
     def _update(self, judged: bool) -> None:
-        with autocast(self.device):
+        with autocast(self.device, self.precision):
             with torch.no_grad():
                 wanted = self.teacher(*self.inputs)
             made = self.student(*self.inputs)
@@ -254,7 +255,7 @@ class RenderLesson:
         if moments < self.pairs:
             losses["contrast"] = contrast(*(t[moments:] for t in (a, b, x, y)))
         if self.bridges:
-            with autocast(self.device):
+            with autocast(self.device, self.precision):
                 apart = [
                     (bridge(self.ours.made[name]) - feature).abs().mean() / feature.abs().mean().clamp(min=1e-3)
                     for name, bridge, feature in (

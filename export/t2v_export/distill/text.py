@@ -117,8 +117,12 @@ class TextLesson:
         seed: int,
         device: torch.device,
         near: Mapping[str, Sequence[str]] = {},
+        precision: str = "bfloat16",
     ) -> None:
-        """`tokenizers`: the teacher's and the student's. `near`: by word, others that may stand for it."""
+        """`tokenizers`: the teacher's and the student's. `near`: by word, others that may stand for it. `precision`:
+        that of a GPU's arithmetic.
+        """
+        self.precision = precision
         self.student, self.rate, self.batch, self.device = student, rate, batch, device
         chooser = random.Random(seed)
         held = max(1, int(HELD_OUT * len(captions)))
@@ -143,7 +147,7 @@ class TextLesson:
     def step(self, progress: float) -> Mapping[str, Tensor]:
         index = torch.randint(len(self.bank), (self.batch,), generator=self.generator, device=self.device)
         ids, mask, condition = self.bank.rows(index)
-        with autocast(self.device):
+        with autocast(self.device, self.precision):
             loss = self.loss(self.student, ids, mask, condition)
         self.optimizer.zero_grad()
         loss.backward()

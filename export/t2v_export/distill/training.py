@@ -207,6 +207,6 @@ def generators(device: torch.device, seed: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 on a GPU, nothing on a CPU."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+def autocast(device: torch.device, precision: str = "bfloat16") -> torch.autocast:
+    """bfloat16 on a GPU, where that is the `precision` asked for; nothing on a CPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and precision == "bfloat16")
