@@ -79,6 +79,14 @@ class Histogram:
             made.counts = made.counts + grown.counts
         return made
 
+    def above(self, floor: float) -> Histogram:
+        """The histogram of the values with those below `floor` raised to it."""
+        place = int(np.clip((floor + self.reach) * (BINS / (2 * self.reach)), 0, BINS - 1))
+        counts = self.counts.copy()
+        counts[place] += counts[:place].sum()
+        counts[:place] = 0
+        return Histogram(max(self.low, floor), max(self.high, floor), self.reach, counts)
+
     def centres(self) -> Array:
         """The middle of each bin."""
         return np.asarray((np.arange(BINS) + 0.5) * (2 * self.reach / BINS) - self.reach)

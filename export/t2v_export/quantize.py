@@ -36,13 +36,15 @@ class Plan:
     """What of a graph is quantized.
 
     `layers`: names of its nodes. `groups`: activation tensors that share one grid, each group ending in the tensors
-    that layers read. `extra`: tensors that `int8-u8` quantizes besides. `kept`: layers left in float32.
+    that layers read. `extra`: tensors that `int8-u8` quantizes besides. `kept`: layers left in float32. `added`:
+    of `extra`, those that are summed with another tensor in front of a ReLU, and that tensor.
     """
 
     layers: tuple[str, ...]
     kept: tuple[str, ...]
     groups: tuple[tuple[str, ...], ...]
     extra: tuple[str, ...]
+    added: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,11 +141,14 @@ def make_plan(model: onnx.ModelProto, spec: StageSpec, options: Quantize) -> Pla
     groups = _groups(view, [n.input[0] for n in chosen])
     grouped = {t for group in groups for t in group}
     extra: dict[str, None] = {}
+    added = []
     for node in chosen:
         if node.op_type in CONVOLUTIONS and (pixels is None or node.output[0] != pixels.made):
             extra.update(dict.fromkeys(_after(view, node.output[0], grouped)))
+            added += _added(view, node.output[0], extra)
     order = tuple(n.name for n in layers)
-    return Plan(tuple(n.name for n in chosen), tuple(n for n in order if n in kept), groups, tuple(extra))
+    named = tuple(n.name for n in chosen), tuple(n for n in order if n in kept)
+    return Plan(*named, groups, tuple(extra), tuple(added))
 
 
 def _first_dense(view: View, layers: Collection[str], spec: StageSpec) -> set[str]:
@@ -211,6 +216,15 @@ def _after(view: View, made: str, grouped: Collection[str]) -> list[str]:
     return [name for name in found if name not in grouped]
 
 
+def _added(view: View, made: str, extra: Collection[str]) -> list[tuple[str, str]]:
+    """A convolution's output and what is added to it, both quantized, where nothing but a ReLU reads their sum."""
+    add = view.only_reader(made)
+    relu = view.only_reader(add.output[0]) if add is not None and add.op_type == "Add" else None
+    if add is None or relu is None or relu.op_type != "Relu" or made not in extra:
+        return []
+    return [(made, other) for other in add.input if other != made and other in extra]
+
+
 def observed_tensors(model: onnx.ModelProto, plan: Plan) -> tuple[tuple[str, ...], dict[str, tuple[str, int]]]:
     """What `quantize` must know: tensors whose histograms it needs, and for each layer its input and channel axis."""
     view = View(model)
@@ -259,7 +273,8 @@ class _Quantizer:
             # TensorRT is given the inputs of layers alone, and finds by itself where else 8 bits do
             self.grids.update({t: grid for t in group if not (self.signed and t in self.laid_out)})
         if not self.signed:
-            self.grids.update({name: self._grid((name,)) for name in self.plan.extra})
+            added = dict(self.plan.added)
+            self.grids.update({name: self._grid((name,), added.get(name)) for name in self.plan.extra})
         layers = {n.name: n for n in self.view.nodes if n.name in set(self.plan.layers)}
         for name in self.plan.layers:
             self._layer(layers[name])
@@ -284,11 +299,16 @@ class _Quantizer:
         for tensor in [t for t in self.graph.initializer if t.name not in used]:
             self.graph.initializer.remove(tensor)
 
-    def _grid(self, names: tuple[str, ...]) -> Grid:
+    def _grid(self, names: tuple[str, ...], added: str | None = None) -> Grid:
+        """The grid that tensors share. What is so far below zero that nothing `added` lifts it there needs no levels:
+        a ReLU makes zero of it, and of the lowest level alike.
+        """
         merged = Histogram()
         for name in names:
             if name in self.seen.histograms:
                 merged = merged.merged(self.seen.histograms[name])
+        if added in self.seen.histograms:
+            merged = merged.above(-max(0.0, self.seen.histograms[added].high))
         return choose_grid(names[0], merged, self.options.method, self.signed, self.options.percentile)
 
     def _constant(self, name: str, value: NDArray[np.generic]) -> str:

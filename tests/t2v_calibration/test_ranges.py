@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from t2v_calibration.calibration_set import CalibrationError
-from t2v_calibration.ranges import METHODS, Histogram, choose_grid, make_grid, quantize_weight, weight_scales
+from t2v_calibration.ranges import BINS, METHODS, Histogram, choose_grid, make_grid, quantize_weight, weight_scales
 
 
 def histogram(*arrays: np.ndarray) -> Histogram:
@@ -95,3 +95,13 @@ def test_weight_scales_are_per_channel_and_symmetric():
     np.testing.assert_array_equal(weight_scales(weight, 0), np.array([2 / 127, 0.5 / 127, 1], np.float32))
     np.testing.assert_array_equal(weight_scales(weight, 1), np.array([1 / 127, 2 / 127], np.float32))
     assert quantize_weight(weight, weight_scales(weight, 0), 0).tolist() == [[64, -127], [127, 64], [0, 0]]
+
+
+def test_values_below_a_floor_count_as_the_floor():
+    whole = histogram(np.linspace(-8, 4, 1201))
+    made = whole.above(-2.0)
+    assert (made.low, made.high) == (-2.0, 4.0) and made.counts.sum() == whole.counts.sum()
+    assert whole.low == -8.0 and made.counts[: BINS // 2 - BINS // 8].sum() == 0
+    grid = choose_grid("x", made, "percentile", signed=False)
+    assert grid.scale == pytest.approx(6 / 255, rel=0.01) and grid.zero_point == 85
+    assert whole.above(-9.0).low == -8.0

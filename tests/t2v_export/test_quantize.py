@@ -310,6 +310,37 @@ def test_pixels_that_are_squashed_or_clipped_otherwise_stay_in_float(different):
     assert "/round" in nodes_of(quantized(model, "int8-u8", options, spec=spec))
 
 
+def test_a_sum_in_front_of_a_relu_spends_no_levels_on_what_becomes_zero():
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], name="/conv1", pads=[1] * 4),
+        helper.make_node("ReduceMean", ["x"], ["mean"], name="/mean", axes=[2, 3]),
+        helper.make_node("Conv", ["mean", "w4"], ["bias"], name="/conv4"),
+        helper.make_node("Add", ["c1", "bias"], ["sum"], name="/add"),
+        helper.make_node("Relu", ["sum"], ["r1"], name="/relu1"),
+        helper.make_node("Conv", ["r1", "w2"], ["y"], name="/conv2", pads=[1] * 4),
+    ]
+    given = {
+        "w1": weights(5, 4, 3, 3), "b1": np.full(5, -30, np.float32), "w2": weights(3, 5, 3, 3, seed=1),
+        "w4": weights(5, 4, 1, 1, seed=3),
+    }  # fmt: skip
+    model = model_of(nodes, given, {"x": [1, 4, 6, 6]}, {"y": [1, 3, 6, 6]})
+    spec = StageSpec("render", SPEC.inputs, (TensorSpec("y", (1, 3, 6, 6)),))
+    plan = make_plan(model, spec, ALL)
+    assert ("c1", "bias") in plan.added
+    seen = observe(model, samples(), *observed_tensors(model, plan))
+    least, lifted = seen.histograms["c1"].low, seen.histograms["bias"].high
+    assert least < -2 * lifted < 0
+    made = quantize(model, spec, plan, seen, ALL, "int8-u8")
+    known = constants(made.graph)
+    lowest = -float(known["c1.scale"]) * int(known["c1.zero_point"])
+    assert -1.05 * lifted <= lowest <= -0.95 * lifted
+    plain = quantize(model, spec, replace(plan, added=()), seen, ALL, "int8-u8")
+    apart = [
+        np.square([run(graph, feeds) - run(model, feeds) for feeds in samples(8)]).mean() for graph in (made, plain)
+    ]
+    assert apart[0] < 0.7 * apart[1]
+
+
 def test_phases_are_laid_out_in_8_bits_between_layers():
     nodes = [
         helper.make_node("ConvTranspose", ["x", "w1"], ["c1"], name="/up", strides=[2, 2], pads=[1] * 4),
