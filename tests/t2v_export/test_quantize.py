@@ -334,11 +334,10 @@ def test_a_sum_in_front_of_a_relu_spends_no_levels_on_what_becomes_zero():
     known = constants(made.graph)
     lowest = -float(known["c1.scale"]) * int(known["c1.zero_point"])
     assert -1.05 * lifted <= lowest <= -0.95 * lifted
-    plain = quantize(model, spec, replace(plan, added=()), seen, ALL, "int8-u8")
-    apart = [
-        np.square([run(graph, feeds) - run(model, feeds) for feeds in samples(8)]).mean() for graph in (made, plain)
-    ]
-    assert apart[0] < 0.7 * apart[1]
+    plain = constants(quantize(model, spec, replace(plan, added=()), seen, ALL, "int8-u8").graph)
+    assert known["c1.scale"] < 0.6 * plain["c1.scale"]
+    for feeds in samples(4):
+        assert np.abs(run(made, feeds) - run(model, feeds)).mean() < 0.03 * np.abs(run(model, feeds)).max()
 
 
 def test_phases_are_laid_out_in_8_bits_between_layers():
