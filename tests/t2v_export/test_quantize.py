@@ -320,7 +320,7 @@ def test_a_sum_in_front_of_a_relu_spends_no_levels_on_what_becomes_zero():
         helper.make_node("Conv", ["r1", "w2"], ["y"], name="/conv2", pads=[1] * 4),
     ]
     given = {
-        "w1": weights(5, 4, 3, 3), "b1": np.full(5, -30, np.float32), "w2": weights(3, 5, 3, 3, seed=1),
+        "w1": weights(5, 4, 3, 3), "b1": np.full(5, -12, np.float32), "w2": weights(3, 5, 3, 3, seed=1),
         "w4": weights(5, 4, 1, 1, seed=3),
     }  # fmt: skip
     model = model_of(nodes, given, {"x": [1, 4, 6, 6]}, {"y": [1, 3, 6, 6]})
@@ -329,13 +329,13 @@ def test_a_sum_in_front_of_a_relu_spends_no_levels_on_what_becomes_zero():
     assert ("c1", "bias") in plan.added
     seen = observe(model, samples(), *observed_tensors(model, plan))
     least, lifted = seen.histograms["c1"].low, seen.histograms["bias"].high
-    assert least < -2 * lifted < 0
+    assert least < -1.5 * lifted < 0
     made = quantize(model, spec, plan, seen, ALL, "int8-u8")
     known = constants(made.graph)
     lowest = -float(known["c1.scale"]) * int(known["c1.zero_point"])
     assert -1.05 * lifted <= lowest <= -0.95 * lifted
     plain = constants(quantize(model, spec, replace(plan, added=()), seen, ALL, "int8-u8").graph)
-    assert known["c1.scale"] < 0.6 * plain["c1.scale"]
+    assert known["c1.scale"] < 0.8 * plain["c1.scale"]
     for feeds in samples(4):
         assert np.abs(run(made, feeds) - run(model, feeds)).mean() < 0.03 * np.abs(run(model, feeds)).max()
 
