@@ -154,8 +154,8 @@ class Manifest:
 
     stages: stage name -> contract. variants: variant name -> stage name -> graph. default: stage name -> variant.
     condition_groups: sizes of the groups of probabilities that make a condition, see `settle_condition`; empty where it
-    is something else. golden: file of the golden vectors, if any. quality, provenance: free-form JSON objects, finite numbers only.
-    Construction checks that all of it fits together and raises `BundleError` naming the first misfit.
+    is something else. golden: file of the golden vectors, if any. quality, provenance: free-form JSON objects, finite
+    numbers only. Construction checks that all of it fits together and raises `BundleError` naming the first misfit.
     """
 
     name: str

@@ -174,7 +174,7 @@ def settle_condition(condition: npt.NDArray[np.float32], groups: Sequence[int]) 
     """
     if not groups:
         return condition
-    settled = condition.copy()
+    settled: npt.NDArray[np.float32] = condition.copy()
     start = 0
     for size in groups:
         group = settled[0, start : start + size]

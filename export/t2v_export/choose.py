@@ -42,9 +42,9 @@ def choose(
 
     On a CPU what was measured here decides: a variant, on its fastest engine, must be faster than every more exact
     one on its own, in the order of the profile's `precisions`. In the stages that run for every frame it must also be
-    slower on no engine, for a user may have installed another than the one that decided. Elsewhere nothing was measured: the profile's float16
-    goes to the feed-forward stages, the recurrent step stays fp32, for a batch-1 step gains nothing from it, and INT8,
-    which does not always pay, to none.
+    slower on no engine, for a user may have installed another than the one that decided. Elsewhere nothing was
+    measured: the profile's float16 goes to the feed-forward stages, the recurrent step stays fp32, for a batch-1 step
+    gains nothing from it, and INT8, which does not always pay, to none.
     """
     default: dict[str, tuple[str, str]] = {}
     lost: dict[str, dict[str, str]] = {}
@@ -114,7 +114,7 @@ def _fastest(
 
 
 def _slower(by_engine: Mapping[str, Latency], than: Mapping[str, Latency]) -> str:
-    """Where a variant takes longer `than` a more exact one, by more than `MARGIN`, in words; empty where it does not."""
+    """Where a variant takes longer `than` a more exact one, by more than `MARGIN`, in words; empty where nowhere."""
     for engine in sorted(set(by_engine) & set(than)):
         mine, its = by_engine[engine].median_ms, than[engine].median_ms
         if mine * MARGIN > its:

@@ -193,8 +193,8 @@ def fold_batch_norm(graph: onnx.GraphProto) -> None:
 def fold_pixels(graph: onnx.GraphProto) -> None:
     """Let a last convolution whose pixels are clipped give levels themselves (in place).
 
-    Scales, offsets and clips behind a layer are one clip, the last of them, behind a layer whose weights are scaled, where
-    no clip before it cuts off more. Squashing that is no clip, such as a sigmoid, stays.
+    Scales, offsets and clips behind a layer are one clip, the last of them, behind a layer whose weights are scaled,
+    where no clip before it cuts off more. Squashing that is no clip, such as a sigmoid, stays.
     """
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
@@ -219,7 +219,8 @@ def fold_pixels(graph: onnx.GraphProto) -> None:
                 low, high = max(low, numbers[0]), min(high, numbers[1])
                 continue
             factor, term = (numbers[0], 0.0) if node.op_type == "Mul" else (1.0, numbers[0])
-            scale, shift, low, high = (x * factor + y for x, y in ((scale, 0), (shift, term), (low, term), (high, term)))
+            scale *= factor
+            shift, low, high = (x * factor + term for x in (shift, low, high))
         if len(chain) < 2 or scale <= 0 or not all(i in known for i in layer.input[1:]):
             continue
         last, (least, most) = chain[-1]
@@ -359,8 +360,8 @@ def _info(tensor: TensorSpec) -> onnx.ValueInfoProto:
 
 def levels_graph(model: onnx.ModelProto) -> onnx.ModelProto:
     """A render graph that gives `levels` besides: `frame` before rounding, float32, 0 to 255. Rounding hides small
-    differences, and turns an arbitrarily small one into a whole level; verification looks before it. An INT8 graph whose
-    computation ends on whole levels has no others.
+    differences, and turns an arbitrarily small one into a whole level; verification looks before it. An INT8 graph
+    whose computation ends on whole levels has no others.
     """
     model = onnx.ModelProto.FromString(model.SerializeToString())
     graph = model.graph

@@ -93,8 +93,9 @@ def store_grid(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto | Non
             shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(whole.swapaxes(0, axis)), f"{name}.int8"))
             graph.initializer.append(numpy_helper.from_array(steps.reshape(shape), f"{name}.step"))
+            cast = [f"{name}.int8"], [f"{name}.whole"]
             scaling += [
-                helper.make_node("Cast", [f"{name}.int8"], [f"{name}.whole"], name=f"/cast/{name}", to=TensorProto.FLOAT),
+                helper.make_node("Cast", *cast, name=f"/cast/{name}", to=TensorProto.FLOAT),
                 helper.make_node("Mul", [f"{name}.whole", f"{name}.step"], [name], name=f"/step/{name}"),
             ]
             break

@@ -195,6 +195,7 @@ class _Splitter:
         nodes = []
         for k, (operator, more, attributes) in enumerate(steps):
             given = end if k == len(steps) - 1 else f"{node.output[0]}/layout.{k}"
-            nodes.append(helper.make_node(operator, [made, *more], [given], name=f"{node.name}{LAYOUT}{k}", **attributes))
+            name = f"{node.name}{LAYOUT}{k}"
+            nodes.append(helper.make_node(operator, [made, *more], [given], name=name, **attributes))
             made = given
         return nodes

@@ -100,7 +100,7 @@ class View:
         return name
 
     def pixels(self) -> Pixels | None:
-        """Where the graph's one output is uint8 frames that are clipped to 0 to 255, perhaps moved about, and rounded."""
+        """Where the graph's one output is frames: clipped to 0 to 255, perhaps moved about, rounded, cast to uint8."""
         cast = self.made_by[next(iter(self.outputs))] if len(self.outputs) == 1 else None
         if cast is None or cast.op_type != "Cast" or cast.attribute[0].i != TensorProto.UINT8:
             return None

@@ -21,7 +21,8 @@ WIDE = StageConfig("recurrent", {"hidden": 64})
 
 @pytest.mark.parametrize("size", [1e-6, 1e-3, 1.0, 300.0])
 def test_rounded_rows_are_near_and_survive_float16(size):
-    weight = size * torch.randn(40, 130, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 0, 40)[:, None]
+    random = torch.Generator().manual_seed(0)
+    weight = size * torch.randn(40, 130, generator=random) * torch.logspace(-2, 0, 40)[:, None]
     weight[3] = 0
     made = round_rows(weight)
     assert torch.equal(made, made.half().float())

@@ -107,7 +107,8 @@ def test_a_sum_of_two_images_comes_after_both_are_laid_out():
 
 
 def test_a_result_that_two_nodes_read_is_laid_out_once():
-    behind = [helper.make_node("Relu", ["t"], ["r"], name="/relu"), helper.make_node("Add", ["t", "r"], ["y"], name="/s")]
+    relu = helper.make_node("Relu", ["t"], ["r"], name="/relu")
+    behind = [relu, helper.make_node("Add", ["t", "r"], ["y"], name="/sum")]
     assert kinds(same(transposed(*behind))) == ["Conv", *LAYOUT, "Relu", "Add"]
 
 

@@ -103,12 +103,12 @@ class PoseRenderer(nn.Module):
     """A frame from a pose and a look.
 
     Options: `channels`, the widths from the 4x4 stem to the last level, one more than there are doublings; `upsample`
-    and `residual` as in `UpBlock`; `ending` and `squash` as in `ToPixels`, of whose endings shuffle and transpose double
-    the size a last time; `look`, the [start, size] of each group of probabilities in the condition that says how things look (their
-    sum is the size of the noise ``look``, normal, drawn once a stream); `layout` as in `LimbMaps`; `maps`, the levels
-    (their sizes) that get limb maps, `depth_maps`, those that get depth as well; `map_width`, the channels to which a
-    1x1 convolution brings a level's maps (0: they are taken as they are); `bias_levels`, the levels whose block adds a
-    bias made from the look.
+    and `residual` as in `UpBlock`; `ending` and `squash` as in `ToPixels`, of whose endings shuffle and transpose
+    double the size a last time; `look`, the [start, size] of each group of probabilities in the condition that says how
+    things look (their sum is the size of the noise ``look``, normal, drawn once a stream); `layout` as in `LimbMaps`;
+    `maps`, the levels (their sizes) that get limb maps, `depth_maps`, those that get depth as well; `map_width`, the
+    channels to which a 1x1 convolution brings a level's maps (0: they are taken as they are); `bias_levels`, the levels
+    whose block adds a bias made from the look.
     """
 
     pixel_range = "0..1"

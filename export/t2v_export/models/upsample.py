@@ -83,7 +83,7 @@ class UpBlock(nn.Module):
 
 
 class Line(nn.Module):
-    """The line that touches tanh, or of `pixel_range` 0..1 the sigmoid, in the middle, cut off at both ends of the range.
+    """The line that touches tanh, or of `pixel_range` 0..1 the sigmoid in the middle, cut off at the ends of the range.
 
     In training the gradient passes the ends as well: a pixel beyond one learns to come back.
     """
@@ -163,8 +163,8 @@ class UpsampleRenderer(nn.Module):
 
     Options: `channels`, the widths of the last levels (earlier ones have the first width); `upsample` resize,
     transpose or pixel_shuffle; `residual`, `norm`, `activation` of the blocks; `noise_size`; `pixel_range`
-    -1..1 (tanh) or 0..1 (sigmoid); `squash` as in `ToPixels`; `stem`, the short side of the first level, a power of two (1: as a
-    generator that starts from 1x1). Sizes are stem x a power of two, such as 128x128 or 64x128.
+    -1..1 (tanh) or 0..1 (sigmoid); `squash` as in `ToPixels`; `stem`, the short side of the first level, a power of two
+    (1: as a generator that starts from 1x1). Sizes are stem x a power of two, such as 128x128 or 64x128.
     """
 
     def __init__(
