@@ -37,8 +37,8 @@ def choose(
     latencies: Latencies,
     sizes: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Choice:
-    """For each stage the default variant. `variants`: the stages that each has. `sizes`: bytes of the graphs, where the
-    smallest bundle is asked for: a graph at most three quarters as large then needs to be no slower, and not faster.
+    """For each stage the default variant. `variants`: the stages that each has. `sizes`: bytes of the graphs whose size
+    counts: one at most three quarters as large as a more exact one then needs to be no slower, and not faster.
 
     On a CPU what was measured here decides: a variant, on its fastest engine, must be faster than every more exact
     one on its own, in the order of the profile's `precisions`. In the stages that run for every frame it must also be
@@ -53,7 +53,7 @@ def choose(
         offered = [v for v in profile.precisions if v in made]
         if profile.kind == "cpu":
             measured = {v: latencies[v][stage] for v in offered if stage in latencies.get(v, {})}
-            bytes_of = {v: sizes[v][stage] for v in measured} if sizes else {}
+            bytes_of = {v: of[stage] for v, of in (sizes or {}).items() if v in measured and stage in of}
             default[stage] = _fastest(measured, bytes_of, lost, stage)
             if measured:
                 for variant in set(made) - set(offered):
@@ -99,7 +99,7 @@ def _fastest(
     best, least, shown = "fp32", fastest(measured["fp32"])[1], []
     for variant, by_engine in measured.items():
         engine, median_ms = fastest(by_engine)
-        smaller = variant in bytes_of and bytes_of[variant] <= SMALLER * bytes_of[best]
+        smaller = {variant, best} <= set(bytes_of) and bytes_of[variant] <= SMALLER * bytes_of[best]
         gains = median_ms < least * MARGIN or (smaller and median_ms * MARGIN <= least)
         slower = _slower(by_engine, measured[best]) if gains and stage in FRAME_STAGES else ""
         if gains and not slower:

@@ -114,7 +114,9 @@ def export_checkpoint(
             for stage, graph in stages.items()
         }
         sizes = {v: {s: len(graphs[f"{v}/{s}.onnx"]) for s in stages} for v, stages in made.graphs.items()}
-        choice = choose(profile, made.graphs, latencies, sizes if options.ship == "chosen" else None)
+        # the size of a graph that loses something counts only where the smallest bundle is asked for
+        exact = {v: {s: n for s, n in of.items() if v == "fp32" or (v, s) in made.exact} for v, of in sizes.items()}
+        choice = choose(profile, made.graphs, latencies, sizes if options.ship == "chosen" else exact)
         rounds: Sequence[Mapping[str, Any]] = ()
         if options.accuracy is not None:
             everything = {variant: tuple(stages) for variant, stages in made.graphs.items()}

@@ -48,7 +48,8 @@ from t2v_export.work import Advance, Files, Work
 class Made:
     """What the passes have made so far, by variant and stage: graphs, their differences from torch, layers that stay in
     float32, and why a graph is not there. `sensitivity`: by stage, what single layers lose, as JSON. `upsampling`: the
-    form of the renderer's doublings, and the milliseconds of each by engine.
+    form of the renderer's doublings, and the milliseconds of each by engine. `exact`: variants and stages that compute
+    the very same as fp32.
     """
 
     graphs: dict[str, dict[str, onnx.ModelProto]] = field(default_factory=dict)
@@ -57,6 +58,7 @@ class Made:
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
     sensitivity: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     upsampling: dict[str, Any] | None = None
+    exact: set[tuple[str, str]] = field(default_factory=set)
     calibration_sha256: str | None = None
 
     def add(
@@ -200,6 +202,7 @@ class GraphPasses:
         if "graph.onnx" in files:
             difference = StageDifference.from_json(json.loads(files["made.json"]))
             self.made.add("int8-u8", stage, onnx.load_from_string(files["graph.onnx"]), difference, ())
+            self.made.exact.add(("int8-u8", stage))
 
     def _int8_stage(
         self,

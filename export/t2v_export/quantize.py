@@ -109,7 +109,7 @@ class View:
             return None
         moves: list[onnx.NodeProto] = []
         name = rounding.input[0]
-        while self.only_reader(name) is not None and self.made_by[name].op_type in MOVES:
+        while self.only_reader(name) is not None and name in self.made_by and self.made_by[name].op_type in MOVES:
             moves.insert(0, self.made_by[name])
             name = moves[0].input[0]
         clip = self.made_by.get(name)

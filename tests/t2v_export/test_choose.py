@@ -155,4 +155,7 @@ def test_smallest_bundle_takes_a_much_smaller_graph_that_is_no_slower(cpu):
         sizes = {"fp32": {"motion": 100}, "fp16": {"motion": fp16_bytes}}
         return choose(cpu, graphs, times, sizes).default["motion"][0]
 
+    # a graph whose size does not count has to be faster
+    times = {v: {"motion": {"onnxruntime": Latency(1.0, 1.0, 20)}} for v in graphs}
+    assert choose(cpu, graphs, times, {"fp32": {"motion": 100}, "fp16": {}}).default["motion"][0] == "fp32"
     assert (chosen(1.03, 50), chosen(1.1, 50), chosen(1.03, 80), chosen(0.9, 80)) == ("fp16", "fp32", "fp32", "fp16")

@@ -8,10 +8,12 @@ import torch
 
 from t2v_edge.bundle import Bundle
 from t2v_edge.errors import UsageError
+from t2v_export import graph_passes
 from t2v_export.checkpoint import load_checkpoint, save_loaded
 from t2v_export.config import StageConfig
 from t2v_export.export import ExportOptions, export_checkpoint
 from t2v_export.grid import on_grid, round_checkpoint, round_rows, store_grid
+from t2v_export.latency import Latency
 from t2v_export.passes import compress
 from t2v_export.recipe import Recipe, Round, load_recipe
 from t2v_export.to_onnx import example_inputs, stage_to_onnx
@@ -79,3 +81,12 @@ def test_round_is_a_pass_and_refuses_a_stage_without_a_matrix(make_checkpoint, t
     assert large and all(on_grid(w.numpy()) is not None for w in large)
     with pytest.raises(UsageError, match="stage motion has no weight matrix of more than 4096 numbers"):
         round_checkpoint(load_checkpoint(make_checkpoint(tmp_path / "small")), Round())
+
+
+def test_weights_stored_in_8_bits_are_the_default_where_they_are_no_slower(make_checkpoint, cpu, tmp_path, monkeypatch):
+    rounded(make_checkpoint, tmp_path)
+    even = {"onnxruntime": Latency(1.0, 1.0, 20)}
+    monkeypatch.setattr(graph_passes, "measure_latencies", lambda graphs, *_: dict.fromkeys(graphs, even))
+    options = ExportOptions(recipe=load_recipe("fast"))
+    exported = export_checkpoint(tmp_path / "rounded", tmp_path / "bundle", cpu, options)
+    assert exported.manifest.default == {"text": "fp32", "motion": "int8-u8", "render": "fp32"}
