@@ -33,7 +33,7 @@ from t2v_export.kept import (
 from t2v_export.latency import Latency, measure_latencies
 from t2v_export.mixed import make_half
 from t2v_export.observe import observe
-from t2v_export.quantize import Plan, make_plan, observed_tensors
+from t2v_export.quantize_plan import Plan, make_plan, observed_tensors
 from t2v_export.recipe import Quantize
 from t2v_export.reference import Rollout, play_references
 from t2v_export.sensitivity import MAX_LAYERS, Judge, Sensitivity, measure_sensitivity, spared_layers

@@ -19,7 +19,8 @@ from t2v_export.errors import AccuracyError
 from t2v_export.half import SMALL, store_half
 from t2v_export.lint import check_lint, target_of
 from t2v_export.observe import Observations
-from t2v_export.quantize import INT8_VARIANTS, Plan, make_plan, quantize
+from t2v_export.quantize import INT8_VARIANTS, quantize
+from t2v_export.quantize_plan import Plan, make_plan
 from t2v_export.recipe import Quantize
 from t2v_export.reference import Rollout
 from t2v_export.sensitivity import Judge

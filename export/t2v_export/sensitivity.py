@@ -18,7 +18,8 @@ from t2v_edge.engine.base import EngineOptions
 from t2v_edge.spec import StageSpec
 from t2v_export.graph import WEIGHTED, out_axis
 from t2v_export.observe import Observations
-from t2v_export.quantize import Plan, make_plan, quantize
+from t2v_export.quantize import quantize
+from t2v_export.quantize_plan import Plan, make_plan
 from t2v_export.recipe import Quantize
 from t2v_export.verify import ENGINE, frame_psnr
 

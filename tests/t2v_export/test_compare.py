@@ -151,9 +151,10 @@ def test_variants_lacking_a_stage_take_fp32_and_the_report_says_so(place):
     lane = report["lanes"]["int8-u8"]
     assert lane["filled_with_fp32"] == ["text", "motion"]
     assert lane["variants"] == {"text": "fp32", "motion": "fp32", "render": "int8-u8"}
-    assert lane["bytes"]["render"] < report["lanes"]["fp32"]["bytes"]["render"]
-    assert lane["parameters"] == report["lanes"]["fp32"]["parameters"]
-    assert lane["macs"]["render"] == report["lanes"]["fp16"]["macs"]["render"] > 0
+    # its doublings are in phases: four taps a pixel for nine, of weights of their own for each kind of pixel
+    assert 0 < lane["macs"]["render"] < report["lanes"]["fp16"]["macs"]["render"]
+    assert lane["macs"]["text"] == report["lanes"]["fp16"]["macs"]["text"] > 0
+    assert lane["parameters"]["render"] > report["lanes"]["fp32"]["parameters"]["render"]
     found = pair(report, "int8-u8")
     assert found["clips_with_the_same_motion"] == 2
     assert found["frames"]["whole_stream"] == found["frames"]["render_alone"]

@@ -11,7 +11,8 @@ from t2v_edge.spec import StageSpec, TensorSpec
 from t2v_export.checkpoint import load_checkpoint
 from t2v_export.fake_quant import quantize_aware
 from t2v_export.observe import observe
-from t2v_export.quantize import make_plan, observed_tensors, quantize
+from t2v_export.quantize import quantize
+from t2v_export.quantize_plan import make_plan, observed_tensors
 from t2v_export.recipe import Quantize
 from t2v_export.to_onnx import stage_to_onnx
 

@@ -11,7 +11,8 @@ from t2v_edge.errors import SpecError
 from t2v_edge.spec import StageSpec, TensorSpec
 from t2v_export.lint import check_lint, lint, target_of
 from t2v_export.observe import observe
-from t2v_export.quantize import make_plan, observed_tensors, quantize
+from t2v_export.quantize import quantize
+from t2v_export.quantize_plan import make_plan, observed_tensors
 from t2v_export.recipe import Quantize
 
 SPEC = StageSpec("render", (TensorSpec("x", (1, 2, 4, 4)),), (TensorSpec("y", (1, 3, 4, 4)),))

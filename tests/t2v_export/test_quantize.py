@@ -26,7 +26,8 @@ from t2v_export.int8 import measure_int8
 from t2v_export.lint import lint, target_of
 from t2v_export.observe import observe
 from t2v_export.phases import split_phases
-from t2v_export.quantize import INT8_VARIANTS, make_plan, observed_tensors, quantize
+from t2v_export.quantize import INT8_VARIANTS, quantize
+from t2v_export.quantize_plan import make_plan, observed_tensors
 from t2v_export.recipe import Quantize, load_recipe, parse_recipe
 from t2v_export.verify import StageDifference
 

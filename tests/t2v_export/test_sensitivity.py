@@ -14,7 +14,7 @@ from t2v_edge.spec import StageSpec, TensorSpec
 from t2v_export.export import ExportOptions, export_checkpoint
 from t2v_export.int8 import quantize_stage
 from t2v_export.observe import observe
-from t2v_export.quantize import make_plan, observed_tensors
+from t2v_export.quantize_plan import make_plan, observed_tensors
 from t2v_export.recipe import Quantize, load_recipe, parse_recipe
 from t2v_export.sensitivity import Judge, layer_macs, measure_sensitivity
 

@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 from t2v_edge.spec import StageSpec, TensorSpec
 from t2v_export.graph import constants
 from t2v_export.observe import observe
-from t2v_export.quantize import INT8_VARIANTS, make_plan, observed_tensors, quantize
+from t2v_export.quantize import INT8_VARIANTS, quantize
+from t2v_export.quantize_plan import make_plan, observed_tensors
 from t2v_export.recipe import Quantize
 from t2v_export.sensitivity import Judge
 from t2v_export.smooth import smooth
