@@ -200,11 +200,11 @@ def fold_pixels(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    known = constants(graph)
+    known, outputs = constants(graph), {o.name for o in graph.output}
     for layer in [n for n in graph.node if n.op_type in WEIGHTED and n.op_type != "MatMul"]:
         chain: list[tuple[onnx.NodeProto, list[float]]] = []
         made = layer.output[0]
-        while len(readers.get(made, [])) == 1 and readers[made][0].op_type in ("Mul", "Add", "Clip"):
+        while made not in outputs and [n.op_type for n in readers.get(made, [])] in (["Mul"], ["Add"], ["Clip"]):
             node = readers[made][0]
             numbers = [known[i] for i in node.input if i in known]
             if any(n.size != 1 for n in numbers) or len(numbers) != (2 if node.op_type == "Clip" else 1):
@@ -227,8 +227,8 @@ def fold_pixels(graph: onnx.GraphProto) -> None:
         if low > least or high < most:
             continue
         groups = _attribute(layer, "group", 1) if layer.op_type == "ConvTranspose" else 1
-        outputs = known[layer.input[1]].shape[out_axis(layer)] * groups
-        _scale_layer(graph, layer, known, np.full(outputs, scale), np.full(outputs, shift), f"{layer.name}/levels")
+        size = known[layer.input[1]].shape[out_axis(layer)] * groups
+        _scale_layer(graph, layer, known, np.full(size, scale), np.full(size, shift), f"{layer.name}/levels")
         last.input[0] = layer.output[0]
         for node, _ in chain[:-1]:
             graph.node.remove(node)
