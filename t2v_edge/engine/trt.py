@@ -137,8 +137,10 @@ class TensorRt:
         return Built(bytes(serialized), b"" if cache is None else bytes(cache.serialize()))
 
     def load(self, engine: bytes) -> tuple[Any, Any]:
-        """A runtime, which must outlive what it made, and the engine in GPU memory. Only for bytes that were built here:
-        loading an engine runs what it holds. Raises `EngineError`."""
+        """A runtime, which must outlive what it made, and the engine in GPU memory.
+
+        Only for bytes that were built here: loading an engine runs what it holds. Raises `EngineError`.
+        """
         self.log.start()
         runtime = self.module.Runtime(self.log)
         loaded = runtime.deserialize_cuda_engine(engine)
