@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
-from typing import Any, Optional, Union
+from typing import Any, Optional, Union, cast
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from t2v_edge.engine import AUTO, Engine, EngineOptions
 from t2v_edge.engine.base import Arrays
 from t2v_edge.errors import EngineError, UsageError
 from t2v_edge.manifest import Manifest
+from t2v_edge.player import HostPlayer, Player
 from t2v_edge.spec import STAGES
 from t2v_edge.stream import FrameStream, StreamOptions
 from t2v_edge.tokenizer import CaptionTokenizer, normalise
@@ -60,6 +62,7 @@ class Pipeline:
         self._loaded = dict(engines)
         self._conditions: OrderedDict[str, Condition] = OrderedDict()
         self._lock = threading.Lock()
+        self._players: WeakSet[Player] = WeakSet()
         self._closed = False
 
     @classmethod
@@ -144,15 +147,35 @@ class Pipeline:
         size: Optional[tuple[int, int]] = None,
         smoothing: float = 0.0,
         blend_steps: Optional[int] = None,
+        ahead: bool = False,
     ) -> FrameStream:
         """A stream of frames of `caption`; the parameters are those of `StreamOptions`, `then` its later captions."""
         captions = ((0.0, caption), *((at, text) for at, text in then))
-        options = StreamOptions(captions, fps, seconds, seed, size, smoothing, blend_steps)
+        options = StreamOptions(captions, fps, seconds, seed, size, smoothing, blend_steps, ahead)
         return FrameStream(self, options)
+
+    def player(self, draws: Draws, smoothing: float) -> Player:
+        """What one stream runs on: the GPU where motion and render share a queue there, else the host. Closed with the
+        pipeline at the latest. Raises `EngineError`."""
+        if self._closed:
+            raise EngineError("the pipeline is closed; open it again")
+        motion, render = self._loaded["motion"], self._loaded["render"]
+        queue = getattr(motion, "queue", None)
+        player: Player
+        if queue is not None and queue is getattr(render, "queue", None):
+            from t2v_edge.engine.resident import ResidentPlayer
+
+            player = ResidentPlayer(cast(Any, motion), cast(Any, render), draws, smoothing)
+        else:
+            player = HostPlayer(self.run, self.manifest.stages["motion"].states, draws, smoothing)
+        self._players.add(player)
+        return player
 
     def close(self) -> None:
         """Free the engines; streams of this pipeline end with `EngineError`."""
         self._closed = True
+        for player in list(self._players):
+            player.close()
         for engine in self._loaded.values():
             engine.close()
 
