@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 import t2v_edge
-from t2v_edge.commands import devices, inspect, run, toolchain
+from t2v_edge.commands import devices, doctor, inspect, run, toolchain
 from t2v_edge.errors import T2VError
 
 INTERRUPTED = 130
@@ -35,6 +35,7 @@ def make_parser(command: Optional[str]) -> argparse.ArgumentParser:
     run.add_parser(subparsers)
     inspect.add_parser(subparsers)
     devices.add_parser(subparsers)
+    doctor.add_parser(subparsers)
     return parser
 
 
