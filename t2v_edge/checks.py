@@ -5,6 +5,7 @@ All here are pure functions of a `System` and of a bundle's manifest, so that ma
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Optional
@@ -266,13 +267,20 @@ def _power(system: System) -> Iterator[Finding]:
     mode, modes = system.power_mode, system.power_modes
     if mode is None or not modes:
         return
-    # No number says which mode is the fastest: MAXN has number 0 on some boards and 2 on others.
+    # The number does not say which is the fastest: MAXN is 0 on some boards, MAXN_SUPER 2 on others.
     best = next((m for name in ("MAXN_SUPER", "MAXN") for m in modes if m.name == name), None)
-    if best is None or mode == best:
+    best = best or max(modes, key=lambda m: _watts(m.name))
+    if mode == best or (_watts(mode.name) and _watts(mode.name) == _watts(best.name)):
         yield Finding("power-mode", OK, f"power mode {mode.name}; sudo jetson_clocks holds the clocks at their highest")
     else:
-        yield Finding("power-mode", WARN, f"power mode {mode.name}, the fastest is {best.name}",
+        yield Finding("power-mode", WARN, f"power mode {mode.name}, {best.name} is faster",
                       f"sudo nvpmodel -m {best.id} && sudo jetson_clocks (more power and heat; it may ask to reboot)")
+
+
+def _watts(mode: str) -> int:
+    """30 of MODE_30W_4CORE, 0 where the name has no watts."""
+    found = re.search(r"(\d{1,3})W", mode)
+    return int(found[1]) if found else 0
 
 
 def _memory(system: System, manifest: Manifest) -> Iterator[Finding]:
