@@ -22,7 +22,7 @@ from t2v_edge.checks import (
 from t2v_edge.device import DeviceProfile
 from t2v_edge.errors import BundleError
 from t2v_edge.golden import Golden
-from t2v_edge.proof import Open, Proof, check_tokenizer, graphs_to_prove, installed_engines, judge, prove
+from t2v_edge.trial import Open, Trial, check_tokenizer, graphs_to_try, installed_engines, judge, try_engines
 from t2v_edge.system import System
 
 Advance = Callable[[int, int], object]
@@ -31,7 +31,7 @@ Advance = Callable[[int, int], object]
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """`findings` of a machine and, where one was given, of a bundle on it; `proofs` of its golden vectors.
+    """`findings` of a machine and, where one was given, of a bundle on it; `trials` of its golden vectors.
 
     `engines`: names of those that can be used, going by the machine's facts. `bundle`: its name, None without one.
     """
@@ -40,7 +40,7 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     engines: tuple[str, ...]
     bundle: Optional[str] = None
-    proofs: tuple[Proof, ...] = ()
+    trials: tuple[Trial, ...] = ()
 
     @property
     def can_run(self) -> bool:
@@ -53,7 +53,7 @@ class Diagnosis:
             "engines": list(self.engines),
             "findings": [finding.to_json() for finding in self.findings],
             "bundle": self.bundle,
-            "golden": [proof.to_json() for proof in self.proofs],
+            "golden": [trial.to_json() for trial in self.trials],
             "device": guess_profile(self.system),
             "system": self.system.to_json(),
         }
@@ -65,8 +65,8 @@ class Diagnosis:
             lines.append(f"{finding.level:<5} {finding.code:<{width}}  {finding.what}")
             if finding.remedy is not None:
                 lines.append(f"{'':<5} {'':<{width}}    -> {finding.remedy}")
-        if self.proofs:
-            lines += ["", "golden vectors", *map(_proof_line, self.proofs)]
+        if self.trials:
+            lines += ["", "golden vectors", *map(_trial_line, self.trials)]
         what = "this machine" if self.bundle is None else f"this machine and {self.bundle}"
         verdict = "ready" if self.can_run else "not ready: see what is marked fail"
         return "\n".join([*lines, "", f"{what}: {verdict}"])
@@ -86,7 +86,7 @@ def diagnose(
     """
     findings = [*examine(system), *(examine_device(system, profile) if profile is not None else ())]
     name: Optional[str] = None
-    proofs: tuple[Proof, ...] = ()
+    trials: tuple[Trial, ...] = ()
     if bundle is not None:
         name = os.fspath(bundle)
         try:
@@ -95,15 +95,15 @@ def diagnose(
                 opened.verify()
                 findings.append(Finding("bundle", OK, f"{name} is whole: every hash and graph was checked"))
                 findings += examine_bundle(system, opened.manifest)
-                more, proofs = _run(opened, installed_engines() if engines is None else engines, advance)
+                more, trials = _run(opened, installed_engines() if engines is None else engines, advance)
                 findings += more
         except BundleError as error:
             problem, _, remedy = str(error).rpartition("; ")
             findings.append(Finding("bundle", FAIL, problem or remedy, remedy if problem else "export it again"))
-    return Diagnosis(system, tuple(findings), usable_engines(system), name, proofs)
+    return Diagnosis(system, tuple(findings), usable_engines(system), name, trials)
 
 
-def _run(bundle: Bundle, engines: Mapping[str, Open], advance: Advance) -> tuple[list[Finding], tuple[Proof, ...]]:
+def _run(bundle: Bundle, engines: Mapping[str, Open], advance: Advance) -> tuple[list[Finding], tuple[Trial, ...]]:
     golden = Golden.read(bundle)
     if golden is None:
         return [Finding("golden", WARN, "the bundle has no golden vectors, so that no engine can be proved",
@@ -111,13 +111,13 @@ def _run(bundle: Bundle, engines: Mapping[str, Open], advance: Advance) -> tuple
     if not engines:
         return [], ()
     tokenizer = check_tokenizer(bundle, golden)
-    total = len(graphs_to_prove(bundle, engines))
-    proofs = prove(bundle, golden, engines, lambda done: advance(done, total))
-    return [tokenizer, *judge(proofs)], proofs
+    total = len(graphs_to_try(bundle, engines))
+    trials = try_engines(bundle, golden, engines, lambda done: advance(done, total))
+    return [tokenizer, *judge(trials)], trials
 
 
-def _proof_line(proof: Proof) -> str:
-    mark = "*" if proof.default else " "
-    shown = f"{proof.difference}, allowed {proof.tolerance}" if proof.problem is None else proof.problem
-    word = "right" if proof.right else "does not run" if proof.problem is not None else "WRONG"
-    return f" {mark}{proof.engine:<17} {proof.variant:<9} {proof.stage:<7} {word}: {shown}"
+def _trial_line(trial: Trial) -> str:
+    mark = "*" if trial.default else " "
+    shown = f"{trial.difference}, allowed {trial.tolerance}" if trial.problem is None else trial.problem
+    word = "right" if trial.right else "does not run" if trial.problem is not None else "WRONG"
+    return f" {mark}{trial.engine:<17} {trial.variant:<9} {trial.stage:<7} {word}: {shown}"

@@ -32,7 +32,7 @@ LAYERS = (
     ("engine", "choice", "golden", "system", "checks"),
     ("stream",),
     ("pipeline",),
-    ("sinks", "report", "proof", "doctor"),
+    ("sinks", "report", "trial", "doctor"),
     ("cli", "commands", "__main__"),
 )
 LAYER_OF = {name: height for height, names in enumerate(LAYERS) for name in names}

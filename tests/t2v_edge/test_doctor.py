@@ -14,7 +14,7 @@ from t2v_edge.checks import FAIL, OK, WARN
 from t2v_edge.doctor import diagnose
 from t2v_edge.engine import EngineOptions, available_engines, open_engine
 from t2v_edge.errors import EngineError
-from t2v_edge.proof import installed_engines
+from t2v_edge.trial import installed_engines
 from t2v_edge.spec import STAGES
 from t2v_edge.system import System
 from tests.t2v_edge.golden_samples import golden_arrays, pack
@@ -60,7 +60,7 @@ def test_a_sound_bundle_is_proved_on_every_engine_that_is_installed(sound, tmp_p
     told = []
     diagnosis = diagnose(read_system("cpu-x86"), sound.write(tmp_path / "b"), advance=lambda *at: told.append(at))
     assert diagnosis.can_run and diagnosis.bundle == "tiny"
-    ran = {(p.engine, p.variant, p.stage): p for p in diagnosis.proofs}
+    ran = {(p.engine, p.variant, p.stage): p for p in diagnosis.trials}
     assert set(ran) == {(e, "fp32", s) for e in available_engines() for s in STAGES} == set(
         (e, "fp32", s) for e in installed_engines() for s in STAGES)
     assert all(p.right and p.default and p.difference.max_rel < 1e-3 for p in ran.values() if p.stage != "render")
@@ -76,7 +76,7 @@ def test_an_engine_that_computes_wrongly_is_named(sound, tmp_path):
     assert not diagnosis.can_run and finding.level == FAIL
     assert finding.what.startswith("openvino computes fp32 motion wrongly: ") and "allowed is at most" in finding.what
     assert "--engine onnxruntime" in finding.remedy
-    assert [p.stage for p in diagnosis.proofs if not p.right] == ["motion"]
+    assert [p.stage for p in diagnosis.trials if not p.right] == ["motion"]
 
 
 def test_a_nan_is_wrong_and_still_json(sound, tmp_path):
@@ -113,7 +113,7 @@ def test_tensorrt_is_not_asked_for_unsigned_int8(sound, tmp_path):
     write_bundle(tmp_path / "b", manifest, sound.files)
     engines = {"tensorrt": onnxruntime, "onnxruntime": onnxruntime}
     diagnosis = diagnose(read_system("jetpack-6.2"), tmp_path / "b", engines=engines)
-    ran = {(p.engine, p.variant) for p in diagnosis.proofs}
+    ran = {(p.engine, p.variant) for p in diagnosis.trials}
     assert ("onnxruntime", "int8-u8") in ran and ("tensorrt", "int8-u8") not in ran and ("tensorrt", "fp32") in ran
     assert diagnosis.can_run
 
@@ -140,7 +140,7 @@ def test_a_bundle_without_golden_vectors_cannot_be_proved(sound, tmp_path):
     del sound.files["golden.npz"]
     write_bundle(tmp_path / "b", replace(sound.manifest, golden=None), sound.files)
     diagnosis = diagnose(read_system("cpu-x86"), tmp_path / "b")
-    assert golden_findings(diagnosis)[0].level == WARN and diagnosis.proofs == ()
+    assert golden_findings(diagnosis)[0].level == WARN and diagnosis.trials == ()
 
 
 @pytest.mark.parametrize("name, changes, code, exit_code", [
@@ -186,4 +186,4 @@ def test_the_command_holds_the_machine_to_a_device(capsys, monkeypatch):
 def test_this_very_machine_is_diagnosed(sound, tmp_path, capsys):
     assert cli.main(["doctor", str(sound.write(tmp_path / "b")), "--json"]) in (0, 1)
     said = json.loads(capsys.readouterr().out)
-    assert said["engines"] and all(proof["right"] for proof in said["golden"])
+    assert said["engines"] and all(trial["right"] for trial in said["golden"])

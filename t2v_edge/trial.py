@@ -20,7 +20,7 @@ Open = Callable[[bytes, StageSpec], Engine]
 
 
 @dataclass(frozen=True)
-class Proof:
+class Trial:
     """What one engine made of one graph's golden vectors.
 
     `default`: whether the bundle plays this variant of the stage by default. `difference` and `tolerance` are None
@@ -54,7 +54,7 @@ def installed_engines() -> dict[str, Open]:
     return {name: opener(name) for name in available_engines()}
 
 
-def graphs_to_prove(bundle: Bundle, engines: Mapping[str, Open]) -> tuple[tuple[str, str, str], ...]:
+def graphs_to_try(bundle: Bundle, engines: Mapping[str, Open]) -> tuple[tuple[str, str, str], ...]:
     """(engine, variant, stage) of every graph that an engine is made for; TensorRT takes no unsigned INT8."""
     return tuple(
         (engine, variant, stage)
@@ -65,15 +65,15 @@ def graphs_to_prove(bundle: Bundle, engines: Mapping[str, Open]) -> tuple[tuple[
     )
 
 
-def prove(
+def try_engines(
     bundle: Bundle, golden: Golden, engines: Mapping[str, Open], advance: Callable[[int], object] = lambda done: None
-) -> tuple[Proof, ...]:
-    """Run the golden vectors on each of `graphs_to_prove`; `advance` is told after each how many are done.
+) -> tuple[Trial, ...]:
+    """Run the golden vectors on each of `graphs_to_try`; `advance` is told after each how many are done.
 
-    What an engine cannot load or run is a proof with a `problem`. Raises `BundleError` where the bundle is damaged.
+    What an engine cannot load or run is a trial with a `problem`. Raises `BundleError` where the bundle is damaged.
     """
-    proofs = []
-    for engine, variant, stage in graphs_to_prove(bundle, engines):
+    trials = []
+    for engine, variant, stage in graphs_to_try(bundle, engines):
         entry, spec = bundle.entry(variant, stage), bundle.manifest.stages[stage]
         default = bundle.manifest.default[stage] == variant
         graph = bundle.graph(variant, stage)
@@ -81,38 +81,38 @@ def prove(
         try:
             with engines[engine](graph, spec) as loaded:
                 difference = golden.check(stage, loaded.run)
-            proofs.append(Proof(engine, variant, stage, default, difference, tolerance))
+            trials.append(Trial(engine, variant, stage, default, difference, tolerance))
         except T2VError as error:
-            proofs.append(Proof(engine, variant, stage, default, problem=str(error)))
-        advance(len(proofs))
-    return tuple(proofs)
+            trials.append(Trial(engine, variant, stage, default, problem=str(error)))
+        advance(len(trials))
+    return tuple(trials)
 
 
-def judge(proofs: Sequence[Proof]) -> tuple[Finding, ...]:
+def judge(trials: Sequence[Trial]) -> tuple[Finding, ...]:
     """Findings of what was proved: whatever is wrong is named, and whether every stage has an engine that is right."""
-    found = list(_wrong(proofs))
+    found = list(_wrong(trials))
     for stage in STAGES:
-        mine = [proof for proof in proofs if proof.stage == stage and proof.default]
-        if not any(proof.right for proof in mine):
+        mine = [trial for trial in trials if trial.stage == stage and trial.default]
+        if not any(trial.right for trial in mine):
             variant = mine[0].variant if mine else "variant"
             found.append(Finding("golden", FAIL, f"no engine here plays the default {variant} of {stage} rightly",
                                  "try --variant fp32, or export the bundle for this device"))
     if not found:
-        engines = ", ".join(dict.fromkeys(proof.engine for proof in proofs))
-        found.append(Finding("golden", OK, f"golden vectors of {len(proofs)} graphs come out right on {engines}"))
+        engines = ", ".join(dict.fromkeys(trial.engine for trial in trials))
+        found.append(Finding("golden", OK, f"golden vectors of {len(trials)} graphs come out right on {engines}"))
     return tuple(found)
 
 
-def _wrong(proofs: Sequence[Proof]) -> Iterator[Finding]:
-    for proof in proofs:
-        graph = f"{proof.variant} {proof.stage}"
-        others = [p.engine for p in proofs if p.right and (p.variant, p.stage) == (proof.variant, proof.stage)]
+def _wrong(trials: Sequence[Trial]) -> Iterator[Finding]:
+    for trial in trials:
+        graph = f"{trial.variant} {trial.stage}"
+        others = [p.engine for p in trials if p.right and (p.variant, p.stage) == (trial.variant, trial.stage)]
         take = f"take --engine {others[0]}" if others else "take another --variant"
-        if proof.problem is not None:
-            yield Finding("golden", WARN, f"{proof.engine} does not run {graph}: {proof.problem}", take)
-        elif not proof.right:
-            yield Finding("golden", FAIL if proof.default else WARN, f"{proof.engine} computes {graph} wrongly: "
-                          f"{proof.difference}, allowed is {proof.tolerance}", f"{take}, or upgrade {proof.engine}")
+        if trial.problem is not None:
+            yield Finding("golden", WARN, f"{trial.engine} does not run {graph}: {trial.problem}", take)
+        elif not trial.right:
+            yield Finding("golden", FAIL if trial.default else WARN, f"{trial.engine} computes {graph} wrongly: "
+                          f"{trial.difference}, allowed is {trial.tolerance}", f"{take}, or upgrade {trial.engine}")
 
 
 def check_tokenizer(bundle: Bundle, golden: Golden) -> Finding:
