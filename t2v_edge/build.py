@@ -102,7 +102,7 @@ class BuildReport:
 
     def to_json(self) -> dict[str, Any]:
         return {"engine": self.engine, "version": self.version, "gpu": dict(vars(self.gpu)),
-                "settings": dict(vars(self.settings)), "total_s": self.total_s,
+                "settings": self.settings.to_json(), "total_s": self.total_s,
                 "stages": {stage: result.to_json() for stage, result in self.stages.items()}}
 
     def to_text(self) -> str:
@@ -118,6 +118,32 @@ class BuildReport:
                 lines.append(f"    {tried.variant:<10}{shown}" + ("" if tried.refused else f"  ({made}, "
                              f"{tried.engine_bytes / 1e6:.1f} MB)"))
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs a bundle here: by stage the engine and the variant, and how the engines were built."""
+
+    stages: Mapping[str, tuple[str, str]]
+    settings: BuildSettings
+
+    @classmethod
+    def of(cls, results: Mapping[str, StageResult], settings: BuildSettings) -> Plan:
+        return cls({stage: (result.engine, result.variant) for stage, result in results.items()}, settings)
+
+    def to_bytes(self) -> bytes:
+        return dumps({"stages": {stage: list(chosen) for stage, chosen in self.stages.items()},
+                      "settings": self.settings.to_json()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Optional[Plan]:
+        """None where it is not one, as of another version of t2v-edge."""
+        try:
+            plan = loads(data, "the plan")
+            stages = {str(stage): (str(engine), str(variant)) for stage, (engine, variant) in plan["stages"].items()}
+            return cls(stages, BuildSettings.from_json(plan["settings"])) if set(stages) == set(STAGES) else None
+        except (BundleError, UsageError, KeyError, TypeError, ValueError, AttributeError):
+            return None
 
 
 class Builder:
@@ -145,6 +171,11 @@ class Builder:
                  and variants[v][stage].precision in RUNS and variants[v][stage].opset <= self.api.opset_cap]
         return tuple(sorted(taken, key=lambda v: RUNS.index(variants[v][stage].precision)))
 
+    @property
+    def count(self) -> int:
+        """Engines that `build` will try."""
+        return sum(len(self.candidates(stage)) for stage in STAGES)
+
     def build(self) -> BuildReport:
         """Build, prove and time every candidate, choose, and keep the outcome for `open`."""
         start = time.perf_counter()
@@ -160,50 +191,53 @@ class Builder:
                 results[stage] = self._build_stage(stage, queue, golden, reference)
         finally:
             queue.release()
-        plan = {stage: {"engine": r.engine, "variant": r.variant} for stage, r in results.items()}
-        self.cache.put(self._plan_key(), dumps(plan))
+        self.cache.put(self._plan_key(), Plan.of(results, self.options.settings).to_bytes())
         return BuildReport(self.api.name, self.api.version_text, self.gpu, self.options.settings, results,
                            time.perf_counter() - start)
 
     def open(self) -> tuple[dict[str, Engine], dict[str, str]]:
-        """The chosen engines in one CUDA stream, and the variant of each stage; builds what is not kept."""
+        """The chosen engines in one CUDA stream, and the variant of each stage.
+
+        An earlier `build` of this batch and these variants counts whatever settings it had; what is not kept is built,
+        and what is built again is proved again.
+        """
         plan = self.plan()
-        if plan is None:
-            self.build()
-            plan = self.plan() or {}
-        missing = [s for s, p in plan.items() if p["engine"] == self.api.name and self._kept(p["variant"], s) is None]
-        if missing or not plan:
-            # An engine that is built again must be proved again.
-            results = self.build().stages
-            plan = {stage: {"engine": r.engine, "variant": r.variant} for stage, r in results.items()}
-        return self._open(plan)
+        builder = self if plan is None else self.with_settings(plan.settings)
+        if plan is None or not builder._holds(plan):
+            plan = Plan.of(builder.build().stages, builder.options.settings)
+        return builder._open(plan)
 
-    def plan(self) -> Optional[dict[str, dict[str, str]]]:
-        """Stage -> engine and variant, as an earlier `build` left it for just this bundle and machine; else None."""
+    def with_settings(self, settings: BuildSettings) -> Builder:
+        """The same, building differently."""
+        return Builder(self.bundle, replace(self.options, settings=settings), self.cache, self._say)
+
+    def plan(self) -> Optional[Plan]:
+        """What an earlier `build` chose for just this bundle and machine; None where there is no such."""
         data = self.cache.get(self._plan_key())
-        if data is None:
-            return None
-        plan = loads(data, "the plan")
+        plan = None if data is None else Plan.from_bytes(data)
         known = self.bundle.manifest.variants
-        whole = isinstance(plan, dict) and set(plan) == set(STAGES)
-        if not whole or not all(stage in known.get(chosen["variant"], {}) for stage, chosen in plan.items()):
+        if plan is None or not all(stage in known.get(variant, {}) for stage, (_, variant) in plan.stages.items()):
             return None
-        return dict(plan)
+        return plan
 
-    def _open(self, plan: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, Engine], dict[str, str]]:
+    def _holds(self, plan: Plan) -> bool:
+        """Whether all engines of a plan are kept, whole."""
+        return all(engine != self.api.name or self.cache.get(self._key(variant, stage)) is not None
+                   for stage, (engine, variant) in plan.stages.items())
+
+    def _open(self, plan: Plan) -> tuple[dict[str, Engine], dict[str, str]]:
         with ExitStack() as opened:
             queue = GpuQueue().acquire()
             opened.callback(queue.release)  # the engines have acquired it as well
             engines: dict[str, Engine] = {}
             failed = ExitStack()
             try:
-                for stage, chosen in plan.items():
-                    engine = self._open_stage(stage, chosen["engine"], chosen["variant"], queue)
-                    engines[stage] = failed.enter_context(engine)
+                for stage, (name, variant) in plan.stages.items():
+                    engines[stage] = failed.enter_context(self._open_stage(stage, name, variant, queue))
             except BaseException:
                 failed.close()
                 raise
-        return engines, {stage: chosen["variant"] for stage, chosen in plan.items()}
+        return engines, {stage: variant for stage, (_, variant) in plan.stages.items()}
 
     def _open_stage(self, stage: str, engine: str, variant: str, queue: GpuQueue) -> Engine:
         spec = self.bundle.manifest.stages[stage]
@@ -292,9 +326,6 @@ class Builder:
         data, kept = self.cache.get_or_make(key, make, lambda: self._say("another process is building it; waiting"))
         return data, kept, 0.0 if kept else time.perf_counter() - start
 
-    def _kept(self, variant: str, stage: str) -> Optional[bytes]:
-        return self.cache.get(self._key(variant, stage))
-
     def _settings(self, stage: str) -> BuildSettings:
         return self.options.settings if stage == "render" else replace(self.options.settings, batch=1)
 
@@ -305,15 +336,15 @@ class Builder:
 
     def _key(self, variant: str, stage: str) -> dict[str, Any]:
         entry = self.bundle.entry(variant, stage)
-        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self._settings(stage)).items()}
         return {"kind": "engine", **self._machine(), "graph_sha256": self.bundle.manifest.files[entry.file].sha256,
-                "precision": entry.precision, "strongly_typed": self.api.strongly_typed, "settings": settings}
+                "precision": entry.precision, "strongly_typed": self.api.strongly_typed,
+                "settings": self._settings(stage).to_json()}
 
     def _plan_key(self) -> dict[str, Any]:
-        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.options.settings).items()}
         variants = None if self.options.variants is None else list(self.options.variants)
         digest = hashlib.sha256(self.bundle.manifest.to_bytes()).hexdigest()
-        return {"kind": "plan", **self._machine(), "bundle": digest, "settings": settings, "variants": variants}
+        return {"kind": "plan", **self._machine(), "bundle": digest, "batch": self.options.settings.batch,
+                "variants": variants}
 
 
 def time_in_turns(engines: Mapping[str, TensorRtEngine]) -> dict[str, float]:

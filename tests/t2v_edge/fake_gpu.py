@@ -1,4 +1,4 @@
-"""A GPU of plain memory and a TensorRT that runs ONNX Runtime: what cuda-python and tensorrt are called for, and no more.
+"""A GPU of plain memory and a TensorRT that runs ONNX Runtime: what is called of cuda-python and tensorrt, and no more.
 
 Work in a stream is done at once, unless it is captured; then it is kept and done at each launch. The real libraries are
 met elsewhere: TensorRT-RTX's builder in test_tensorrt_rtx.py, CUDA and TensorRT 8.6 in benchmarks/gpu.py.
