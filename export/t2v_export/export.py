@@ -110,6 +110,7 @@ def export_checkpoint(
             passes.int8_graphs(quantize, profile)
             if half and takes_half_int8(profile):
                 passes.half_int8_graphs()
+            passes.float_weight_graphs(quantize.float_weights)
         check_engines(passes.made.graphs, profile)
         passes.look_ahead()
         latencies = passes.latencies() if options.measure else {}

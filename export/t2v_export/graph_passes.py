@@ -23,6 +23,7 @@ from t2v_export.batch import check_batch_free, free_batch
 from t2v_export.checkpoint import Checkpoint
 from t2v_export.choose import MARGIN
 from t2v_export.engines import HALF_INT8, takes_half_int8, tensorrt_lines
+from t2v_export.float_weights import float_weights
 from t2v_export.grid import store_grid
 from t2v_export.half_int8 import compute_half_int8
 from t2v_export.int8 import calibrate, measure_int8, quantize_stage
@@ -232,6 +233,12 @@ class GraphPasses:
                 self.made.add(HALF_INT8, stage, onnx.load_from_string(files["graph.onnx"]), difference, keep)
             else:
                 self.made.refused.setdefault(HALF_INT8, {})[stage] = described
+
+    def float_weight_graphs(self, stages: Sequence[str]) -> None:
+        """Weights of these stages' `int8` graphs as float32 behind Q and DQ: the same numbers, so nothing is measured.
+        """
+        of = self.made.graphs.get("int8", {})
+        of.update({stage: float_weights(of[stage], self.specs[stage]) for stage in stages if stage in of})
 
     def look_ahead(self) -> None:
         """Whether each variant's renderer takes several frames at once."""

@@ -120,7 +120,7 @@ class _Linter:
         signed = kind is not None or self.target.signed or (zero is not None and zero.dtype == np.int8)
         if zero is not None and signed and zero.any():
             self._fault(node.name, "zero-point", f"{zero.reshape(-1)[np.flatnonzero(zero)[0]]}, 0 is wanted")
-        if node.op_type == Q:
+        if node.op_type == Q and kind is None:
             if scale.size != 1:
                 self._fault(node.name, "activation scale", f"{scale.size} of them, one for the tensor is wanted")
             if zero is None or zero.dtype != (np.int8 if self.target.signed else np.uint8):
@@ -129,7 +129,7 @@ class _Linter:
 
     def _layer(self, node: onnx.NodeProto) -> None:
         weight = self.made_by.get(node.input[1])
-        data = self.constants.get(weight.input[0]) if weight is not None and weight.op_type == DQ else None
+        data, whole = self._weight(weight)
         if weight is None or data is None:
             if node.input[1] in self.constants and self.kept is not None and node.name not in self.kept:
                 self._fault(node.name, "leftover", "computes in float and is not among the layers kept so")
@@ -139,7 +139,7 @@ class _Linter:
         axis = 1 if node.op_type == "ConvTranspose" else out_axis(node)
         found = next((int(a.i) for a in weight.attribute if a.name == "axis"), 1) % len(data.dims)
         scale = self._value(weight, 1)
-        if data.data_type != TensorProto.INT8:
+        if not whole:
             self._fault(node.name, "weight type", "is not int8")
         if found != axis:
             self._fault(node.name, "weight axis", f"{found}, the outputs are along {axis}")
@@ -150,6 +150,17 @@ class _Linter:
             self._fault(node.name, "input", "its weights are int8 and its input is not quantized")
         else:
             self._bias(node, source, scale)
+
+    def _weight(self, made: onnx.NodeProto | None) -> tuple[onnx.TensorProto | None, bool]:
+        """The constant that a weight's DQ reads, itself or behind a Q, and whether it then is int8."""
+        if made is None or made.op_type != DQ:
+            return None, False
+        before = self.made_by.get(made.input[0])
+        if before is not None and before.op_type == Q:
+            zero = self._value(before, 2)
+            return self.constants.get(before.input[0]), zero is not None and zero.dtype == np.int8
+        data = self.constants.get(made.input[0])
+        return data, data is not None and data.data_type == TensorProto.INT8
 
     def _bias(self, node: onnx.NodeProto, source: onnx.NodeProto, scale: NDArray[Any] | None) -> None:
         made = self.made_by.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None

@@ -16,9 +16,9 @@ _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int
            "tensor(int32)": "int32", "tensor(uint8)": "uint8", "tensor(bool)": "bool"}
 
 _WRONG = ("WeightBiasQuantization",)
-"""Rewrites that ONNX Runtime is not let do: it makes int32 of float biases, by way of float16 where a graph's scales are
-that (measured with 1.32: frames of an `int8-fp16` graph at 27 dB instead of 61, for the quotient overflowed). Graphs for
-its own kernels, `int8-u8`, have int32 biases as they come."""
+"""Rewrites that ONNX Runtime is not let do: it makes int32 of float biases, in float16 where scales are that, and there
+the quotient overflows (measured with 1.32: frames of an `int8-fp16` graph at 27 dB instead of 61). Graphs for its own
+kernels, `int8-u8`, have int32 biases as they come."""
 
 
 class OnnxRuntimeEngine:
