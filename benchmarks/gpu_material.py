@@ -3,6 +3,7 @@ on the CPU makes of them."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ from t2v_edge.errors import UsageError
 from t2v_edge.spec import STAGES
 from t2v_edge.tokenizer import CaptionTokenizer
 from t2v_export.captions import DEFAULT_CAPTIONS
-from t2v_export.checkpoint import Checkpoint, load_checkpoint
+from t2v_export.checkpoint import MAX_CONFIG_BYTES, Checkpoint, load_checkpoint
+from t2v_export.config import parse_config
+from t2v_export.files import needed_file
 from t2v_export.reference import FRAME_STEPS, Rollout, play_references
 from t2v_export.to_onnx import PixelFrames
 from t2v_export.tokenizer import caption_tokenizer
@@ -65,7 +68,9 @@ def gather(folder: Path, bundle: Path | None, captions: int, seed: int) -> Mater
 
 def match_bundles(checkpoints: Sequence[Path], bundles: Sequence[Path]) -> list[Path | None]:
     """For each checkpoint the bundle of its name, or None; raises `UsageError` where a bundle belongs to none."""
-    names = [load_checkpoint(folder).config.name for folder in checkpoints]
+    remedy = "is this a checkpoint folder?"
+    configs = [needed_file(folder, "config.json", MAX_CONFIG_BYTES, remedy) for folder in checkpoints]
+    names = [parse_config(path.read_bytes()).name for path in configs]
     found: dict[str, Path] = {}
     for path in bundles:
         with Bundle.open(path) as bundle:
@@ -116,8 +121,6 @@ def gpu_modules(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, channels_last: bool
 ) -> dict[str, torch.nn.Module]:
     """Copies of the three modules on `device`, floats in `dtype`, pixels folded into the renderer."""
-    import copy
-
     copies: dict[str, torch.nn.Module] = {s: copy.deepcopy(module) for s, module in checkpoint.modules.items()}
     copies["render"] = PixelFrames(copies["render"])
     made = {stage: module.to(device, dtype).eval() for stage, module in copies.items()}

@@ -25,14 +25,16 @@ from t2v_export.captions import DEFAULT_CAPTIONS
 
 WARM = 10
 FEWEST = 20
-"""Runs that are timed at least, whatever the budget says."""
+"""Runs that are timed at least, however long they take."""
+LEAST_S, MOST_S = 0.5, 2.0
+"""Seconds of a stream at least, and of a stream or of a stage's runs at most."""
 PROFILED = 30  # calls whose busy time is read
 LIMIT = 4000  # characters kept of a traceback
 
 
 @dataclass(frozen=True)
 class MeasureOptions:
-    """`runs` of each stage and frames of each stream at least, look-ahead `batches`, seconds a method may take."""
+    """`runs` of each stage and frames of each stream, look-ahead `batches`; after `seconds` none of these is begun."""
 
     runs: int = 200
     batches: tuple[int, ...] = (4, 8)
@@ -69,7 +71,6 @@ def measure(method: GpuMethod, material: Material, place: Place, options: Measur
     setup: dict[str, float] = {}
     stages: dict[str, Any] = {}
     with torch.inference_mode(), place.current():
-        # Render and motion first: where the budget of a compiler ends early, the frame loop has been measured.
         makers = {"render": lambda: runner.render(1), "motion": runner.motion, "text": runner.text}
         for stage, make in makers.items():
             begun = budget.spent
@@ -77,14 +78,14 @@ def measure(method: GpuMethod, material: Material, place: Place, options: Measur
             samples = device_samples(material, stage, runner, 1)
             _warm(call, samples, place)
             setup[stage] = budget.spent - begun
-            stages[stage] = time_call(call, samples, place, options.runs, budget)
+            stages[stage] = time_call(call, samples, place, options.runs)
         found: dict[str, Any] = {
             "setup_s": setup, "stages": stages,
             "errors": {**stage_errors(runner, material), "frames": {"1": frame_errors(runner, material, 1)}},
             "streams": {}, "first_frame_ms": None,
         }
         player = runner.player(1)
-        found["streams"]["1"] = time_stream(player, options.seed, options.runs, budget)
+        found["streams"]["1"] = time_stream(player, options.seed, options.runs)
         found["first_frame_ms"] = first_frames(player, material.captions, options.seed)
         for batch in options.batches:
             look_ahead(runner, material, batch, options, budget, found)
@@ -110,10 +111,10 @@ def look_ahead(
         call, samples = runner.render(batch), device_samples(material, "render", runner, batch)
         _warm(call, samples, runner.place)
         found["setup_s"][f"render_{name}"] = budget.spent - begun
-        found["stages"][f"render_{name}"] = time_call(call, samples, runner.place, options.runs, budget)
+        found["stages"][f"render_{name}"] = time_call(call, samples, runner.place, options.runs)
         found["errors"]["frames"][name] = frame_errors(runner, material, batch)
         player = runner.player(batch)
-        found["streams"][name] = time_stream(player, options.seed, options.runs, budget)
+        found["streams"][name] = time_stream(player, options.seed, options.runs)
     except Exception as error:  # noqa: BLE001 a library may refuse a batch in any way; batch 1 has been measured
         found["streams"][name] = {"failed": f"{type(error).__name__}: {error}", "traceback": trace()}
 
@@ -140,18 +141,16 @@ def _warm(call: Call, samples: Sequence[Sequence[Tensor]], place: Place) -> None
     place.synchronize()
 
 
-def time_call(
-    call: Call, samples: Sequence[Sequence[Tensor]], place: Place, runs: int, budget: Budget
-) -> dict[str, Any]:
+def time_call(call: Call, samples: Sequence[Sequence[Tensor]], place: Place, runs: int) -> dict[str, Any]:
     """One run at a time on rotated inputs, each from an idle GPU.
 
     `gpu_ms`: between CUDA events around the run, so gaps in which the GPU waits for the host count; None on a CPU.
     `wall_ms`: from the call to the end of the wait for it.
     """
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if place.on_gpu else []
-    on_gpu, wall = [], []
+    on_gpu, wall, limit = [], [], Budget(MOST_S)
     for index in range(runs):
-        if index >= FEWEST and budget.over:
+        if index >= FEWEST and limit.over:
             break
         call.feed(samples[index % len(samples)])
         place.synchronize()
@@ -168,13 +167,14 @@ def time_call(
     return {"gpu_ms": latency(on_gpu) if on_gpu else None, "wall_ms": latency(wall)}
 
 
-def time_stream(player: Player, seed: int, frames: int, budget: Budget) -> dict[str, Any]:
+def time_stream(player: Player, seed: int, frames: int) -> dict[str, Any]:
     """Frames back to back, a motion step for each; `call_ms` of calls that make a batch each, with copy and wait."""
     player.start(DEFAULT_CAPTIONS[0], seed)
     for _ in range(WARM):
         player.advance()
     took: list[float] = []
-    while len(took) * player.batch < frames and (len(took) < FEWEST or not budget.over):
+    least, most = Budget(LEAST_S), Budget(MOST_S)
+    while len(took) < FEWEST or not (most.over or (least.over and len(took) * player.batch >= frames)):
         start = time.perf_counter()
         player.advance()
         took.append(1000 * (time.perf_counter() - start))
@@ -197,15 +197,18 @@ def first_frames(player: Player, captions: Sequence[str], seed: int) -> dict[str
     return latency(took)
 
 
-def stage_errors(runner: Runner, material: Material) -> dict[str, float]:
-    """Largest differences from FP32 on the CPU: of a condition, and of a motion after one step from the same state."""
-    found = {}
+def stage_errors(runner: Runner, material: Material) -> dict[str, float | None]:
+    """Largest differences from FP32 on the CPU: of a condition, and of a motion after one step from the same state.
+
+    None where a method gives NaN or infinity.
+    """
+    found: dict[str, float | None] = {}
     for stage, call, name in (("text", runner.text(), "condition_max"), ("motion", runner.motion(), "motion_max")):
         off = []
         for sample, wanted in zip(device_samples(material, stage, runner, 1), material.wanted[stage]):
             call.feed(sample)
             off.append(np.abs(call.run()[0].float().cpu().numpy() - wanted).max())
-        found[name] = float(max(off))
+        found[name] = float(max(off)) if np.isfinite(off).all() else None
     return found
 
 

@@ -25,8 +25,9 @@ The file is written anew after each method. --resume keeps what it has measured 
                                 "skipped", or "failed" and "traceback"
                    first_frame_ms  from a caption never seen to its first frame in pinned memory: tokens, text stage,
                                 condition settled on the host, motion step, render, copy
-                   errors       condition_max, motion_max (one step from the same state), frames: "1"... -> psnr_db,
-                                psnr_min_db, max_levels (the same render inputs); all against FP32 on the CPU
+                   errors       condition_max, motion_max (one step from the same state; null: not finite), frames: "1"...
+                                -> psnr_db, psnr_min_db, max_levels (the same render inputs); all against FP32 on the
+                                CPU
                    memory       peak_allocated_mib and peak_reserved_mib of PyTorch's allocator, device_mib: how much
                                 less of the GPU was free at the end than at the start; null on a CPU
                    render_rate  "1"... -> tops: 10^12 operations a second by gpu_ms, share: of the ceiling
@@ -51,7 +52,7 @@ import torch
 from benchmarks.gpu_ceilings import measure_gpu_ceilings
 from benchmarks.gpu_material import Material, gather, match_bundles
 from benchmarks.gpu_measure import Budget, MeasureOptions, busy_times, measure, trace, with_busy
-from benchmarks.gpu_methods import FRAME_GRAPH, GPU_METHODS, GRAPH, GpuMethod, gpu_method
+from benchmarks.gpu_methods import COMPILE, FRAME_GRAPH, GPU_METHODS, GRAPH, GpuMethod, gpu_method
 from benchmarks.gpu_onnx import NotInstalled
 from benchmarks.gpu_player import Place
 from benchmarks.process import MEGABYTE
@@ -152,7 +153,8 @@ def run(
 ) -> None:
     """Measure every method on every model that `results` does not have yet; then the busy times.
 
-    Nothing is begun after `deadline`.
+    No method is begun after `deadline`. Busy times, which take a second or two, are read after it as well, but not
+    those of torch.compile.
     """
     for material in materials:
         results.describe(material)
@@ -168,7 +170,8 @@ def run(
     for method in methods:
         for material in materials:
             contender = results.find(material.name, method.name)
-            if place.on_gpu and contender and contender["status"] == MEASURED and not deadline.over:
+            late = method.runner == COMPILE and deadline.over
+            if place.on_gpu and contender and contender["status"] == MEASURED and not late:
                 results.put(with_idle(contender, method, material, place, options.seed))
 
 
@@ -289,10 +292,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                         default=tuple(method for method in GPU_METHODS if not method.asked))
     parser.add_argument("--resume", action="store_true", help="keep what the file has measured, do the rest")
     parser.add_argument("--seconds-per-method", type=float, default=MeasureOptions.seconds,
-                        help="after so many seconds a method's look-ahead batches are left out and runs cut short; a "
-                        "compilation that has begun is not broken off (default %(default)s)")
-    parser.add_argument("--deadline", type=float, default=240.0,
-                        help="begin nothing after so many seconds (default %(default)s)")
+                        help="after so many seconds a method's look-ahead batches are left out; a compilation that "
+                        "has begun is not broken off (default %(default)s)")
+    parser.add_argument("--deadline", type=float, default=180.0,
+                        help="begin no method after so many seconds; what is under way and the reading of busy times "
+                        "take up to a minute more (default %(default)s)")
     parser.add_argument("--runs", type=int, default=MeasureOptions.runs, help="of a stage (default %(default)s)")
     parser.add_argument("--batches", type=_batches, default=MeasureOptions.batches,
                         help="look-ahead frames at a call, besides 1 (default 4,8)")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_measure, gpu_peers
+from benchmarks import gpu_measure, gpu_peers, gpu_torch
 from benchmarks.gpu_ceilings import measure_gpu_ceilings
 from benchmarks.gpu_material import gather, match_bundles
 from benchmarks.gpu_measure import Budget, MeasureOptions, gpu_intervals, make_runner, measure, with_busy
@@ -23,6 +23,11 @@ from t2v_export.checkpoint import load_checkpoint
 CPU = Place.of("cpu")
 FEW = MeasureOptions(runs=20, batches=(4,), seconds=30.0)
 EAGER = gpu_method("torch-eager-fp32")
+
+
+@pytest.fixture(autouse=True)
+def short_streams(monkeypatch):
+    monkeypatch.setattr(gpu_measure, "LEAST_S", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +124,43 @@ def test_a_stream_is_the_runtimes_own(material, bundle):
         assert np.abs(made - wanted).max() <= 1  # rounding of another order of sums
 
 
+class Replayed:
+    """A captured graph where there is none: a replay runs what was captured and writes to the same memory."""
+
+    def __init__(self, once):
+        self._once, self.outputs = once, tuple(tensor.clone() for tensor in once())
+
+    def replay(self):
+        for mine, made in zip(self.outputs, self._once()):
+            mine.copy_(made)
+
+
+@pytest.mark.parametrize("name", ["torch-graph-fp32", "torch-frame-graph-fp32"])
+def test_captured_stages_show_the_stream_that_called_ones_do(material, monkeypatch, name):
+    def recorded(once, place):
+        graph = Replayed(once)
+        return graph, graph.outputs
+
+    monkeypatch.setattr(gpu_torch, "capture", recorded)
+    clips = {}
+    for method in (EAGER, gpu_method(name)):
+        runner = make_runner(method, material, CPU)
+        with torch.inference_mode():
+            for batch in (1, 4):
+                player = runner.player(batch)
+                player.start("a person is dancing", seed=5)
+                player.advance()
+                player.start("a person is running", seed=3)  # nothing of the stream before is left
+                shown = [player.advance().copy() for _ in range(4 // batch)]
+                player.caption("a person is walking")
+                clips[method.name, batch] = np.concatenate([*shown, *(player.advance() + 0 for _ in range(4 // batch))])
+            assert gpu_measure.frame_errors(runner, material, 4)["max_levels"] <= 1
+            assert gpu_measure.stage_errors(runner, material)["motion_max"] < 1e-5
+    wanted = clips.pop((EAGER.name, 1)).astype(int)
+    assert np.abs(wanted[4:] - wanted[:4]).max() > 1
+    assert all(np.abs(clip - wanted).max() <= 1 for clip in clips.values())
+
+
 def test_onnx_runtime_runs_a_bundle_with_bound_memory(checkpoint, bundle):
     pytest.importorskip("onnxruntime")
     assert match_bundles([checkpoint], [bundle]) == [bundle]
@@ -152,7 +194,7 @@ def test_a_mask_made_on_the_gpu_means_what_the_encoders_own_does():
 def test_a_budget_that_is_over_leaves_out_look_ahead_batches(material):
     found = measure(EAGER, material, CPU, replace(FEW, seconds=0.0))
     assert found["streams"]["4"] == {"skipped": "the method's 0 s were over"}
-    assert found["stages"]["render"]["wall_ms"]["runs"] == gpu_measure.FEWEST
+    assert "render_4" not in found["stages"] and found["stages"]["render"]["wall_ms"]["runs"] == FEW.runs
 
 
 def test_states_in_overwritten_memory_are_copied_out():
