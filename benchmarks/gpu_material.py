@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from t2v_calibration.captions import load_captions
@@ -117,12 +118,28 @@ def _samples(
     return samples, wanted
 
 
+class HostOrder(nn.Module):
+    """Frames as the host reads them, rows of pixels one after another.
+
+    PixelFrames gives a permuted view, which the copy to the host would have to straighten in a launch of its own; here
+    a compiler may fuse that, and a graph holds it.
+    """
+
+    def __init__(self, frames: nn.Module) -> None:
+        super().__init__()
+        self.frames = frames
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        made: Tensor = self.frames(*inputs)
+        return made.contiguous()
+
+
 def gpu_modules(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, channels_last: bool
-) -> dict[str, torch.nn.Module]:
+) -> dict[str, nn.Module]:
     """Copies of the three modules on `device`, floats in `dtype`, pixels folded into the renderer."""
-    copies: dict[str, torch.nn.Module] = {s: copy.deepcopy(module) for s, module in checkpoint.modules.items()}
-    copies["render"] = PixelFrames(copies["render"])
+    copies: dict[str, nn.Module] = {s: copy.deepcopy(module) for s, module in checkpoint.modules.items()}
+    copies["render"] = HostOrder(PixelFrames(copies["render"]))
     made = {stage: module.to(device, dtype).eval() for stage, module in copies.items()}
     if channels_last:
         made["render"] = made["render"].to(memory_format=torch.channels_last)

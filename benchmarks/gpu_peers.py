@@ -25,9 +25,9 @@ The file is written anew after each method. --resume keeps what it has measured 
                                 "skipped", or "failed" and "traceback"
                    first_frame_ms  from a caption never seen to its first frame in pinned memory: tokens, text stage,
                                 condition settled on the host, motion step, render, copy
-                   errors       condition_max, motion_max (one step from the same state; null: not finite), frames: "1"...
-                                -> psnr_db, psnr_min_db, max_levels (the same render inputs); all against FP32 on the
-                                CPU
+                   errors       condition_max, motion_max (one step from the same state), null where not finite;
+                                frames: "1"... -> psnr_db, psnr_min_db, max_levels (the same render inputs); all
+                                against FP32 on the CPU
                    memory       peak_allocated_mib and peak_reserved_mib of PyTorch's allocator, device_mib: how much
                                 less of the GPU was free at the end than at the start; null on a CPU
                    render_rate  "1"... -> tops: 10^12 operations a second by gpu_ms, share: of the ceiling

@@ -26,8 +26,13 @@ EAGER = gpu_method("torch-eager-fp32")
 
 
 @pytest.fixture(autouse=True)
-def short_streams(monkeypatch):
+def short_and_quiet(monkeypatch):
+    """No stream longer than its frames, and no threads that wait for each other where other tests run beside."""
     monkeypatch.setattr(gpu_measure, "LEAST_S", 0.0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
