@@ -198,6 +198,9 @@ class _Config:
     def set_memory_pool_limit(self, pool, size):
         self.workspace = size
 
+    def set_tactic_sources(self, mask):
+        self.tactics = mask
+
 
 class _Engine:
     def __init__(self, batch, model):
