@@ -220,6 +220,23 @@ class Builder:
             return None
         return plan
 
+    def open_kept(self, variant: str, stage: str) -> TensorRtEngine:
+        """An engine that an earlier `build` left in the cache, chosen or not, in a CUDA stream of its own.
+
+        Raises `EngineError` where there is none: nothing is built.
+        """
+        plan = self.plan()
+        builder = self if plan is None else self.with_settings(plan.settings)
+        data = builder.cache.get(builder._key(variant, stage))
+        if data is None:
+            raise EngineError(f"no engine of {variant} {stage} has been built here; t2v-edge build {self.bundle.path}")
+        queue = GpuQueue().acquire()
+        try:
+            spec = self.bundle.manifest.stages[stage]
+            return TensorRtEngine(self.api, data, spec, queue, builder._settings(stage).batch)
+        finally:
+            queue.release()  # the engine has acquired it as well
+
     def _holds(self, plan: Plan) -> bool:
         """Whether all engines of a plan are kept, whole."""
         return all(engine != self.api.name or self.cache.get(self._key(variant, stage)) is not None

@@ -65,6 +65,7 @@ def usable_engines(system: System) -> tuple[str, ...]:
     packages = system.python.packages
     found = [name for name, needed in (("onnxruntime", ("onnxruntime", "onnxruntime-gpu")), ("openvino", ("openvino",)))
              if any(package in packages for package in needed)]
+    found += ["onnxruntime-cuda"] if "onnxruntime-gpu" in packages and (system.gpus or system.driver) else []
     found += ["tensorrt"] if all(f.level == OK for f in _tensorrt(system)) and system.python.tensorrt else []
     found += ["tensorrt-rtx"] if all(f.level == OK for f in _rtx(system)) and system.python.tensorrt_rtx else []
     return tuple(found)

@@ -22,8 +22,8 @@ from t2v_edge.checks import (
 from t2v_edge.device import DeviceProfile
 from t2v_edge.errors import BundleError
 from t2v_edge.golden import Golden
-from t2v_edge.trial import Open, Trial, check_tokenizer, graphs_to_try, installed_engines, judge, try_engines
 from t2v_edge.system import System
+from t2v_edge.trial import Door, Trial, check_tokenizer, graphs_to_try, installed_engines, judge, try_engines
 
 Advance = Callable[[int, int], object]
 """Called with how many graphs are done, of how many."""
@@ -76,7 +76,7 @@ def diagnose(
     system: System,
     bundle: Union[str, os.PathLike[str], None] = None,
     profile: Optional[DeviceProfile] = None,
-    engines: Optional[Mapping[str, Open]] = None,
+    engines: Optional[Mapping[str, Door]] = None,
     advance: Advance = lambda done, total: None,
 ) -> Diagnosis:
     """Examine a machine; with `bundle`, a path, verify it and run its golden vectors on `engines`.
@@ -103,7 +103,7 @@ def diagnose(
     return Diagnosis(system, tuple(findings), usable_engines(system), name, trials)
 
 
-def _run(bundle: Bundle, engines: Mapping[str, Open], advance: Advance) -> tuple[list[Finding], tuple[Trial, ...]]:
+def _run(bundle: Bundle, engines: Mapping[str, Door], advance: Advance) -> tuple[list[Finding], tuple[Trial, ...]]:
     golden = Golden.read(bundle)
     if golden is None:
         return [Finding("golden", WARN, "the bundle has no golden vectors, so that no engine can be proved",

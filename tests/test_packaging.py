@@ -29,7 +29,7 @@ LAYERS = (
     ("spec", "frame", "device", "files", "strict_json", "onnx_lite", "clock", "draws", "timing", "resize", "machine",
      "cache", "jetpack"),
     ("bundle", "archive", "manifest", "tokenizer"),
-    ("engine", "choice", "golden", "system", "checks"),
+    ("engine", "choice", "golden", "system", "checks", "proof", "build", "player"),
     ("stream",),
     ("pipeline",),
     ("sinks", "report", "trial", "doctor"),

@@ -151,6 +151,13 @@ def test_no_engine_at_all_fails():
     assert finding.level == FAIL and finding.remedy == "pip install 't2v-edge[cpu]'" and usable_engines(system) == ()
 
 
+def test_onnx_runtime_with_cuda_counts_where_there_is_a_driver():
+    packages = {**without(PYTHONS["desktop-rtx"].packages, "onnxruntime"), "onnxruntime-gpu": "1.23.2"}
+    assert usable_engines(read_system("desktop-rtx", packages=packages)) == (
+        "onnxruntime", "onnxruntime-cuda", "tensorrt-rtx")
+    assert usable_engines(read_system("cpu-x86", packages=packages)) == ("onnxruntime",)
+
+
 def test_an_idle_desktop_gpu_is_told_of_tensorrt_rtx():
     finding = one(examine(read_system("desktop-rtx", tensorrt_rtx=None)), "tensorrt-rtx")
     assert finding.level == WARN and "t2v-edge[rtx]" in finding.remedy

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from t2v_edge import cli
-from t2v_edge.bundle import write_bundle
+from t2v_edge.bundle import Bundle, write_bundle
 from t2v_edge.checks import FAIL, OK, WARN
 from t2v_edge.doctor import diagnose
 from t2v_edge.engine import EngineOptions, available_engines, open_engine
 from t2v_edge.errors import EngineError
-from t2v_edge.trial import installed_engines
 from t2v_edge.spec import STAGES
 from t2v_edge.system import System
+from t2v_edge.trial import Door, installed_engines
+from tests.t2v_edge.fake_gpu import FakeCuda, install
 from tests.t2v_edge.golden_samples import golden_arrays, pack
 from tests.t2v_edge.system_samples import in_venv, read_system
 
@@ -30,8 +31,8 @@ def sound(tiny):
     return tiny
 
 
-def onnxruntime(graph, spec):
-    return open_engine("onnxruntime", graph, spec, EngineOptions(1))
+def onnxruntime(bundle, variant, stage):
+    return open_engine("onnxruntime", bundle.graph(variant, stage), bundle.manifest.stages[stage], EngineOptions(1))
 
 
 class Wrong:
@@ -40,16 +41,16 @@ class Wrong:
     def __init__(self, stage, change):
         self._stage, self._change = stage, change
 
-    def __call__(self, graph, spec):
-        engine = onnxruntime(graph, spec)
-        if spec.stage == self._stage:
-            run, first = engine.run, spec.results[0].name
+    def __call__(self, bundle, variant, stage):
+        engine = onnxruntime(bundle, variant, stage)
+        if stage == self._stage:
+            run, first = engine.run, bundle.manifest.stages[stage].results[0].name
             engine.run = lambda feeds: {**(made := run(feeds)), first: self._change(made[first])}
         return engine
 
 
-def broken(graph, spec):
-    raise EngineError(f"no {spec.stage} engine has been built; t2v-edge build BUNDLE")
+def broken(bundle, variant, stage):
+    raise EngineError(f"no {stage} engine has been built; t2v-edge build BUNDLE")
 
 
 def golden_findings(diagnosis):
@@ -70,7 +71,8 @@ def test_a_sound_bundle_is_proved_on_every_engine_that_is_installed(sound, tmp_p
 
 
 def test_an_engine_that_computes_wrongly_is_named(sound, tmp_path):
-    engines = {"onnxruntime": onnxruntime, "openvino": Wrong("motion", lambda moved: moved + np.float32(0.1))}
+    wrong = Wrong("motion", lambda moved: moved + np.float32(0.1))
+    engines = {"onnxruntime": Door(onnxruntime), "openvino": Door(wrong)}
     diagnosis = diagnose(read_system("cpu-x86"), sound.write(tmp_path / "b"), engines=engines)
     (finding,) = golden_findings(diagnosis)
     assert not diagnosis.can_run and finding.level == FAIL
@@ -80,16 +82,16 @@ def test_an_engine_that_computes_wrongly_is_named(sound, tmp_path):
 
 
 def test_a_nan_is_wrong_and_still_json(sound, tmp_path):
-    engines = {"onnxruntime": Wrong("text", lambda made: made * np.float32(np.nan))}
+    engines = {"onnxruntime": Door(Wrong("text", lambda made: made * np.float32(np.nan)))}
     diagnosis = diagnose(read_system("cpu-x86"), sound.write(tmp_path / "b"), engines=engines)
     assert not diagnosis.can_run and "NaN or infinite" in golden_findings(diagnosis)[0].what
-    assert "no engine here plays the default fp32 of text rightly" in golden_findings(diagnosis)[1].what
+    assert "no engine here plays text rightly in its default variant" in golden_findings(diagnosis)[1].what
     json.dumps(diagnosis.to_json(), allow_nan=False)
 
 
 def test_a_variant_that_is_wrong_and_no_default_only_warns(tiny, tmp_path):
     tiny.files["golden.npz"] = pack(golden_arrays(tiny))  # "fp16" has other weights
-    diagnosis = diagnose(read_system("cpu-x86"), tiny.write(tmp_path / "b"), engines={"onnxruntime": onnxruntime})
+    diagnosis = diagnose(read_system("cpu-x86"), tiny.write(tmp_path / "b"), engines={"onnxruntime": Door(onnxruntime)})
     assert diagnosis.can_run
     assert {f.what.split(" wrongly")[0] for f in golden_findings(diagnosis)} == {
         f"onnxruntime computes fp16 {stage}" for stage in STAGES}
@@ -97,11 +99,12 @@ def test_a_variant_that_is_wrong_and_no_default_only_warns(tiny, tmp_path):
 
 
 def test_an_engine_that_has_nothing_built_is_told_and_the_others_count(sound, tmp_path):
-    engines = {"tensorrt": broken, "onnxruntime": onnxruntime}
+    engines = {"tensorrt": Door(broken), "onnxruntime": Door(onnxruntime)}
     diagnosis = diagnose(read_system("jetpack-6.2"), sound.write(tmp_path / "b"), engines=engines)
-    assert diagnosis.can_run and len(golden_findings(diagnosis)) == 3
-    assert all(f.level == WARN and "t2v-edge build" in f.what for f in golden_findings(diagnosis))
-    alone = diagnose(read_system("jetpack-6.2"), sound.write(tmp_path / "b"), engines={"tensorrt": broken})
+    (finding,) = golden_findings(diagnosis)
+    assert diagnosis.can_run and finding.level == WARN and finding.what.startswith("tensorrt runs no graph: no ")
+    assert finding.remedy == "t2v-edge build BUNDLE"
+    alone = diagnose(read_system("jetpack-6.2"), sound.write(tmp_path / "b"), engines={"tensorrt": Door(broken)})
     assert not alone.can_run
 
 
@@ -111,7 +114,7 @@ def test_tensorrt_is_not_asked_for_unsigned_int8(sound, tmp_path):
     sound.files["int8-u8/text.onnx"] = sound.files["fp32/text.onnx"]
     manifest = replace(sound.manifest, quality={"int8-u8": {"text": {"max_rel": 0.01}}})
     write_bundle(tmp_path / "b", manifest, sound.files)
-    engines = {"tensorrt": onnxruntime, "onnxruntime": onnxruntime}
+    engines = {"tensorrt": Door(onnxruntime), "onnxruntime": Door(onnxruntime)}
     diagnosis = diagnose(read_system("jetpack-6.2"), tmp_path / "b", engines=engines)
     ran = {(p.engine, p.variant) for p in diagnosis.trials}
     assert ("onnxruntime", "int8-u8") in ran and ("tensorrt", "int8-u8") not in ran and ("tensorrt", "fp32") in ran
@@ -122,9 +125,44 @@ def test_another_tokenizer_is_noticed(sound, tmp_path):
     arrays = golden_arrays(sound)
     arrays["captions"] = np.array(["a person is running", *arrays["captions"][1:]])
     sound.files["golden.npz"] = pack(arrays)
-    diagnosis = diagnose(read_system("cpu-x86"), sound.write(tmp_path / "b"), engines={"onnxruntime": onnxruntime})
+    engines = {"onnxruntime": Door(onnxruntime)}
+    diagnosis = diagnose(read_system("cpu-x86"), sound.write(tmp_path / "b"), engines=engines)
     finding = next(f for f in diagnosis.findings if f.code == "tokenizer")
     assert finding.level == FAIL and "a person is running" in finding.what and not diagnosis.can_run
+
+
+def test_tensorrt_is_tried_as_it_was_built_and_nothing_is_built(sound, tmp_path, monkeypatch):
+    monkeypatch.setenv("T2V_EDGE_CACHE", str(tmp_path / "cache"))
+    install(monkeypatch, FakeCuda())
+    from t2v_edge.build import Builder, BuildOptions
+
+    engines = {name: opened for name, opened in installed_engines().items() if name in ("tensorrt", "onnxruntime")}
+    assert set(engines) == {"tensorrt", "onnxruntime"}
+    path = sound.write(tmp_path / "b")
+    before = diagnose(read_system("jetpack-6.2"), path, engines=engines)
+    (finding,) = golden_findings(before)
+    assert "tensorrt runs no graph: no engine of fp32 text has been built" in finding.what
+    assert finding.remedy == f"t2v-edge build {path}" and before.can_run
+    with Bundle.open(path) as bundle:
+        Builder(bundle, BuildOptions()).build()
+    after = diagnose(read_system("jetpack-6.2"), path, engines=engines)
+    assert [(t.right, t.default) for t in after.trials if t.engine == "tensorrt"] == [(True, True)] * 3
+    assert [f.level for f in golden_findings(after)] == [OK]
+
+
+def test_an_engine_that_the_build_refused_is_no_failure(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("T2V_EDGE_CACHE", str(tmp_path / "cache"))
+    install(monkeypatch, FakeCuda())
+    from t2v_edge.build import Builder, BuildOptions
+
+    tiny.files["golden.npz"] = pack(golden_arrays(tiny))  # "fp16" has other weights
+    with Bundle.open(tiny.write(tmp_path / "b")) as bundle:
+        Builder(bundle, BuildOptions()).build()
+    engines = {"tensorrt": installed_engines()["tensorrt"]}
+    diagnosis = diagnose(read_system("jetpack-6.2"), tmp_path / "b", engines=engines)
+    assert diagnosis.can_run and {t.variant for t in diagnosis.trials if t.default} == {"fp32"}
+    assert {f.level for f in golden_findings(diagnosis)} == {WARN}
+    assert all("tensorrt computes fp16" in f.what and "--rebuild" in f.remedy for f in golden_findings(diagnosis))
 
 
 def test_a_damaged_bundle_is_a_finding_with_its_remedy(sound, tmp_path):
