@@ -63,6 +63,17 @@ class BuildSettings:
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise UsageError(f"optimization level is {self.optimization_level}, expected 0 to 5")
 
+    def to_json(self) -> dict[str, Any]:
+        sources = None if self.tactic_sources is None else sorted(self.tactic_sources)
+        return {**vars(self), "tactic_sources": sources}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> BuildSettings:
+        """What `to_json` made; raises `KeyError`, `TypeError` or `UsageError` for anything else."""
+        sources = data["tactic_sources"]
+        return cls(data["batch"], data["workspace_bytes"], data["optimization_level"],
+                   None if sources is None else tuple(map(str, sources)))
+
 
 @dataclass(frozen=True)
 class Built:
