@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= cpu,openvino,video,export,train,dev
+EXTRAS ?= cpu,openvino,rtx,video,export,train,dev
 OUT ?= out
 
 BIN := $(VENV)/bin
