@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 import t2v_edge
-from t2v_edge.commands import build, devices, inspect, run, toolchain
+from t2v_edge.commands import build, devices, doctor, inspect, run, toolchain
 from t2v_edge.errors import T2VError
 
 INTERRUPTED = 130
@@ -36,6 +36,7 @@ def make_parser(command: Optional[str]) -> argparse.ArgumentParser:
     run.add_parser(subparsers)
     inspect.add_parser(subparsers)
     devices.add_parser(subparsers)
+    doctor.add_parser(subparsers)
     return parser
 
 
