@@ -59,9 +59,9 @@ class DeviceProfile:
 
     Rates are dense (no structured sparsity), of the GPU or CPU alone (no DLA or NPU), in 10^12 operations a second,
     by precision; a multiply-add counts as two. `memory_bytes` is all the memory CPU and GPU share, or the GPU's own
-    on a card, which `link_gb_s` joins to the CPU's, one way. `precisions` are those an engine of this device runs, most exact first. `sources` cites, for each
-    table of the file, where its numbers come from; a row with a source of its own is named ``TABLE.ROW``. None means:
-    no source was found.
+    on a card, which `link_gb_s` joins to the CPU's, one way. `precisions` are those an engine of this device runs, most
+    exact first. `sources` cites, for each table of the file, where its numbers come from; a row with a source of its
+    own is named ``TABLE.ROW``. None means: no source was found.
     """
 
     name: str
@@ -98,7 +98,8 @@ class DeviceProfile:
     def at_mode(self, mode_name: str) -> DeviceProfile:
         """This device in one power mode: dense rates scaled by GPU clock and TPCs, bandwidth by memory clock.
 
-        Such a profile is named ``NAME@MODE``, has the mode's clocks and no further modes. Raises `DeviceError` where the mode is unknown.
+        Such a profile is named ``NAME@MODE``, has the mode's clocks and no further modes. Raises `DeviceError` where
+        the mode is unknown.
         """
         modes = {mode.name: mode for mode in self.power_modes}
         if mode_name not in modes:

@@ -4,10 +4,10 @@ A stage takes as long as its arithmetic or its memory traffic, whichever is long
 
     max(operations / (share x dense rate), bytes / bandwidth) + kernels x time of the shortest kernel
 
-(S. Williams, A. Waterman, D. Patterson, Roofline: an insightful visual performance model for multicore architectures, 2009,
-and the last term, which binds where networks are small and run one frame at a time.) Costs come from the manifest, rates
-from the device's profile, and the few constants from measurements, each named below. A profile that lacks a number gets no
-estimate: what is missing is said instead.
+The first term is the roofline of S. Williams, A. Waterman and D. Patterson (Roofline: an insightful visual performance
+model for multicore architectures, 2009); the last binds where networks are small and run one frame at a time. Costs
+come from the manifest, rates from the device's profile, and the few constants from measurements, each named below. A
+profile that lacks a number gets no estimate: what is missing is said instead.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ MARGIN = 0.95
 class Constants:
     """How engines stay below the limits of a device's kind.
 
-    `matrix_share`, `vector_share`: of the dense rate that one frame's layers attain, in float16 and 8 bits, and in
-    float32. `launch_cycles`: GPU clocks of the shortest kernel in a replayed CUDA graph; `launch_us`: the same where it
-    does not go by a clock. `runtime_us`: the runtime's own time for a frame.
+    `shares`: of the dense rate that the layers of one frame attain, by rate. `launch_cycles`: GPU clocks of the
+    shortest kernel in a replayed CUDA graph; `launch_us`: the same where it goes by no clock. `runtime_us`: the
+    runtime's own time for a frame.
     """
 
-    matrix_share: float
-    vector_share: float
+    shares: Mapping[str, float]
     launch_cycles: float
     launch_us: float
     runtime_us: float
 
 
-GPU = Constants(matrix_share=0.1, vector_share=0.5, launch_cycles=4200, launch_us=0, runtime_us=50)
-"""Measured on one H200 with TensorRT 8.6.0 and CUDA graphs: an encoder of six layers, 73 kernels whose arithmetic is
-negligible, took 157 us, which is 2.2 us or 4,000 clocks of 1.83 GHz a kernel; a GRU step of five kernels 11 us. What a
-renderer of 1.4 GMAC takes besides in float16 (61 us, 13 kernels) is 9 % of the dense rate, one of 2.0 GMAC 9 %, and eight
-frames at once 15 %: narrow layers leave Tensor cores idle. Enqueueing from Python cost 20 to 60 us. A smaller GPU is easier
-to fill, so its estimate is cautious."""
+GPU = Constants({"fp32": 0.5, "fp16": 0.1, "int8": 0.05}, launch_cycles=4200, launch_us=0, runtime_us=50)
+"""Measured on one H200 with TensorRT 8.6.0 and CUDA graphs (tests/t2v_edge/test_roofline.py has the figures): an
+encoder of six layers, 73 kernels of little arithmetic, takes 157 us, which is 2.2 us or 4,000 clocks of 1.83 GHz a
+kernel, a GRU step of five kernels 11 us. What renderers of 1.4 and 2.0 GMAC take besides in float16 is 9 % of the dense
+rate, for narrow layers leave Tensor cores idle, and in INT8 half that share: INT8 was no faster than float16 at batch
+1. In float32, on ordinary cores, it is half. Enqueueing from Python cost 20 to 60 us. A smaller GPU is easier to fill,
+so its estimate is cautious."""
 
-CPU = Constants(matrix_share=0.6, vector_share=0.6, launch_cycles=0, launch_us=30, runtime_us=150)
-"""Measured on two AVX2 cores (benchmarks/results/peers.json): ONNX Runtime and OpenVINO attain a half to three quarters of
-the machine's best matrix product in the larger renderer, and the motion step, 13 kernels' worth of little arithmetic,
-takes 0.45 to 0.75 ms; a base frame takes 0.1 to 0.2 ms more than its stages."""
+CPU = Constants({"fp32": 0.6, "int8": 0.6}, launch_cycles=0, launch_us=30, runtime_us=150)
+"""Measured on two AVX2 cores (benchmarks/results/peers.json): ONNX Runtime and OpenVINO attain a half to three
+quarters of the machine's best matrix product in the larger renderer, and the motion step, 13 kernels' worth of little
+arithmetic, takes 0.45 to 0.75 ms; a base frame takes 0.1 to 0.2 ms more than its stages."""
 
 
 @dataclass(frozen=True)
@@ -164,20 +164,19 @@ def require_costs(manifest: Manifest) -> None:
     """Raise `BundleError` where a stage's graphs say nothing of what they cost, so that no device has an estimate."""
     for stage in STAGES:
         if all(_uncounted(graphs[stage]) for graphs in manifest.variants.values() if stage in graphs):
-            raise BundleError(f"the bundle {manifest.name} does not say what its {stage} graphs cost a run: export it again "
-                              "with this version; operators that are not understood stay uncounted")
+            raise BundleError(f"the bundle {manifest.name} does not say what its {stage} graphs cost a run: export it "
+                              "again with this version; operators that are not understood stay uncounted")
 
 
 def estimate_stage(profile: DeviceProfile, stage: str, entry: GraphEntry) -> Optional[StageEstimate]:
     """One run of a graph on a device; None where the profile or the entry lacks a number that it takes."""
-    rate = profile.dense_tops.get(rate_of(entry.precision))
+    constants, precision = _constants(profile), rate_of(entry.precision)
+    rate, share = profile.dense_tops.get(precision), constants.shares.get(precision)
     bandwidth = profile.bandwidth_gb_s
-    if rate is None or bandwidth is None or _missing(profile) or _uncounted(entry):
+    if rate is None or share is None or bandwidth is None or _missing(profile) or _uncounted(entry):
         return None
     assert entry.macs is not None and entry.launches is not None
     assert entry.weight_bytes is not None and entry.activation_bytes is not None
-    constants = _constants(profile)
-    share = constants.vector_share if rate_of(entry.precision) == "fp32" else constants.matrix_share
     arithmetic_ms = 2 * entry.macs / (share * rate * 1e12) * 1e3
     bandwidth_ms = (entry.weight_bytes + entry.activation_bytes) / (bandwidth * 1e9) * 1e3
     cycles_us = constants.launch_cycles / profile.gpu_mhz if profile.gpu_mhz else 0.0
@@ -202,10 +201,9 @@ def check_against(
     graphs: Mapping[str, Mapping[str, GraphEntry]],
     measured_ms: Mapping[str, Mapping[str, float]],
 ) -> tuple[Check, ...]:
-    """Estimates beside measured medians, both by variant and stage; graphs without a figure on either side are left out.
+    """Estimates beside measured medians, both by variant and stage. `graphs` is a manifest's `variants`.
 
-    `graphs` is a manifest's `variants`. A variant that was measured and cannot be estimated raises `ValueError`, so that
-    a check never passes by checking nothing.
+    What was measured and cannot be estimated raises `ValueError`, so that no check passes by checking nothing.
     """
     checks = []
     for variant, stages in measured_ms.items():

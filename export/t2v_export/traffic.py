@@ -3,10 +3,10 @@
 All three are lower bounds, of an engine that fuses as TensorRT does at its best. The graph is cut into kernels so:
 
 - what depends on constants alone is computed beforehand, and reshapes move nothing;
-- each matrix product and convolution is a kernel; each step of reductions (softmax, norms, sums, pooling) or resizing is
-  one, for all of them that may run side by side;
-- what works element by element or moves elements about joins the kernel before it where its inputs come from that kernel and
-  from earlier ones, and else forms one kernel with all its like between the same two steps.
+- each matrix product and convolution is a kernel; each step of reductions (softmax, norms, sums, pooling) or resizing
+  is one, for all of them that may run side by side;
+- what works element by element or moves elements about joins the kernel before it where its inputs come from that
+  kernel and from earlier ones, and else forms one kernel with all its like between the same two steps.
 
 A tensor that passes from one kernel to others is written once and read once by each of them, in 8 bits where it is
 quantized on the way. Within a kernel nothing is moved.

@@ -19,8 +19,8 @@ EXAMPLES = """examples:
   t2v-edge devices --bundle BUNDLE                              # an estimate for every device
   t2v-edge devices --bundle BUNDLE jetson-agx-orin-64gb@30W     # and for one, stage by stage"""
 
-SAID = """Estimates, not measurements: arithmetic at a share of the device's dense rate, memory traffic at its bandwidth,
-a fixed time for each kernel (t2v_edge/roofline.py). Expect them to be off by a factor of 2."""
+SAID = """Estimates, not measurements: arithmetic at a share of the device's dense rate, memory traffic at its
+bandwidth, and a time for each kernel (t2v_edge/roofline.py). Expect them to be off by a factor of 2."""
 
 
 def add_parser(subparsers: Any) -> None:
