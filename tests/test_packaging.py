@@ -28,7 +28,7 @@ LAYERS = (
     ("errors",),
     ("spec", "frame", "device", "files", "strict_json", "onnx_lite", "clock", "draws", "timing", "resize", "machine",
      "cache", "jetpack"),
-    ("bundle", "archive", "manifest", "tokenizer"),
+    ("bundle", "archive", "manifest", "tokenizer", "roofline"),
     ("engine", "choice", "golden", "system", "checks"),
     ("stream",),
     ("pipeline",),
