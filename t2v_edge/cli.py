@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 import t2v_edge
-from t2v_edge.commands import devices, inspect, run, toolchain
+from t2v_edge.commands import bench, devices, inspect, run, toolchain
 from t2v_edge.errors import T2VError
 
 INTERRUPTED = 130
@@ -33,6 +33,7 @@ def make_parser(command: Optional[str]) -> argparse.ArgumentParser:
     for name in toolchain.COMMANDS:
         toolchain.add_parser(subparsers, name, wanted=command == name)
     run.add_parser(subparsers)
+    bench.add_parser(subparsers)
     inspect.add_parser(subparsers)
     devices.add_parser(subparsers)
     return parser
