@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from benchmarks.methods import FP32, INT8, OURS, Method
 
 FORMAT, VERSION = "t2v-benchmark-peers", 1
@@ -39,6 +42,33 @@ class Demand:
         return {"name": self.name, "wanted": self.wanted, "found": found, "kept": self.kept}
 
 
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """A figure over rounds: its median, least, most, and the rounds themselves."""
+    found = [float(value) for value in values]
+    return {"median": statistics.median(found), "min": min(found), "max": max(found), "rounds": found}
+
+
+def latency(values_ms: Sequence[float]) -> dict[str, float]:
+    """How long runs took: how many there were, median, 95th percentile and least, in the unit given."""
+    return {"runs": len(values_ms), "median": float(np.median(values_ms)),
+            "p95": float(np.percentile(values_ms, 95)), "min": float(min(values_ms))}
+
+
+def psnr_db(made: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
+    """PSNR in dB of frames against others of the same shape, peak 255; 100 for equal ones and at most."""
+    error = float(np.mean((made.astype(np.float64) - wanted) ** 2))
+    return min(100.0, 10 * math.log10(255**2 / error)) if error else 100.0
+
+
+def covered(intervals: Sequence[tuple[float, float]]) -> float:
+    """The length of the union of (start, end) intervals: what overlaps is counted once."""
+    total, reached = 0.0, -math.inf
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
 def describe(
     model: str, how: Method, first: Mapping[str, Any], rounds: Sequence[Mapping[str, float]], macs: int,
     ceilings: Mapping[str, Any],
@@ -48,10 +78,7 @@ def describe(
     `first`: what the untimed first start told. `macs` of the renderer as it is run. `share_of_ceiling`: its rate of
     operations, two a multiply-accumulate, over the machine's best in its precision.
     """
-    figures = {}
-    for name in rounds[0]:
-        values = [float(found[name]) for found in rounds]
-        figures[name] = {"median": statistics.median(values), "min": min(values), "max": max(values), "rounds": values}
+    figures = {name: spread([found[name] for found in rounds]) for name in rounds[0]}
     variant = (first.get("variants") or {}).get("render", how.precision)
     precision = INT8 if variant.startswith(INT8) else FP32
     rate = 2 * macs / figures["render_ms"]["median"] / 1e6

@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks.engines import import_runner, open_pipeline
 from benchmarks.methods import OURS, method
 from benchmarks.process import memory, without_telemetry
+from benchmarks.results import psnr_db
 from t2v_edge.pipeline import Pipeline
 from t2v_edge.spec import STAGES
 from t2v_edge.stream import FrameStream
@@ -99,8 +100,7 @@ def probe(pipeline: Pipeline, path: Path) -> float:
         names = [name for name in data.files if name.startswith("in.")]
         for index, wanted in enumerate(data["frames"]):
             made = pipeline.run("render", {name[3:]: data[name][index] for name in names})["frame"]
-            error = float(np.mean((made.astype(np.float64) - wanted) ** 2))
-            found.append(min(100.0, 10 * math.log10(255**2 / error)) if error else 100.0)
+            found.append(psnr_db(made, wanted))
     return float(np.mean(found))
 
 

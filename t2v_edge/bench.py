@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional, Union
@@ -51,8 +51,8 @@ class BenchOptions:
     """What to measure.
 
     fps: frames a second shown, as in `StreamOptions`; where it is given, a run in real time is measured besides.
-    seconds: how long frames are played. seed: of the streams. engine, variant, threads: as in `Pipeline.open`.
-    Raises `UsageError` for values out of range.
+    seconds: how long frames are played. seed: of the streams. engine, variant, threads, batch: as in `Pipeline.open`.
+    ahead: as in `StreamOptions`. Raises `UsageError` for values out of range.
     """
 
     fps: Union[int, float, str, None] = None
@@ -61,6 +61,8 @@ class BenchOptions:
     engine: str = AUTO
     variant: Optional[str] = None
     threads: Optional[int] = None
+    batch: int = 1
+    ahead: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.seconds) and self.seconds > 0):
@@ -71,7 +73,8 @@ class BenchOptions:
 
     def to_json(self) -> dict[str, Any]:
         return {"fps": None if self.fps is None else str(self.fps), "seconds": self.seconds, "seed": self.seed,
-                "engine": self.engine, "variant": self.variant, "threads": self.threads}
+                "engine": self.engine, "variant": self.variant, "threads": self.threads,
+                "batch": self.batch, "ahead": self.ahead}
 
 
 @dataclass
@@ -99,7 +102,7 @@ def bench(
     with Bundle.open(path) as bundle:
         manifest_sha256 = bundle.manifest_sha256
     start = clock.now()
-    with Pipeline.open(path, options.engine, options.variant, options.threads) as pipeline:
+    with Pipeline.open(path, options.engine, options.variant, options.threads, options.batch) as pipeline:
         open_ms = 1000 * (clock.now() - start)
         _warm_up(pipeline, options, advance, clock)
         text, first = _first_frames(pipeline, options, advance, clock)
@@ -135,18 +138,25 @@ def _sampled(tool: Optional[PowerTool], measured: _Measured) -> Iterator[None]:
     measured.power = sampler.power
 
 
-def _open(pipeline: Pipeline, options: BenchOptions, caption: str, seed: int) -> FrameStream:
-    return pipeline.stream(caption, fps=options.fps, seed=seed)
+@contextmanager
+def _playing(
+    pipeline: Pipeline, options: BenchOptions, caption: str, seed: int, then: Sequence[tuple[float, str]] = ()
+) -> Iterator[FrameStream]:
+    stream = pipeline.stream(caption, then=then, fps=options.fps, seed=seed, ahead=options.ahead)
+    try:
+        yield stream
+    finally:
+        stream.close()
 
 
 def _warm_up(pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: Clockwork) -> None:
     """Processors reach their clocks, allocators settle, engines do what they do once; the last caption is encoded."""
-    stream = _open(pipeline, options, CAPTIONS[-1], options.seed)
-    start, done = clock.now(), 0
-    while done < MIN_FRAMES or (clock.now() - start < WARM_S and done < MAX_FRAMES):
-        next(stream)
-        done += 1
-        advance("warming up", min(1.0, (clock.now() - start) / max(WARM_S, 1e-9)))
+    with _playing(pipeline, options, CAPTIONS[-1], options.seed) as stream:
+        start, done = clock.now(), 0
+        while done < MIN_FRAMES or (clock.now() - start < WARM_S and done < MAX_FRAMES):
+            next(stream)
+            done += 1
+            advance("warming up", min(1.0, (clock.now() - start) / max(WARM_S, 1e-9)))
 
 
 def _first_frames(
@@ -157,10 +167,10 @@ def _first_frames(
     first_ms: list[float] = []
     for index, caption in enumerate(CAPTIONS[:FIRSTS]):
         start = clock.now()
-        stream = _open(pipeline, options, caption, options.seed + index)
-        next(stream)
-        first_ms.append(1000 * (clock.now() - start))
-        median_ms = stream.stats.stages["text"].median_ms
+        with _playing(pipeline, options, caption, options.seed + index) as stream:
+            next(stream)
+            first_ms.append(1000 * (clock.now() - start))
+            median_ms = stream.stats.stages["text"].median_ms
         if median_ms is not None:
             text_ms.append(median_ms)
         advance("first frames", (index + 1) / FIRSTS)
@@ -169,57 +179,57 @@ def _first_frames(
 
 def _changes(pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: Clockwork) -> Change:
     """From handing over a caption in mid-stream to the first frame that carries its generation."""
-    stream = _open(pipeline, options, CAPTIONS[-1], options.seed)
     times_ms: list[float] = []
     frames: list[int] = []
-    for index, caption in enumerate(CAPTIONS[FIRSTS : FIRSTS + CHANGES]):
-        for _ in range(3 + index):  # of different lengths, so that changes come at different places between base steps
-            next(stream)
-        start = clock.now()
-        generation = stream.set_caption(caption)
-        count = 1
-        while next(stream).generation < generation:
-            count += 1
-            if count > MAX_CHANGE_FRAMES:
-                raise EngineError(f"no frame of a new caption among {MAX_CHANGE_FRAMES}; this is a fault of t2v-edge")
-        times_ms.append(1000 * (clock.now() - start))
-        frames.append(count)
-        advance("caption changes", (index + 1) / CHANGES)
+    with _playing(pipeline, options, CAPTIONS[-1], options.seed) as stream:
+        for index, caption in enumerate(CAPTIONS[FIRSTS : FIRSTS + CHANGES]):
+            for _ in range(3 + index):  # not the same number, so that changes come at other places between base steps
+                next(stream)
+            start = clock.now()
+            generation = stream.set_caption(caption)
+            count = 1
+            while next(stream).generation < generation:
+                count += 1
+                if count > MAX_CHANGE_FRAMES:
+                    raise EngineError(f"{MAX_CHANGE_FRAMES} frames came without a new caption; a fault of t2v-edge")
+            times_ms.append(1000 * (clock.now() - start))
+            frames.append(count)
+            advance("caption changes", (index + 1) / CHANGES)
     return Change(Latency.of(times_ms), max(frames))
 
 
 def _free_run(
     pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: Clockwork
 ) -> tuple[FrameStream, FreeRun]:
-    """Frames one after another, as fast as they come."""
+    """Frames one after another, as fast as they come. The stream is closed, its figures stay."""
     seconds = options.seconds if options.fps is None else min(options.seconds, FREE_S)
-    stream = _open(pipeline, options, CAPTIONS[-1], options.seed)
     times_ms: list[float] = []
-    begun = before = clock.now()
-    cpu = clock.cpu()
-    while len(times_ms) < MIN_FRAMES or (before - begun < seconds and len(times_ms) < MAX_FRAMES):
-        next(stream)
-        now = clock.now()
-        times_ms.append(1000 * (now - before))
-        before = now
-        advance("as fast as it goes", min(1.0, (now - begun) / seconds))
-    return stream, FreeRun(len(times_ms), before - begun, clock.cpu() - cpu, Latency.of(times_ms))
+    with _playing(pipeline, options, CAPTIONS[-1], options.seed) as stream:
+        begun = before = clock.now()
+        cpu = clock.cpu()
+        while len(times_ms) < MIN_FRAMES or (before - begun < seconds and len(times_ms) < MAX_FRAMES):
+            next(stream)
+            now = clock.now()
+            times_ms.append(1000 * (now - before))
+            before = now
+            advance("as fast as it goes", min(1.0, (now - begun) / seconds))
+        return stream, FreeRun(len(times_ms), before - begun, clock.cpu() - cpu, Latency.of(times_ms))
 
 
 def _real_time(
     pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: Clockwork
 ) -> tuple[FrameStream, Pace]:
-    """Frames on time, the caption changing every `CHANGE_S`."""
+    """Frames on time, the caption changing every `CHANGE_S`. The stream is closed, its figures stay."""
     times = range(1, math.ceil(options.seconds / CHANGE_S))
     then = [(at * CHANGE_S, CAPTIONS[at % len(CAPTIONS)]) for at in times]
-    stream = pipeline.stream(CAPTIONS[-1], then=then, fps=options.fps, seed=options.seed)
-    frames = max(1, stream.clock.frames_in(exact(options.seconds, "seconds")))
-    next(stream)
-    done = 0
+    with _playing(pipeline, options, CAPTIONS[-1], options.seed, then) as stream:
+        frames = max(1, stream.clock.frames_in(exact(options.seconds, "seconds")))
+        next(stream)
+        done = 0
 
-    def step() -> None:
-        nonlocal done
-        done += 1
-        advance("in real time", done / frames)
+        def step() -> None:
+            nonlocal done
+            done += 1
+            advance("in real time", done / frames)
 
-    return stream, keep_pace(stream, float(stream.clock.fps), frames, clock, step)
+        return stream, keep_pace(stream, float(stream.clock.fps), frames, clock, step)

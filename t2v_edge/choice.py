@@ -50,9 +50,9 @@ def open_stage(name: str, graph: bytes, spec: StageSpec, options: EngineOptions,
     Raises `EngineError` or `UsageError`.
     """
     check_engine(name)
-    if name != AUTO:
-        return open_engine(name, graph, spec, options)
     available = available_engines()
+    if name != AUTO or not available:
+        return open_engine(name, graph, spec, options)
     if len(available) == 1:
         return open_engine(available[0], graph, spec, options)
     key = choice_key(graph, available, options)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 import t2v_edge
-from t2v_edge.commands import bench, devices, inspect, run, toolchain
+from t2v_edge.commands import bench, build, devices, inspect, run, toolchain
 from t2v_edge.errors import T2VError
 
 INTERRUPTED = 130
@@ -32,6 +32,7 @@ def make_parser(command: Optional[str]) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in toolchain.COMMANDS:
         toolchain.add_parser(subparsers, name, wanted=command == name)
+    build.add_parser(subparsers)
     run.add_parser(subparsers)
     bench.add_parser(subparsers)
     inspect.add_parser(subparsers)

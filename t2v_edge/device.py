@@ -23,7 +23,7 @@ else:
     import tomli as tomllib
 
 KINDS = ("cpu", "jetson", "desktop", "headset")
-PRECISIONS = ("fp32", "fp16", "int8", "int8-u8")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-fp16", "int8-u8")
 RATES = ("fp32", "fp16", "bf16", "fp8", "int8")
 MAX_FILE_BYTES = 64 << 10
 MAX_ROWS = 64

@@ -24,6 +24,7 @@ MAX_TOKENS = 4096
 MAX_LAYERS = 4096
 MAX_LAYER_NAME = 1000
 MAX_GROUPS = 4096
+MAX_COST = 1 << 50
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}"
 _FILE = re.compile(rf"{_PART}(/{_PART}){{0,3}}")
@@ -107,21 +108,34 @@ class TokenizerSpec:
                    _integer(data, "pad_id", 0, 1 << 30))
 
 
+COSTS = ("macs", "weight_bytes", "activation_bytes", "launches")
+"""What a `GraphEntry` may say of one run of its graph."""
+
+
 @dataclass(frozen=True)
 class GraphEntry:
     """One stage's graph in one variant: its file, precision and default-domain opset.
 
-    `float32_layers`: names of the nodes with weights that stay in float32 in a graph of lower precision.
+    `float32_layers`: names of the nodes with weights that stay in float32 in a graph of lower precision. What one run
+    costs, None where it is not known (a bundle made before this was counted): `macs`, multiply-accumulates of matrix
+    products and convolutions; `weight_bytes` and `activation_bytes`, read and written, and `launches` of kernels, all
+    three for an engine that fuses well: lower bounds, defined in docs/formats.md.
     """
 
     file: str
     precision: str
     opset: int
     float32_layers: tuple[str, ...] = ()
+    macs: Optional[int] = None
+    weight_bytes: Optional[int] = None
+    activation_bytes: Optional[int] = None
+    launches: Optional[int] = None
 
     def to_json(self) -> dict[str, Any]:
-        described = {"file": self.file, "precision": self.precision, "opset": self.opset}
-        return {**described, "float32_layers": list(self.float32_layers)} if self.float32_layers else described
+        described: dict[str, Any] = {"file": self.file, "precision": self.precision, "opset": self.opset}
+        if self.float32_layers:
+            described["float32_layers"] = list(self.float32_layers)
+        return {**described, **{key: value for key in COSTS if (value := getattr(self, key)) is not None}}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GraphEntry:
@@ -129,8 +143,9 @@ class GraphEntry:
         _sound(isinstance(layers, list) and len(layers) <= MAX_LAYERS
                and all(isinstance(name, str) and 0 < len(name) <= MAX_LAYER_NAME for name in layers),
                f"float32_layers must be a list of at most {MAX_LAYERS} names")
+        costs = {key: _integer(data, key, 0, MAX_COST) for key in COSTS if key in data}
         return cls(check_file_name(data["file"]), _text(data, "precision"), _integer(data, "opset", 1, 99),
-                   tuple(layers))
+                   tuple(layers), **costs)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -10,7 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
-from typing import Any, Optional, Union
+from typing import Any, Optional, Union, cast
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +20,18 @@ import numpy.typing as npt
 from t2v_edge.bundle import Bundle
 from t2v_edge.choice import open_stage
 from t2v_edge.draws import Draws
-from t2v_edge.engine import AUTO, Engine, EngineOptions
+from t2v_edge.engine import AUTO, BUILT, Engine, EngineOptions, check_engine, is_installed
 from t2v_edge.engine.base import Arrays
+from t2v_edge.engine.cache import any_built
 from t2v_edge.errors import EngineError, UsageError
 from t2v_edge.manifest import Manifest
+from t2v_edge.player import HostPlayer, Player
 from t2v_edge.spec import STAGES
 from t2v_edge.stream import FrameStream, StreamOptions
 from t2v_edge.tokenizer import CaptionTokenizer, normalise
 
 CACHED_CONDITIONS = 64
+_LOG = logging.getLogger(__name__)
 DECIDED = 2 / 3
 """Of a group of probabilities, what one must exceed to be taken for certain: to be twice as likely as all others."""
 
@@ -60,6 +65,7 @@ class Pipeline:
         self._loaded = dict(engines)
         self._conditions: OrderedDict[str, Condition] = OrderedDict()
         self._lock = threading.Lock()
+        self._players: WeakSet[Player] = WeakSet()
         self._closed = False
 
     @classmethod
@@ -69,31 +75,41 @@ class Pipeline:
         engine: str = AUTO,
         variant: Optional[str] = None,
         threads: Optional[int] = None,
+        batch: int = 1,
     ) -> Pipeline:
         """Verify the bundle at `path` and load it.
 
-        engine: a name from `available_engines` for all stages, or ``auto``: each stage gets the engine that runs it
-        fastest here, measured on first use, for about a second in all, and remembered (see `t2v_edge.choice`). The
-        same engines give the same frames; those of different engines differ by rounding. variant: one variant for
-        every stage that has it (the others keep the manifest's default), or None for the manifest's default. threads:
-        CPU threads an operator may use, None for the engine's choice. Raises `BundleError`, `EngineError` or
-        `UsageError`.
+        engine: one for all stages, or ``auto``: each stage gets the engine that runs it fastest here, measured on first
+        use, for about a second in all, and remembered (see `t2v_edge.choice`); where `t2v_edge.build` has left TensorRT
+        engines of this bundle, those. ``tensorrt`` and ``tensorrt-rtx`` build what is not built yet, which takes a
+        minute or more. The same engines give the same frames; those of different engines differ by rounding. variant:
+        one variant for every stage that has it (the others keep the manifest's default), or None for the manifest's
+        default, or for TensorRT for what measured fastest. threads: CPU threads an operator may use, None for the
+        engine's choice. batch: frames that the renderer makes at once, on TensorRT alone. Raises `BundleError`,
+        `EngineError` or `UsageError`.
         """
         options = EngineOptions(threads)
+        check_engine(engine)
         with Bundle.open(path) as bundle, ExitStack() as opened:
             manifest = bundle.manifest
             variants = choose_variants(manifest, variant)
             tokenizer = CaptionTokenizer(bundle.tokenizer_json, manifest.tokenizer.tokens, manifest.tokenizer.pad_id)
+            built = _open_built(bundle, engine, variant, batch)
+            engines: dict[str, Engine] = {}
+            if built is not None:
+                engines, variants = built
+                for loaded in engines.values():
+                    opened.enter_context(loaded)
             draws = Draws(manifest.stages["motion"], manifest.stages["render"], seed=0)
             drawn = {"text": {}, "motion": {**draws.motion, **draws.step(), **draws.states}, "render": draws.render}
             made: dict[str, npt.NDArray[Any]] = {}
-            engines: dict[str, Engine] = {}
             for stage in STAGES:
                 spec = manifest.stages[stage]
                 known = {**made, **drawn[stage]}
                 feeds = {t.name: known.get(t.name, np.ones(t.shape, t.dtype)) for t in spec.inputs}
-                graph = bundle.graph(variants[stage], stage)
-                engines[stage] = opened.enter_context(open_stage(engine, graph, spec, options, feeds))
+                if built is None:
+                    graph = bundle.graph(variants[stage], stage)
+                    engines[stage] = opened.enter_context(open_stage(engine, graph, spec, options, feeds))
                 # An engine's first run allocates; it is paid here and not by the first frame.
                 made.update(engines[stage].run(feeds))
             opened.pop_all()
@@ -144,15 +160,35 @@ class Pipeline:
         size: Optional[tuple[int, int]] = None,
         smoothing: float = 0.0,
         blend_steps: Optional[int] = None,
+        ahead: bool = False,
     ) -> FrameStream:
         """A stream of frames of `caption`; the parameters are those of `StreamOptions`, `then` its later captions."""
         captions = ((0.0, caption), *((at, text) for at, text in then))
-        options = StreamOptions(captions, fps, seconds, seed, size, smoothing, blend_steps)
+        options = StreamOptions(captions, fps, seconds, seed, size, smoothing, blend_steps, ahead)
         return FrameStream(self, options)
+
+    def player(self, draws: Draws, smoothing: float) -> Player:
+        """What one stream runs on: the GPU where motion and render share a queue there, else the host. Closed with the
+        pipeline at the latest. Raises `EngineError`."""
+        if self._closed:
+            raise EngineError("the pipeline is closed; open it again")
+        motion, render = self._loaded["motion"], self._loaded["render"]
+        queue = getattr(motion, "queue", None)
+        player: Player
+        if queue is not None and queue is getattr(render, "queue", None):
+            from t2v_edge.engine.resident import ResidentPlayer
+
+            player = ResidentPlayer(cast(Any, motion), cast(Any, render), draws, smoothing)
+        else:
+            player = HostPlayer(self.run, self.manifest.stages["motion"].states, draws, smoothing)
+        self._players.add(player)
+        return player
 
     def close(self) -> None:
         """Free the engines; streams of this pipeline end with `EngineError`."""
         self._closed = True
+        for player in list(self._players):
+            player.close()
         for engine in self._loaded.values():
             engine.close()
 
@@ -163,6 +199,35 @@ class Pipeline:
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         self.close()
+
+
+def _open_built(
+    bundle: Bundle, engine: str, variant: Optional[str], batch: int
+) -> Optional[tuple[dict[str, Engine], dict[str, str]]]:
+    """Engines that are built for this machine, and their variants; None where other engines are to be taken."""
+    if engine not in (*BUILT, AUTO):
+        if batch != 1:
+            raise UsageError(f"engine {engine} makes one frame at once; leave batch at 1, or take --engine tensorrt")
+        return None
+    for name in BUILT if engine == AUTO else (engine,):
+        if not is_installed(name):
+            continue
+        if engine == AUTO and not any_built():
+            continue
+        try:
+            from t2v_edge.build import Builder, BuildOptions
+            from t2v_edge.engine.trt import BuildSettings
+
+            chosen = None if variant is None else (variant,)
+            builder = Builder(bundle, BuildOptions(name, chosen, BuildSettings(batch)))
+            if engine != AUTO or builder.plan() is not None:
+                return builder.open()
+        except (EngineError, ImportError) as error:
+            if engine != AUTO:
+                raise error if isinstance(error, EngineError) else EngineError(
+                    f"engine {engine} needs cuda-python ({error}); pip install 't2v-edge[tensorrt]'") from error
+            _LOG.warning("engines that were built are left alone: %s", error)
+    return None
 
 
 def settle_condition(condition: npt.NDArray[np.float32], groups: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 import numpy.typing as npt
 
-from t2v_edge.clock import Blend, Clock, Smoother, Vector, exact, mix
+from t2v_edge.clock import Blend, Clock, exact
 from t2v_edge.draws import MAX_SEED, Draws
 from t2v_edge.errors import UsageError
 from t2v_edge.frame import Frame
@@ -34,7 +34,9 @@ class StreamOptions:
     positive number, a fraction as text ("30000/1001") or None for the model's own. seconds: how long, None for
     endless. seed: of every random draw. size: (width, height) of the frames shown, None for the model's own.
     smoothing: of motion, 0 to below 1, see `clock.Smoother`. blend_steps: base frames over which a caption change
-    blends, None for the model's own. Raises `UsageError` for values out of range.
+    blends, None for the model's own. ahead: whether the frames after the one that is given are already being made; on a
+    GPU copying then overlaps rendering, and a caption that is set shows one group of frames later. Raises `UsageError`
+    for values out of range.
     """
 
     captions: tuple[tuple[float, str], ...]
@@ -44,6 +46,7 @@ class StreamOptions:
     size: Optional[tuple[int, int]] = None
     smoothing: float = 0.0
     blend_steps: Optional[int] = None
+    ahead: bool = False
 
     def __post_init__(self) -> None:
         times = [exact(at, "caption time") for at, _ in self.captions]
@@ -62,12 +65,11 @@ class StreamOptions:
             raise UsageError(f"blend_steps is {self.blend_steps}, expected 0 or more")
 
 
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """What one base step made, and for which caption."""
+@dataclass(frozen=True)
+class _Planned:
+    """A frame that is being made: its index, and the caption in force at the base step before it."""
 
-    motion: Vector
-    condition: Vector
+    index: int
     generation: int
     caption: str
 
@@ -92,10 +94,8 @@ class FrameStream(Iterator[Frame]):
         self._pipeline = pipeline
         self._resize = _resizer((video.width, video.height), self.size)
         self._draws = Draws(stages["motion"], stages["render"], options.seed)
+        self._player = pipeline.player(self._draws, options.smoothing)
         self._blend = Blend(video.blend_steps if options.blend_steps is None else options.blend_steps)
-        self._smooth = Smoother(options.smoothing)
-        self._states = stages["motion"].states
-        self._state: dict[str, npt.NDArray[Any]] = dict(self._draws.states)
         # All captions are checked now, so that a bad one fails before anything is shown.
         self._schedule = deque((self.clock.step_of(exact(at, "caption time")), normalise(caption))
                                for at, caption in options.captions)
@@ -104,9 +104,12 @@ class FrameStream(Iterator[Frame]):
         self._caption = self._schedule[0][1]
         self._generation = -1
         self._in_force = (0, self._caption)
-        self._before: Optional[_Step] = None
-        self._after: Optional[_Step] = None
+        # captions in force at the two newest steps
+        self._before = self._after = self._in_force
+        self._groups: deque[list[_Planned]] = deque()
+        self._ready: deque[Frame] = deque()
         self._steps = 0
+        self._planned = 0
         self._index = 0
         self._watch = Stopwatch(STAGES)
         self._busy_s = 0.0
@@ -151,44 +154,57 @@ class FrameStream(Iterator[Frame]):
 
     def __next__(self) -> Frame:
         if self.frame_count is not None and self._index >= self.frame_count:
+            self.close()
             raise StopIteration
         start = time.perf_counter()
-        frame = self._make(self._index)
+        if not self._ready:
+            self._fill()
+        frame = self._ready.popleft()
         self._index += 1
         self._busy_s += time.perf_counter() - start
         if self._first_frame_ms is None:
             self._first_frame_ms = 1000 * self._busy_s
         return frame
 
-    def _make(self, index: int) -> Frame:
-        """Run the motion steps that frame `index` needs and no more, interpolate, and render once."""
-        step, share = self.clock.position(index)
-        wanted = step + 2 if share else step + 1
-        while self._steps < wanted:
-            self._before, self._after = self._after, self._advance()
-        # Positions only grow, so the newest step is `step` itself, or `step + 1` where there is a share of it.
-        before, after = (self._before if share else self._after), self._after
-        if before is None or after is None:
-            raise RuntimeError("a frame was asked for before its motion step")
-        motion = mix(before.motion, after.motion, float(share))
-        condition = mix(before.condition, after.condition, float(share))
-        feeds = {"motion": motion, "condition": condition, **self._draws.render}
-        with self._watch.time("render"):
-            pixels = self._pipeline.run("render", feeds)["frame"][0]
-        if self._resize is not None:
-            pixels = self._resize(pixels)
-        return Frame(pixels, index, index, self.clock.time_base, before.generation, before.caption)
+    def close(self) -> None:
+        """Free what the stream holds on a GPU; it gives no more frames. A stream that has ended is closed."""
+        self._player.close()
 
-    def _advance(self) -> _Step:
+    def _fill(self) -> None:
+        """Send off as many groups of frames as may be on their way, and wait for the oldest."""
+        wanted = self._player.slots if self.options.ahead else 1
+        while len(self._groups) < wanted and (self.frame_count is None or self._planned < self.frame_count):
+            self._groups.append(self._send())
+        with self._watch.time("render"):
+            pixels = self._player.collect()
+        for planned, made in zip(self._groups.popleft(), pixels):
+            shown = made if self._resize is None else self._resize(made)
+            self._ready.append(Frame(shown, planned.index, planned.index, self.clock.time_base, planned.generation,
+                                     planned.caption))
+
+    def _send(self) -> list[_Planned]:
+        """Run the motion steps that the next group of frames needs and no more, and send it off."""
+        group = []
+        for _ in range(self._player.rows):
+            step, share = self.clock.position(self._planned)
+            wanted = step + 2 if share else step + 1
+            while self._steps < wanted:
+                self._advance()
+            # Positions only grow, so the newest step is `step` itself, or `step + 1` where there is a share of it.
+            self._player.place(float(share) if share else 1.0)
+            group.append(_Planned(self._planned, *(self._before if share else self._after)))
+            self._planned += 1
+        self._player.render()
+        return group
+
+    def _advance(self) -> None:
         """One base step: take a caption change that is due, move the condition, step the motion."""
         self._take_changes()
-        condition = self._blend.advance()
-        feeds = {"condition": condition, **self._draws.motion, **self._draws.step(), **self._state}
+        condition, noises = self._blend.advance(), self._draws.step()
         with self._watch.time("motion"):
-            results = self._pipeline.run("motion", feeds)
-        self._state = {state.input: results[state.output] for state in self._states}
+            self._player.step(condition, noises)
         self._steps += 1
-        return _Step(self._smooth(results["motion"]), condition, *self._in_force)
+        self._before, self._after = self._after, self._in_force
 
     def _take_changes(self) -> None:
         """Aim the blend at a caption that was set, or one that is scheduled for this step, which comes after it."""

@@ -14,7 +14,9 @@ from t2v_export.choose import Choice, shipped
 from t2v_export.golden import golden_vectors, pack_npz
 from t2v_export.graph_passes import Made
 from t2v_export.latency import Latencies
+from t2v_export.macs import graph_cost
 from t2v_export.reference import STEPS, Rollout
+from t2v_export.traffic import graph_traffic
 from t2v_export.work import TOOLS
 
 
@@ -94,6 +96,7 @@ def make_report(
         "float32_layers": {v: {s: list(names) for s, names in stages.items()} for v, stages in made.kept.items()},
         "sensitivity": made.sensitivity,
         **({"upsampling": made.upsampling} if made.upsampling else {}),
+        "look_ahead": made.look_ahead,
         "latency": {
             v: {s: {e: latency.to_json() for e, latency in engines.items()} for s, engines in stages.items()}
             for v, stages in latencies.items()
@@ -106,5 +109,15 @@ def make_report(
 
 
 def _entry(made: Made, variant: str, stage: str) -> GraphEntry:
-    opset = made.graphs[variant][stage].opset_import[0].version
-    return GraphEntry(f"{variant}/{stage}.onnx", variant, opset, made.kept.get(variant, {}).get(stage, ()))
+    graph = made.graphs[variant][stage]
+    cost, traffic = graph_cost(graph), graph_traffic(graph)
+    return GraphEntry(
+        f"{variant}/{stage}.onnx",
+        variant,
+        graph.opset_import[0].version,
+        made.kept.get(variant, {}).get(stage, ()),
+        macs=None if cost.uncounted else cost.macs,  # part of the work is not the work
+        weight_bytes=traffic.weight_bytes if traffic else None,
+        activation_bytes=traffic.activation_bytes if traffic else None,
+        launches=traffic.launches if traffic else None,
+    )

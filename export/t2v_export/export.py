@@ -19,6 +19,7 @@ from t2v_export.captions import DEFAULT_CAPTIONS
 from t2v_export.checkpoint import load_checkpoint
 from t2v_export.choose import SHIP, Choice, choose, shipped
 from t2v_export.describe import make_manifest, make_report, other_files
+from t2v_export.engines import check_engines, takes_half_int8
 from t2v_export.files import folder_sha256
 from t2v_export.graph_passes import GraphPasses
 from t2v_export.kept import pack_json
@@ -85,7 +86,8 @@ def export_checkpoint(
 ) -> Exported:
     """Export the checkpoint folder at `path` for a device and write the bundle `out` (folder or .zip).
 
-    Raises `CheckpointError`, `SpecError`, `AccuracyError` (a graph is too far from torch; nothing is written) and
+    Raises `CheckpointError`, `SpecError` (also for a graph that an engine of the device would refuse or misread, naming
+    the node), `AccuracyError` (a graph is too far from torch; nothing is written) and
     `BundleError`, each with its remedy.
     """
     half = "fp16" in options.variants
@@ -96,7 +98,7 @@ def export_checkpoint(
         checkpoint = compress(checkpoint, options.recipe, passing).checkpoint
     tokens, tokenizer = tokenizer_spec(checkpoint), caption_tokenizer(checkpoint)
     upsampling = options.measure and profile.kind == "cpu"
-    count = GraphPasses.count(half, quantize, options.measure, upsampling) + bool(options.accuracy)
+    count = GraphPasses.count(half, quantize, options.measure, profile) + bool(options.accuracy)
     recipe = options.recipe.name if options.recipe else None
     with Work(options.store, count, options.progress, checkpoint=checkpoint.sha256) as work:
         passes = GraphPasses(work, checkpoint, tokenizer, min(OPSET, profile.opset_cap), options.seed)
@@ -105,7 +107,12 @@ def export_checkpoint(
         if half:
             passes.half_graphs()
         if quantize:
-            passes.int8_graphs(quantize, profile.opset_cap, profile.kind == "cpu")
+            passes.int8_graphs(quantize, profile)
+            if half and takes_half_int8(profile):
+                passes.half_int8_graphs()
+            passes.float_weight_graphs(quantize.float_weights)
+        check_engines(passes.made.graphs, profile)
+        passes.look_ahead()
         latencies = passes.latencies() if options.measure else {}
         made = passes.made
         graphs = {

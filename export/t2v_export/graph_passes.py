@@ -13,13 +13,19 @@ import onnx
 
 from t2v_calibration.captions import load_captions
 from t2v_calibration.ranges import WEIGHT_LEVELS
+from t2v_edge.device import DeviceProfile
 from t2v_edge.engine import available_engines
+from t2v_edge.errors import SpecError
 from t2v_edge.machine import machine, versions
 from t2v_edge.spec import STAGES, StageSpec
 from t2v_edge.tokenizer import CaptionTokenizer
+from t2v_export.batch import check_batch_free, free_batch
 from t2v_export.checkpoint import Checkpoint
 from t2v_export.choose import MARGIN
+from t2v_export.engines import HALF_INT8, takes_half_int8, tensorrt_lines
+from t2v_export.float_weights import float_weights
 from t2v_export.grid import store_grid
+from t2v_export.half_int8 import compute_half_int8
 from t2v_export.int8 import calibrate, measure_int8, quantize_stage
 from t2v_export.kept import (
     pack_calibration,
@@ -49,7 +55,8 @@ class Made:
     """What the passes have made so far, by variant and stage: graphs, their differences from torch, layers that stay in
     float32, and why a graph is not there. `sensitivity`: by stage, what single layers lose, as JSON. `upsampling`: the
     form of the renderer's doublings, and the milliseconds of each by engine. `exact`: variants and stages that compute
-    the very same as fp32.
+    the very same as fp32. `look_ahead`: by variant, whether the renderer can be given several frames at once, or what
+    stands in the way.
     """
 
     graphs: dict[str, dict[str, onnx.ModelProto]] = field(default_factory=dict)
@@ -60,6 +67,7 @@ class Made:
     upsampling: dict[str, Any] | None = None
     exact: set[tuple[str, str]] = field(default_factory=set)
     calibration_sha256: str | None = None
+    look_ahead: dict[str, str | bool] = field(default_factory=dict)
 
     def add(
         self, variant: str, stage: str, graph: onnx.ModelProto, difference: StageDifference, kept: Sequence[str]
@@ -81,18 +89,22 @@ class GraphPasses:
         self._hashes: dict[str, str] = {}
 
     @staticmethod
-    def count(half: bool, quantize: Quantize | None, measure: bool, upsampling: bool) -> int:
+    def count(half: bool, quantize: Quantize | None, measure: bool, profile: DeviceProfile) -> int:
         """How many passes an export with these choices has."""
         stages = len(STAGES)
-        of_stage = 4 + bool(quantize and quantize.smooth)
-        calibrated = 1 + of_stage * len(quantize.stages) + stages - len(quantize.stages) if quantize else 0
-        return 3 + upsampling + stages * (half + measure) + calibrated
+        calibrated = 0
+        if quantize:
+            typed = half and takes_half_int8(profile)
+            calibrated = 1 + (4 + bool(quantize.smooth) + typed) * len(quantize.stages)
+            calibrated += 0 if tensorrt_lines(profile) else stages - len(quantize.stages)
+        return 4 + (measure and profile.kind == "cpu") + stages * (half + measure) + calibrated
 
     def float_graphs(self) -> None:
         def make(advance: Advance) -> Files:
             files = {}
             for stage, module in self.checkpoint.modules.items():
-                files[stage] = _bytes(stage_to_onnx(module, self.specs[stage], self.opset))
+                made = stage_to_onnx(module, self.specs[stage], self.opset)
+                files[stage] = _bytes(_freed(made, self.specs[stage]) if stage == "render" else made)
                 advance()
             return files
 
@@ -163,11 +175,18 @@ class GraphPasses:
             difference = StageDifference.from_json(described["difference"])
             self.made.add("fp16", stage, onnx.load_from_string(files["graph.onnx"]), difference, described["kept"])
 
-    def int8_graphs(self, options: Quantize, opset_cap: int, for_cpu: bool) -> None:
-        """Both INT8 variants of the recipe's stages, and what their layers lose."""
+    def int8_graphs(self, options: Quantize, profile: DeviceProfile) -> None:
+        """Both INT8 variants of the recipe's stages, and what their layers lose; weights of the others in 8 bits, where
+        they are on a grid, for engines that take such constants.
+        """
         blend_steps, fp32 = self.checkpoint.config.blend_steps, dict(self.made.graphs["fp32"])
         if "render" in options.stages:
-            fp32["render"] = int8_form(fp32["render"], self.specs["render"], for_cpu)
+            fp32["render"] = int8_form(fp32["render"], self.specs["render"], profile.kind == "cpu")
+        for_tensorrt = bool(tensorrt_lines(profile))
+        if for_tensorrt:
+            # those that are no phases: 8.6 does not build them in INT8
+            transposed = [n.name for stage in fp32.values() for n in stage.graph.node if n.op_type == "ConvTranspose"]
+            options = replace(options, keep=(*options.keep, *transposed))
 
         def play(advance: Advance) -> Files:
             given, held = calibrate(fp32, self.specs, self.tokenizer, blend_steps, options, self.seed)
@@ -182,9 +201,62 @@ class GraphPasses:
             plan = make_plan(fp32[stage], self.specs[stage], options)
             if plan.layers:
                 given, held = (sets[name].samples[stage] for name in ("given", "held"))
-                self._int8_stage(fp32[stage], self.specs[stage], plan, given, held, options, opset_cap)
-        for stage in (s for s in STAGES if s not in options.stages):
+                self._int8_stage(fp32[stage], self.specs[stage], plan, given, held, options, profile.opset_cap)
+        for stage in (s for s in STAGES if s not in options.stages and not for_tensorrt):
             self._stored_stage(stage)
+
+    def half_int8_graphs(self) -> None:
+        """The signed INT8 graphs with float16 types; for motion none, whose state would gather rounding. A stage with
+        an operator that opset 19 may have changed has none.
+        """
+        for stage, model in self.made.graphs.get("int8", {}).items():
+            if stage == "motion":
+                continue
+            spec, quantized = self.specs[stage], self.made.kept.get("int8", {}).get(stage, ())
+            keep = [name for name in self.made.kept.get("fp16", {}).get(stage, ()) if name in quantized]
+
+            def make(
+                advance: Advance, model: onnx.ModelProto = model, spec: StageSpec = spec, keep: Sequence[str] = keep
+            ) -> Files:
+                try:
+                    graph = compute_half_int8(model, spec, keep)
+                except SpecError as error:
+                    return {"made.json": pack_json(str(error))}
+                found = measure_int8(graph, spec, self.rollouts, HALF_INT8)
+                return {"graph.onnx": _bytes(graph), "made.json": pack_json(found.to_json())}
+
+            inputs = {**self._inputs(stage), "int8": _bytes(model), "keep": keep}
+            files = self.work.do(f"INT8 and float16 {stage}", 1, make, **inputs)
+            described = json.loads(files["made.json"])
+            if "graph.onnx" in files:
+                difference = StageDifference.from_json(described)
+                self.made.add(HALF_INT8, stage, onnx.load_from_string(files["graph.onnx"]), difference, keep)
+            else:
+                self.made.refused.setdefault(HALF_INT8, {})[stage] = described
+
+    def float_weight_graphs(self, stages: Sequence[str]) -> None:
+        """Weights of these stages' `int8` graphs as float32 behind Q and DQ: the same numbers, so nothing is measured.
+        """
+        of = self.made.graphs.get("int8", {})
+        of.update({stage: float_weights(of[stage], self.specs[stage]) for stage in stages if stage in of})
+
+    def look_ahead(self) -> None:
+        """Whether each variant's renderer takes several frames at once."""
+        renderers = {v: stages["render"] for v, stages in self.made.graphs.items() if "render" in stages}
+
+        def make(advance: Advance) -> Files:
+            found: dict[str, str | bool] = {}
+            for variant, graph in renderers.items():
+                try:
+                    check_batch_free(graph, self.specs["render"])
+                    found[variant] = True
+                except SpecError as error:
+                    found[variant] = str(error)
+                advance()
+            return {"found.json": pack_json(found)}
+
+        hashes = {variant: hashlib.sha256(_bytes(graph)).hexdigest() for variant, graph in renderers.items()}
+        self.made.look_ahead = json.loads(self.work.do("look-ahead", len(renderers), make, graphs=hashes)["found.json"])
 
     def _stored_stage(self, stage: str) -> None:
         """A stage that computes in float32, its weights in 8 bits where they are on a grid: for CPUs, beside INT8."""
@@ -296,6 +368,16 @@ class GraphPasses:
 
     def _inputs(self, stage: str) -> dict[str, Any]:
         return {"stage": stage, "graph": self._hashes[stage], "rollouts": self._hashes["rollouts"]}
+
+
+def _freed(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
+    """The renderer for any number of frames at once; as it is where it cannot be."""
+    try:
+        free = free_batch(model, spec)
+        check_batch_free(free, spec)
+    except SpecError:
+        return model
+    return free
 
 
 def _bytes(model: onnx.ModelProto) -> bytes:

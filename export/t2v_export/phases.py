@@ -175,7 +175,7 @@ class _Splitter:
         """
         height, width = (size + 1 for size in self.shapes[node.input[0]][2:])
         prefix = node.name.lstrip("/")
-        sizes = [height, width, 2, 2 * channels], [1, 2 * height, 2 * width, channels]
+        sizes = [-1, width, 2, 2 * channels], [-1, 2 * height, 2 * width, channels]  # whatever the batch
         apart, together = (
             self._constant(f"{prefix}.layout{k}", np.array(size, np.int64)) for k, size in enumerate(sizes)
         )

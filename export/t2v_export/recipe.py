@@ -33,7 +33,8 @@ class Quantize:
     than this share of the stage's multiply-accumulates: there INT8 has next to nothing to gain (with `sensitivity`).
     `min_psnr` (dB, of frames, the mean over samples), `max_error` (of text and motion, root mean square, relative):
     where above 0, so many of the most sensitive layers stay in float32 too, as few as keep it. `sensitivity`: report
-    what each layer alone loses.
+    what each layer alone loses. `float_weights`: stages whose `int8` graphs hold float32 weights behind Q and DQ, four
+    times the bytes, for TensorRT 8.6 where it refuses weights in INT8.
 
     `captions`: sets or files to calibrate with; `text_samples`, `motion_samples`, `render_samples`: how much of each
     stage to keep of them, `steps` the base steps of a stream.
@@ -53,6 +54,7 @@ class Quantize:
     min_psnr: float = 0.0
     max_error: float = 0.0
     sensitivity: bool = True
+    float_weights: tuple[str, ...] = ()
     captions: tuple[str, ...] = ("en", "zh")
     text_samples: int = 256
     motion_samples: int = 512
@@ -186,6 +188,7 @@ PASSES = {"quantize": Quantize, "prune": Prune, "rebuild": Rebuild, "distill": D
 _CHOICES = {
     "method": METHODS,
     "stages": STAGES,
+    "float_weights": STAGES,
     "stage": STAGES,
     "criterion": ("magnitude", "taylor", "activation"),
     "budget": ("macs", "parameters"),

@@ -9,7 +9,7 @@ from typing import Any, Optional
 from t2v_edge.bench import BenchOptions, bench
 from t2v_edge.bench_report import BenchReport
 from t2v_edge.commands.output import Progress, print_result
-from t2v_edge.engine import AUTO, ENGINES
+from t2v_edge.engine import AUTO, BUILT, ENGINES
 from t2v_edge.errors import SinkError, UsageError
 from t2v_edge.files import write_atomic
 from t2v_edge.strict_json import dumps
@@ -35,9 +35,13 @@ def add_parser(subparsers: Any) -> None:
                         help=f"how long to play (default: {BenchOptions.seconds:g})")
     parser.add_argument("--seed", type=int, default=0, help="of the streams (default: 0)")
     parser.add_argument("--variant", help="fp32, fp16, ... (default: what the bundle says is best for each stage)")
-    parser.add_argument("--engine", default=AUTO, choices=(AUTO, *ENGINES),
+    parser.add_argument("--engine", default=AUTO, choices=(AUTO, *ENGINES, *BUILT),
                         help="engine of all stages (default: auto, the fastest of each, measured on first use)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's choice)")
+    parser.add_argument("--batch", type=int, default=1,
+                        help="frames that the renderer makes at once, on TensorRT (default: 1)")
+    parser.add_argument("--ahead", action="store_true",
+                        help="make the next frames while this one is shown: more a second, on a GPU")
     parser.add_argument("--report", type=Path, metavar="FILE",
                         help="also write the JSON to FILE, which names neither you nor your machine")
     parser.add_argument("--json", action="store_true", help="for machines")
@@ -47,7 +51,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.report is not None and args.report.suffix.lower() != ".json":
         raise UsageError(f"the report {args.report} must end with .json")
-    options = BenchOptions(args.fps, args.seconds, args.seed, args.engine, args.variant, args.threads)
+    options = BenchOptions(args.fps, args.seconds, args.seed, args.engine, args.variant, args.threads,
+                           args.batch, args.ahead)
     bar = _Bar()
     try:
         report = bench(args.bundle, options, bar.advance)

@@ -67,7 +67,7 @@ def describe(manifest: Manifest, graphs: Mapping[str, Mapping[str, Any]], verifi
         for stage, graph in entries.items():
             mark = "*" if manifest.default[stage] == variant else " "
             lines.append(f" {mark}{variant:<9}{stage:<7}{graph['bytes']:>10}  {graph['file']} (opset {graph['opset']})"
-                         + _quality(manifest, variant, stage) + _kept(graph))
+                         + _cost(graph) + _quality(manifest, variant, stage) + _kept(graph))
     lines += ["  * is the default", "", "provenance"]
     lines += [f"  {key}: {_value(value)}" for key, value in manifest.provenance.items()]
     return "\n".join(lines)
@@ -83,6 +83,11 @@ def _quality(manifest: Manifest, variant: str, stage: str) -> str:
     if not isinstance(values, dict) or not isinstance(values.get("max_rel"), (int, float)):
         return ""
     return f"  differs from the checkpoint by at most {values['max_rel']:.1e}"
+
+
+def _cost(graph: Mapping[str, Any]) -> str:
+    macs = graph.get("macs")
+    return "" if macs is None else f"  {macs / 1e6:.3g} MMAC a run"
 
 
 def _kept(graph: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ class Progress:
         self._total = total
         self._unit = unit
         self._on = self._out.isatty()
+        self._steps = 0
         self._start = self._shown = time.monotonic()
 
     def update(self, done: int) -> None:
@@ -46,6 +47,13 @@ class Progress:
                 filled = _WIDTH * done // self._total
                 shown = f"[{'#' * filled}{'.' * (_WIDTH - filled)}] {done}/{self._total}"
             self._out.write(f"\r{self._label} {shown} {rate} ")
+            self._out.flush()
+
+    def step(self, what: str) -> None:
+        """One more of `total` begins: name it."""
+        self._steps += 1
+        if self._on:
+            self._out.write(f"\r\x1b[K{self._label} [{self._steps}/{self._total}] {what} ...")
             self._out.flush()
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from t2v_edge.commands.output import Progress, print_result
-from t2v_edge.engine import AUTO, ENGINES
+from t2v_edge.engine import AUTO, BUILT, ENGINES
 from t2v_edge.errors import SinkError, UsageError
 from t2v_edge.frame import Frame
 from t2v_edge.pipeline import Pipeline
@@ -52,9 +52,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--smoothing", type=float, default=0.0, help="of motion, 0 (none) to below 1 (default: 0)")
     parser.add_argument("--blend-steps", type=int, help="base frames a caption change takes (default: the model's own)")
     parser.add_argument("--variant", help="fp32, fp16, ... (default: what the bundle says is best for each stage)")
-    parser.add_argument("--engine", default=AUTO, choices=(AUTO, *ENGINES),
+    parser.add_argument("--engine", default=AUTO, choices=(AUTO, *ENGINES, *BUILT),
                         help="engine of all stages (default: auto, the fastest of each, measured on first use)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's choice)")
+    parser.add_argument("--batch", type=int, default=1,
+                        help="frames that the renderer makes at once, on TensorRT (default: 1)")
+    parser.add_argument("--ahead", action="store_true",
+                        help="make the next frames while this one is shown: more a second, on a GPU")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet")
     parser.add_argument("--json", action="store_true", help="report as JSON (on stderr where -o - fills stdout)")
     parser.set_defaults(run=run)
@@ -75,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if args.sheet is not None and args.sheet.suffix.lower() != ".png":
         raise UsageError(f"the contact sheet {args.sheet} must end with .png")
     start = time.perf_counter()
-    with Pipeline.open(args.bundle, args.engine, args.variant, args.threads) as pipeline:
+    with Pipeline.open(args.bundle, args.engine, args.variant, args.threads, args.batch) as pipeline:
         open_s = time.perf_counter() - start
         stream = open_stream(pipeline, args, target)
         _warn_truncated(pipeline, stream)
@@ -101,7 +105,7 @@ def open_stream(pipeline: Pipeline, args: argparse.Namespace, target: Optional[s
     if seconds is None and target not in (WINDOW, "-"):
         seconds = DEFAULT_SECONDS + (then[-1][0] if then else 0.0)
     return pipeline.stream(args.caption, then=then, fps=args.fps, seconds=seconds, seed=args.seed, size=args.size,
-                           smoothing=args.smoothing, blend_steps=args.blend_steps)
+                           smoothing=args.smoothing, blend_steps=args.blend_steps, ahead=args.ahead)
 
 
 def play(stream: FrameStream, target: Optional[str], sheet: Optional[Path], pixels: PixelHash) -> None:

@@ -284,6 +284,22 @@ def test_layers_kept_in_float32_survive_the_round_trip():
     assert "float32_layers" not in GraphEntry("fp16/render.onnx", "fp16", 17).to_json()
 
 
+def test_costs_of_a_graph_survive_the_round_trip_and_are_absent_where_unknown():
+    entry = GraphEntry("fp16/render.onnx", "fp16", 17, macs=0, weight_bytes=12, launches=3)
+    assert entry.to_json() == {"file": "fp16/render.onnx", "precision": "fp16", "opset": 17, "macs": 0,
+                               "weight_bytes": 12, "launches": 3}
+    assert GraphEntry.from_json(json.loads(json.dumps(entry.to_json()))) == entry
+    assert GraphEntry.from_json({"file": "fp16/render.onnx", "precision": "fp16", "opset": 17}).macs is None
+
+
+@pytest.mark.parametrize("key", ["macs", "weight_bytes", "activation_bytes", "launches"])
+@pytest.mark.parametrize("value", [-1, 1.5, "9", None, True, (1 << 50) + 1])
+def test_costs_that_are_no_count_are_refused(bundle, key, value):
+    change_manifest(bundle, lambda data: data["variants"]["fp16"]["render"].update({key: value}))
+    with pytest.raises(BundleError, match=f"{key} is .*expected an integer"):
+        Bundle.open(bundle)
+
+
 @pytest.mark.parametrize("layers", ["Conv", [1], [""], ["x" * 1001], ["x"] * 4097, {"a": 1}, None])
 def test_layers_that_are_no_list_of_names_are_refused(bundle, layers):
     change_manifest(bundle, lambda data: data["variants"]["fp16"]["render"].update(float32_layers=layers))

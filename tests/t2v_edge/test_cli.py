@@ -24,7 +24,9 @@ WALK = "a person is walking"
 def start(*arguments, **options):
     command = [sys.executable, "-m", "t2v_edge", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": ROOT}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, **options)
+    # a shell starts what it runs in the background with Ctrl-C ignored, and children would inherit that
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **options)
 
 
 def run_json(capsys, *arguments):
@@ -89,7 +91,10 @@ def test_ctrl_c_ends_an_endless_stream_well_and_removes_a_file_cut_short(bundle_
         time.sleep(0.01)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == code
     assert b"Traceback" not in err
     assert os.listdir(tmp_path) == []

@@ -22,9 +22,12 @@ PLAY = """
 
     before = set(sys.modules)
     skipped = 0
+    needs = {"engine.openvino": "openvino", "engine.cuda": "cuda", "engine.tensorrt": "cuda", "engine.resident": "cuda",
+             "build": "cuda"}
     for module in pkgutil.walk_packages(t2v_edge.__path__, "t2v_edge."):
-        if module.name == "t2v_edge.engine.openvino" and importlib.util.find_spec("openvino") is None:
-            skipped = 1
+        needed = needs.get(module.name[len("t2v_edge."):])
+        if needed and importlib.util.find_spec(needed) is None:
+            skipped += 1
             continue
         importlib.import_module(module.name)
     with t2v_edge.Pipeline.open(sys.argv[1], threads=1) as pipeline:

@@ -38,6 +38,9 @@ class Spy:
     def of(self, stage):
         return [(feeds, results) for name, feeds, results in self.calls if name == stage]
 
+    def player(self, *args):
+        return Pipeline.player(self, *args)
+
     def stream(self, *args, **kwargs):
         return Pipeline.stream(self, *args, **kwargs)
 

@@ -339,14 +339,19 @@ def test_ctrl_c_ends_all_processes_and_leaves_nothing(place, tmp_path):
     arguments = ["compare", place / "alone", "-o", tmp_path / "out", "--captions", place / "captions.jsonl",
                  "--drift-steps", "5000000", "--drift-runs", "2", "--clips", "1", "--processes", "2", "--no-timing"]
     process = subprocess.Popen([sys.executable, "-m", "t2v_edge", *map(str, arguments)], env=environment(),
-                               stderr=subprocess.PIPE, start_new_session=True)
+                               stderr=subprocess.PIPE, start_new_session=True,
+                               # Ctrl-C is ignored in what a shell runs in the background, and in its children
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     deadline = time.monotonic() + 60
     while len(children(process.pid)) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     workers = children(process.pid)
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=30)[1].decode()
+    try:
+        error = process.communicate(timeout=30)[1].decode()
+    finally:
+        process.kill()
     assert process.returncode == 130 and error.endswith("t2v-edge: interrupted\n") and "Traceback" not in error
     while any(map(runs, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -18,6 +18,7 @@ from t2v_edge.bundle import Bundle
 from t2v_edge.engine import available_engines, open_engine
 from t2v_edge.engine.base import EngineOptions
 from t2v_edge.errors import CheckpointError, T2VError, UsageError
+from t2v_edge.golden import Golden
 from t2v_edge.pipeline import Pipeline
 from t2v_edge.spec import STAGES
 from t2v_export import command, export, graph_passes
@@ -56,6 +57,24 @@ def test_bundle_holds_what_was_promised(make_checkpoint, cpu, tmp_path):
     assert all(latency["median_ms"] > 0 for latency in report["latency"]["fp16"]["render"].values())
     assert exported.report == report
     assert play(tmp_path / "bundle").std() > 1
+
+
+def test_the_runtime_proves_itself_by_the_golden_vectors(make_checkpoint, cpu, tmp_path):
+    export_checkpoint(make_checkpoint(), tmp_path / "bundle", cpu, ExportOptions(measure=False, ship="all"))
+    with Bundle.open(tmp_path / "bundle") as bundle:
+        golden = Golden.read(bundle)
+        specs = bundle.manifest.stages
+        engines = {
+            (v, s): open_engine("onnxruntime", bundle.graph(v, s), specs[s], EngineOptions())
+            for v in ("fp32", "fp16")
+            for s in STAGES
+        }
+    assert golden is not None and golden.captions == DEFAULT_CAPTIONS and golden.steps == 64
+    found = {key: golden.check(key[1], engine.run) for key, engine in engines.items()}
+    assert all(golden.tolerance(stage, variant).allows(found[variant, stage]) for variant, stage in engines)
+    # Far inside the bounds, and not by comparing nothing.
+    assert 0 < found["fp32", "motion"].max_rel < 1e-4 < found["fp16", "text"].max_rel < 1e-2
+    assert found["fp32", "render"].psnr_db > 90 > found["fp16", "render"].psnr_db
 
 
 def test_golden_vectors_are_what_the_runtime_makes(make_checkpoint, cpu, tmp_path):

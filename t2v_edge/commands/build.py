@@ -1,0 +1,96 @@
+"""``t2v-edge build``: TensorRT engines of a bundle, for this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+from t2v_edge.bundle import Bundle
+from t2v_edge.commands.output import Progress, print_result
+from t2v_edge.device import DeviceProfile, load_profile
+from t2v_edge.engine import BUILT, is_installed
+from t2v_edge.engine.trt import REMEDIES, BuildSettings
+from t2v_edge.errors import EngineError, UsageError
+
+WORKSPACE_SHARE = 4
+"""One part in so many of a device's memory is what a layer may use while it is tried and run."""
+
+EXAMPLES = """examples:
+  t2v-edge build BUNDLE
+  t2v-edge build BUNDLE --device jetson-orin-nano-8gb --json
+  t2v-edge build BUNDLE --variant fp16 --level 5
+  t2v-edge build BUNDLE --batch 4
+
+Every variant that this TensorRT takes is built, run on the bundle's golden vectors and on a rollout beside ONNX
+Runtime, and timed; the fastest that is right runs each stage from then on, in t2v-edge run too. Engines are kept in the
+user's cache (or where T2V_EDGE_CACHE says) and belong to this GPU, driver and TensorRT: they are never copied."""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "build", help="build TensorRT engines for this machine",
+        description="Build, prove, time and keep TensorRT engines of a bundle, for this machine.", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="a bundle folder or zip")
+    parser.add_argument("--engine", choices=BUILT, help="default: tensorrt where it is installed, else tensorrt-rtx")
+    parser.add_argument("--variant", action="append", metavar="NAME",
+                        help="try only this one; may be given many times (default: all that TensorRT takes)")
+    parser.add_argument("--device", metavar="PROFILE", help="take the workspace from a device profile's memory")
+    parser.add_argument("--workspace", type=float, metavar="MB", help="most memory that a layer may use")
+    parser.add_argument("--level", type=int, metavar="0..5",
+                        help="optimization level, 5 tries longest (default: TensorRT's own, 3)")
+    parser.add_argument("--tactics", metavar="NAMES",
+                        help="tactic sources that may be used, comma-separated, or none (default: TensorRT's own)")
+    parser.add_argument("--batch", type=int, default=1, help="frames that the renderer makes at once (default: 1)")
+    parser.add_argument("--rebuild", action="store_true", help="build again what is kept")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    engine = args.engine or next((name for name in BUILT if is_installed(name)), None)
+    if engine is None:
+        raise EngineError(f"neither TensorRT nor TensorRT-RTX is installed: {REMEDIES['tensorrt']}; on a desktop "
+                          f"{REMEDIES['tensorrt-rtx']}; t2v-edge doctor says more")
+    try:
+        from t2v_edge.build import Builder, BuildOptions
+    except ImportError as error:
+        raise EngineError(f"building needs cuda-python ({error}): pip install 't2v-edge[tensorrt]'") from error
+    options = BuildOptions(engine, tuple(args.variant) if args.variant else None, settings(args), args.rebuild)
+    with Bundle.open(args.bundle) as bundle:
+        progress: Optional[Progress] = None
+
+        def say(what: str) -> None:
+            if progress is not None:
+                progress.step(what)
+
+        builder = Builder(bundle, options, say=say)
+        progress = Progress("build", builder.count, sys.stderr)
+        try:
+            report = builder.build()
+        finally:
+            progress.close()
+    print_result({"bundle": bundle.manifest.name, **report.to_json()}, report.to_text(), args.json)
+    return 0
+
+
+def settings(args: argparse.Namespace) -> BuildSettings:
+    """What the flags ask for; raises `UsageError` or `DeviceError`."""
+    workspace = None if args.workspace is None else int(args.workspace * 1e6)
+    if workspace is None and args.device is not None:
+        workspace = workspace_of(load_profile(args.device))
+    tactics = args.tactics
+    if tactics is not None and not tactics.strip():
+        raise UsageError("--tactics is empty; name sources, or none")
+    chosen = None if tactics is None else tuple(t.strip().lower().replace("-", "_") for t in tactics.split(",")
+                                                if t.strip().lower() != "none")
+    return BuildSettings(args.batch, workspace, args.level, chosen)
+
+
+def workspace_of(profile: DeviceProfile) -> Optional[int]:
+    """A share of the device's memory, a power of two; None where the profile does not know it."""
+    if profile.memory_bytes is None:
+        return None
+    return 1 << (profile.memory_bytes // WORKSPACE_SHARE).bit_length() - 1

@@ -1,0 +1,278 @@
+"""A stream that lives on the GPU: condition, recurrent state, motion and frames stay there, CUDA graphs do the work.
+
+A base step is one graph; so are mixing the two newest motions, rendering, and copying the frame out as bytes. States
+and motions go to and fro between two places, and each parity has graphs of its own, so that nothing is ever copied from
+one place to the other. Frames have two places as well: one is copied out while the next is made. On a GPU that shares
+the processor's memory the renderer writes into it directly.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any, Optional, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from t2v_edge.clock import Vector
+from t2v_edge.draws import Draws
+from t2v_edge.engine.cuda import ALIGNMENT, DeviceBuffer, Event, Graph, HostBuffer, find_gpu
+from t2v_edge.engine.tensorrt import TensorRtEngine, capture
+from t2v_edge.errors import EngineError
+
+FLOAT = 4
+UPLOADS = 4
+"""Base steps whose condition and noise may wait for their copy at once."""
+
+_Closable = TypeVar("_Closable", DeviceBuffer, HostBuffer, Event)
+
+
+class ResidentPlayer:
+    """A `Player` of two TensorRT engines in one queue; `rows` is the renderer's batch."""
+
+    slots = 2
+
+    def __init__(self, motion: TensorRtEngine, render: TensorRtEngine, draws: Draws, smoothing: float) -> None:
+        self.rows = render.batch
+        self._motion, self._render, self._queue = motion, render, motion.queue.acquire()
+        self._stack = ExitStack()
+        self._stack.callback(self._queue.release)
+        self._closed = False
+        self._steps = 0
+        self._placed: list[float] = []
+        self._flying: deque[tuple[_Slot, int]] = deque()
+        self._floats = {t.name: int(np.prod(t.shape)) for t in (*motion.spec.inputs, *motion.spec.outputs)}
+        self._apart = _aligned(self._floats["motion"] * FLOAT)
+        try:
+            with self._queue.lock:
+                self._prepare(draws, smoothing)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, draws: Draws, smoothing: float) -> None:
+        spec, stream = self._motion.spec, self._queue.stream
+        pair = self._apart + _aligned(self._floats["condition"] * FLOAT)
+        # motion and condition of the newest two steps
+        self._ring = [self._own(DeviceBuffer(pair)) for _ in range(2)]
+        self._raw = self._own(DeviceBuffer(self._apart)) if smoothing else None
+        self._gain = self._own(HostBuffer((1,), np.float32))
+        self._states = {s.name: [self._own(DeviceBuffer(self._floats[s.input] * FLOAT)) for _ in range(2)]
+                        for s in spec.states}
+        noises = {n.input: self._own(DeviceBuffer(self._floats[n.input] * FLOAT)) for n in spec.noises}
+        self._uploads = [_Upload(self, noises) for _ in range(UPLOADS)]
+        self._uploaded: list[Optional[Vector]] = [None, None]
+        self._step_addresses = [self._addresses_of(parity, noises) for parity in range(2)]
+        self._step_graphs = [self._capture_step(parity) for parity in range(2)]
+        drawn = {name: self._own(DeviceBuffer(self.rows * value.nbytes)) for name, value in draws.render.items()}
+        self._slots = [_Slot(self, drawn) for _ in range(self.slots)]
+        # The warm-ups above left their marks in the states.
+        starts = [(noises[name].address, value) for name, value in draws.motion.items()]
+        starts += [(self._states[s.name][0].address, draws.states[s.input]) for s in spec.states]
+        starts += [(drawn[name].address, np.repeat(value, self.rows, 0)) for name, value in draws.render.items()]
+        for address, value in starts:
+            with _Pinned(value) as host:
+                stream.copy_in(address, host)
+                stream.wait()
+        self._gain.array[0] = 1.0
+        self._next_gain = np.float32(1.0 - smoothing)
+
+    def _own(self, thing: _Closable) -> _Closable:
+        self._stack.callback(thing.close)
+        return thing
+
+    def _addresses_of(self, parity: int, noises: Mapping[str, DeviceBuffer]) -> dict[str, int]:
+        made = self._ring[parity].address
+        addresses = {"condition": made + self._apart, "motion": made if self._raw is None else self._raw.address}
+        addresses.update({name: buffer.address for name, buffer in noises.items()})
+        for state in self._motion.spec.states:
+            addresses[state.input] = self._states[state.name][parity].address
+            addresses[state.output] = self._states[state.name][1 - parity].address
+        return addresses
+
+    def _capture_step(self, parity: int) -> Optional[Graph]:
+        graph = capture(self._motion, self._step_addresses[parity], lambda: self._work(parity))
+        if graph is not None:
+            self._stack.callback(graph.close)
+        return graph
+
+    def _work(self, parity: int) -> None:
+        self._motion.enqueue()
+        self._smooth(parity)
+
+    def _smooth(self, parity: int) -> None:
+        """One-pole low-pass, as `clock.Smoother`: the newest motion is between the last one and the raw one."""
+        if self._raw is not None:
+            self._queue.mix.enqueue(self._queue.stream, self._ring[parity].address, self._ring[1 - parity].address,
+                                    self._raw.address, self._gain.device_address, self._floats["motion"])
+
+    def step(self, condition: Vector, noises: Mapping[str, Vector]) -> None:
+        parity = self._steps % 2
+        with self._queue.lock:
+            self._check_open()
+            if noises or self._uploaded[parity] is not condition:
+                upload = self._uploads[self._steps % UPLOADS]
+                upload.send(self._ring[parity].address + self._apart, condition, noises)
+                self._uploaded[parity] = condition
+            graph = self._step_graphs[parity]
+            if graph is None:
+                self._motion.bind(self._step_addresses[parity])
+                self._work(parity)
+            else:
+                graph.launch(self._queue.stream)
+            if self._steps == 0 and self._raw is not None:
+                self._queue.stream.wait()  # the first motion is taken whole
+                self._gain.array[0] = self._next_gain
+            self._steps += 1
+
+    def place(self, share: float) -> None:
+        slot, row = self._slot(), len(self._placed)
+        if share < 1.0 and self._steps < 2:
+            raise RuntimeError("a frame was placed before its motion step")
+        if len(self._flying) == self.slots or row == self.rows:
+            raise RuntimeError("a frame was placed before its group was rendered and collected")
+        slot.shares.array[row] = share
+        self._placed.append(share)
+        if self.rows > 1:
+            with self._queue.lock:
+                self._check_open()
+                slot.mix(row, self._newest)
+
+    def render(self) -> None:
+        slot = self._slot()
+        with self._queue.lock:
+            self._check_open()
+            slot.launch(self._newest)
+        self._flying.append((slot, len(self._placed)))
+        self._placed = []
+        self._slots.reverse()
+
+    def collect(self) -> list[npt.NDArray[Any]]:
+        slot, frames = self._flying.popleft()
+        slot.done.wait()
+        return [slot.pixels.array[row].copy() for row in range(frames)]
+
+    @property
+    def _newest(self) -> int:
+        """The parity of the newest step."""
+        return (self._steps - 1) % 2
+
+    def _slot(self) -> _Slot:
+        return self._slots[0]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("the stream is closed; make another")
+
+    def close(self) -> None:
+        """Free the GPU memory; waits for what is on its way."""
+        with self._queue.lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._queue.stream.wait()
+            self._stack.close()
+
+
+class _Upload:
+    """Pinned memory from which a step's condition and noises are copied in; its next user waits for that."""
+
+    def __init__(self, player: ResidentPlayer, noises: Mapping[str, DeviceBuffer]) -> None:
+        spec = player._motion.spec
+        at_steps = [n for n in spec.noises if n.cadence == "step"]
+        self._stream = player._queue.stream
+        self._condition = player._own(HostBuffer((1, player._floats["condition"]), np.float32))
+        self._noises = {n.input: (noises[n.input].address, player._own(HostBuffer(n.shape, np.float32)))
+                        for n in at_steps}
+        self._done = player._own(Event())
+        self._sent = False
+
+    def send(self, address: int, condition: Vector, noises: Mapping[str, Vector]) -> None:
+        if self._sent:
+            self._done.wait()
+        self._condition.array[...] = condition
+        self._stream.copy_in(address, self._condition)
+        for name, (target, host) in self._noises.items():
+            host.array[...] = noises[name]
+            self._stream.copy_in(target, host)
+        self._done.record(self._stream)
+        self._sent = True
+
+
+class _Slot:
+    """A group of frames in the making: its inputs, its pixels, and graphs by the parity of the newest step."""
+
+    def __init__(self, player: ResidentPlayer, drawn: Mapping[str, DeviceBuffer]) -> None:
+        self._player = player
+        rows, spec = player.rows, player._render.spec
+        self._row = [player._floats[name] * FLOAT for name in ("motion", "condition")]
+        apart = player._apart if rows == 1 else _aligned(rows * self._row[0])
+        self._inputs = player._own(DeviceBuffer(apart + _aligned(rows * self._row[1])))
+        self._starts = (self._inputs.address, self._inputs.address + apart)
+        self.shares = player._own(HostBuffer((rows,), np.float32))
+        frame = spec.results[0]
+        self.pixels = player._own(HostBuffer((rows, *frame.shape[1:]), np.uint8))
+        self._shared = find_gpu().integrated
+        self._frame = self.pixels.device_address
+        if not self._shared:
+            self._frame = player._own(DeviceBuffer(self.pixels.nbytes)).address
+        self.done = player._own(Event())
+        self._addresses = {"motion": self._starts[0], "condition": self._starts[1], "frame": self._frame,
+                           **{name: buffer.address for name, buffer in drawn.items()}}
+        self._graphs = [self._capture(parity) for parity in range(2 if rows == 1 else 1)]
+
+    def _capture(self, parity: int) -> Optional[Graph]:
+        graph = capture(self._player._render, self._addresses, lambda: self._work(parity))
+        if graph is not None:
+            self._player._stack.callback(graph.close)
+        return graph
+
+    def _work(self, parity: int) -> None:
+        """All that a group needs; of more than one row the mixing was done as they were placed."""
+        if self._player.rows == 1:
+            self.mix(0, parity)
+        self._player._render.enqueue()
+        if not self._shared:
+            self._player._queue.stream.copy_out(self.pixels, self._frame)
+
+    def mix(self, row: int, parity: int) -> None:
+        """Put the mixture of the two newest steps into a row: one launch where motion and condition lie as there."""
+        player, ring = self._player, self._player._ring
+        sizes = [player._floats["motion"], player._floats["condition"]]
+        offsets = [0, player._apart]
+        if player.rows == 1:
+            sizes, offsets = [player._apart // FLOAT + sizes[1]], [0]
+        for part, (count, offset) in enumerate(zip(sizes, offsets)):
+            player._queue.mix.enqueue(
+                player._queue.stream, self._starts[part] + row * self._row[part],
+                ring[1 - parity].address + offset, ring[parity].address + offset,
+                self.shares.device_address + row * FLOAT, count)
+
+    def launch(self, parity: int) -> None:
+        graph = self._graphs[parity % len(self._graphs)]
+        if graph is None:
+            self._player._render.bind(self._addresses)
+            self._work(parity)
+        else:
+            graph.launch(self._player._queue.stream)
+        self.done.record(self._player._queue.stream)
+
+
+class _Pinned:
+    """A short-lived pinned copy of an array."""
+
+    def __init__(self, value: npt.NDArray[Any]) -> None:
+        self._host = HostBuffer(value.shape, np.float32)
+        self._host.array[...] = value
+
+    def __enter__(self) -> HostBuffer:
+        return self._host
+
+    def __exit__(self, *_: object) -> None:
+        self._host.close()
+
+
+def _aligned(nbytes: int) -> int:
+    return (nbytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT

@@ -1,0 +1,246 @@
+"""TensorRT 8.6, 10 and 11 and TensorRT-RTX, as one: an ONNX graph in, a serialized engine out, and back into memory.
+
+What differs among them is kept here. Before 10.12 precision is a set of builder flags; from then on, and in
+TensorRT-RTX, the graph's own types decide (strong typing), and the flags are gone in 11. The parser takes opsets up to
+17 in 8.6, 20 in 10 and 25 in 11: 8.6 was measured to parse opset 18 without complaint and to compute it wrongly, so
+the cap is kept here and not left to the parser.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Optional
+
+from t2v_edge.errors import EngineError, UsageError
+
+MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+"""Engine name -> the modules that may hold it, the first found is taken."""
+
+REMEDIES = {
+    "tensorrt": "it comes with JetPack or NVIDIA's packages: on a Jetson make the environment with python3 -m venv "
+                "--system-site-packages",
+    "tensorrt-rtx": "pip install 't2v-edge[rtx]'",
+}
+
+OLDEST = (8, 6)
+STRONG_SINCE = (10, 12)
+OPSET_CAPS = ((11, 25), (10, 20), (8, 17))
+"""(major version, newest opset its parser reads right), newest first; TensorRT-RTX is of the generation of 11."""
+
+RUNS = ("fp32", "fp16", "int8", "int8-fp16")
+"""Precisions of graphs that TensorRT takes. `int8-u8` has unsigned activations, which it refuses or misreads."""
+
+MAX_SAID = 3
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """How an engine is built; part of its key in the cache.
+
+    batch: frames at once, written over the graph's own batch of 1. workspace_bytes: the most that a layer may use, None
+    for TensorRT's choice. optimization_level: 0 (quick build) to 5 (quick engine), None for TensorRT's choice.
+    tactic_sources: names of those that may be used, such as ``edge_mask_convolutions``; empty for none beside
+    TensorRT's own kernels, None for TensorRT's choice.
+    """
+
+    batch: int = 1
+    workspace_bytes: Optional[int] = None
+    optimization_level: Optional[int] = None
+    tactic_sources: Optional[tuple[str, ...]] = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch <= 64:
+            raise UsageError(f"batch is {self.batch}, expected 1 to 64")
+        if self.workspace_bytes is not None and self.workspace_bytes < 1 << 20:
+            raise UsageError(f"workspace is {self.workspace_bytes} bytes, expected at least a megabyte")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise UsageError(f"optimization level is {self.optimization_level}, expected 0 to 5")
+
+    def to_json(self) -> dict[str, Any]:
+        sources = None if self.tactic_sources is None else sorted(self.tactic_sources)
+        return {**vars(self), "tactic_sources": sources}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> BuildSettings:
+        """What `to_json` made; raises `KeyError`, `TypeError` or `UsageError` for anything else."""
+        sources = data["tactic_sources"]
+        return cls(data["batch"], data["workspace_bytes"], data["optimization_level"],
+                   None if sources is None else tuple(map(str, sources)))
+
+
+@dataclass(frozen=True)
+class Built:
+    """A serialized engine, and the timing cache with what this build measured (empty where there is none)."""
+
+    engine: bytes
+    timing_cache: bytes
+
+
+class TensorRt:
+    """One installed TensorRT. `name`: the engine's; `version`: as a tuple; `module`: the Python module."""
+
+    def __init__(self, name: str, module: Any) -> None:
+        self.name = name
+        self.module = module
+        self.version_text = str(getattr(module, "__version__", "0"))
+        self.version = _version(self.version_text)
+        self.rtx = name == "tensorrt-rtx"
+        self.log = _make_logger(module)
+        if not self.rtx and self.version < OLDEST:
+            raise EngineError(f"TensorRT {self.version_text} is older than 8.6, the oldest that is supported; "
+                              "upgrade JetPack to 6.0 or later, or take --engine onnxruntime")
+
+    @property
+    def strongly_typed(self) -> bool:
+        """Whether the graph's types decide, and not builder flags."""
+        return self.rtx or self.version >= STRONG_SINCE
+
+    @property
+    def opset_cap(self) -> int:
+        """The newest ONNX opset that this parser reads right."""
+        if self.rtx:
+            return OPSET_CAPS[0][1]
+        return next(cap for major, cap in OPSET_CAPS if self.version >= (major,))
+
+    def build(
+        self, graph: bytes, precision: str, opset: int, settings: BuildSettings, timing_cache: bytes = b""
+    ) -> Built:
+        """Parse and build; needs a GPU, but for TensorRT-RTX. Raises `EngineError` naming the node where it fails."""
+        if precision not in RUNS:
+            raise EngineError(f"{self.name} runs no {precision} graphs, but {', '.join(RUNS)}; export int8 for it")
+        if opset > self.opset_cap:
+            raise EngineError(f"the graph has opset {opset}, {self.name} {self.version_text} reads up to "
+                              f"{self.opset_cap}; export for this device (--device) to have it capped")
+        trt = self.module
+        self.log.start()
+        builder = trt.Builder(self.log)
+        if builder is None:
+            raise EngineError(self._failed("cannot make a builder"))
+        flags = 0
+        if self.strongly_typed:
+            flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        elif hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH"):
+            flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+        network = builder.create_network(flags)
+        parser = trt.OnnxParser(network, self.log)
+        if not parser.parse(graph):
+            raise EngineError(self._parse_error(parser))
+        if settings.batch > 1:
+            for position in range(network.num_inputs):
+                tensor = network.get_input(position)
+                tensor.shape = (settings.batch, *tuple(tensor.shape)[1:])
+        config = builder.create_builder_config()
+        self._configure(config, precision, settings)
+        cache = None if self.rtx else config.create_timing_cache(timing_cache)
+        if cache is not None and not config.set_timing_cache(cache, False):
+            # of another GPU or version: measured anew
+            cache = config.create_timing_cache(b"")
+            config.set_timing_cache(cache, False)
+        serialized = builder.build_serialized_network(network, config)
+        if serialized is None:
+            raise EngineError(self._failed(f"cannot build the {precision} engine"))
+        return Built(bytes(serialized), b"" if cache is None else bytes(cache.serialize()))
+
+    def load(self, engine: bytes) -> tuple[Any, Any]:
+        """A runtime, which must outlive what it made, and the engine in GPU memory.
+
+        Only for bytes that were built here: loading an engine runs what it holds. Raises `EngineError`.
+        """
+        self.log.start()
+        runtime = self.module.Runtime(self.log)
+        loaded = runtime.deserialize_cuda_engine(engine)
+        if loaded is None:
+            raise EngineError(self._failed("cannot load an engine it built"))
+        return runtime, loaded
+
+    def _configure(self, config: Any, precision: str, settings: BuildSettings) -> None:
+        trt = self.module
+        if hasattr(trt.BuilderFlag, "TF32"):
+            # FP32 is what the others are compared with; TensorFloat-32 has float16's mantissa.
+            config.clear_flag(trt.BuilderFlag.TF32)
+        if not self.strongly_typed and precision != "fp32":
+            # What INT8 leaves over would run in FP32 without FP16.
+            config.set_flag(trt.BuilderFlag.FP16)
+            if precision.startswith("int8"):
+                config.set_flag(trt.BuilderFlag.INT8)
+        if settings.workspace_bytes is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+        if settings.optimization_level is not None:
+            config.builder_optimization_level = settings.optimization_level
+        if settings.tactic_sources is not None and not self.rtx:
+            config.set_tactic_sources(_mask(trt.TacticSource, settings.tactic_sources))
+
+    def _parse_error(self, parser: Any) -> str:
+        said = []
+        for position in range(min(parser.num_errors, MAX_SAID)):
+            error = parser.get_error(position)
+            name = error.node_name() if hasattr(error, "node_name") else ""
+            operator = error.node_operator() if hasattr(error, "node_operator") else ""
+            where = f"{operator} {name}".strip() or f"node number {error.node()}"
+            said.append(f"{where}: {_line(error.desc())}")
+        return self._failed(f"cannot parse the graph at {'; '.join(said) or 'an unknown node'}", with_log=not said)
+
+    def _failed(self, what: str, with_log: bool = True) -> str:
+        said = "; ".join(self.log.errors[:MAX_SAID]) if with_log else ""
+        return f"{self.name} {self.version_text} {what}" + (f" ({said})" if said else "")
+
+
+def installed(name: str) -> Optional[str]:
+    """The module that holds the engine `name`, one of `MODULES`, without importing it; None where there is none."""
+    return next((module for module in MODULES[name] if find_spec(module) is not None), None)
+
+
+def find_api(name: str) -> TensorRt:
+    """The installed `tensorrt` or `tensorrt-rtx`; raises `EngineError` with the remedy where it cannot be had."""
+    module = installed(name)
+    if module is None:
+        raise EngineError(f"{name} is not installed: {REMEDIES[name]}")
+    try:
+        return TensorRt(name, importlib.import_module(module))
+    except (ImportError, OSError) as error:
+        raise EngineError(f"{name} is installed and cannot be imported ({_line(str(error))}): "
+                          f"{REMEDIES[name]}") from error
+
+
+def _make_logger(module: Any) -> Any:
+    class Log(module.ILogger):  # type: ignore[misc]
+        """Hands TensorRT's messages to Python's logging and keeps the errors for the exception that follows."""
+
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def start(self) -> None:
+            self.errors = []
+
+        def log(self, severity: Any, message: str) -> None:
+            level = int(severity)  # 0 internal error, 1 error, 2 warning, 3 info, 4 verbose
+            line = _line(message)
+            if level <= 1 and not any(known in line or line in known for known in self.errors):
+                self.errors.append(line)
+            _LOG.log(logging.INFO if level <= 2 else logging.DEBUG, "%s", message)
+
+    return Log()
+
+
+def _mask(sources: Any, names: Sequence[str]) -> int:
+    known = {name.lower(): int(value) for name, value in sources.__members__.items()}
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise UsageError(f"tactic source {unknown[0]!r} is unknown here; choose from {', '.join(sorted(known))}")
+    return sum(1 << known[name] for name in set(names))
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+def _line(text: str) -> str:
+    """A message on one line, without its tail beyond 400 characters."""
+    return " ".join(text.split())[:400]

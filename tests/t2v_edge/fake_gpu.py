@@ -1,0 +1,320 @@
+"""A GPU of plain memory and a TensorRT that runs ONNX Runtime: what is called of cuda-python and tensorrt, and no more.
+
+Work in a stream is done at once, unless it is captured; then it is kept and done at each launch. The real libraries are
+met elsewhere: TensorRT-RTX's builder in test_tensorrt_rtx.py, CUDA and TensorRT 8.6 in benchmarks/gpu.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import sys
+import types
+
+import numpy as np
+import onnx
+import onnxruntime
+
+HEADER = b"fake engine "
+
+
+class Error(enum.IntEnum):
+    cudaSuccess = 0
+    cudaErrorInvalidValue = 1
+
+
+class FakeCuda:
+    """State of the fake device. `memory`: address -> what keeps it alive; `launches` counts graph launches."""
+
+    def __init__(self, integrated=False, name="NVIDIA Fake"):
+        self.integrated, self.name = integrated, name
+        self.memory = {}
+        self.capturing = None
+        self.graphs = {}
+        self.launches = 0
+        self.frees = 0
+
+    def enqueue(self, work):
+        if self.capturing is None:
+            work()
+        else:
+            self.capturing.append(work)
+        return (Error.cudaSuccess,)
+
+    def allocate(self, nbytes):
+        block = np.full(nbytes + 256, 0xA5, np.uint8)  # poison: what is never written shows
+        address = (block.ctypes.data + 255) // 256 * 256
+        self.memory[address] = block
+        return (Error.cudaSuccess, address)
+
+    def free(self, address):
+        if self.memory.pop(int(address), None) is None:
+            return (Error.cudaErrorInvalidValue,)
+        self.frees += 1
+        return (Error.cudaSuccess,)
+
+
+def runtime_module(gpu):
+    """A stand-in for ``cuda.bindings.runtime``."""
+    ok = (Error.cudaSuccess,)
+    module = types.ModuleType("cuda.bindings.runtime")
+    handles = iter(range(1, 10**9))
+
+    def begin(stream, mode):
+        gpu.capturing = []
+        return ok
+
+    def end_capture(stream):
+        work, gpu.capturing = gpu.capturing, None
+        graph = next(handles)
+        gpu.graphs[graph] = work
+        return (Error.cudaSuccess, graph)
+
+    def launch(executable, stream):
+        gpu.launches += 1
+        for work in gpu.graphs[executable]:
+            work()
+        return ok
+
+    def instantiate(graph, flags):
+        executable = next(handles)
+        gpu.graphs[executable] = gpu.graphs[graph]
+        return (Error.cudaSuccess, executable)
+
+    properties = types.SimpleNamespace(name=gpu.name.encode(), major=8, minor=7, integrated=int(gpu.integrated),
+                                       totalGlobalMem=8 << 30, multiProcessorCount=8)
+    module.cudaMemcpyKind = types.SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    module.cudaStreamCaptureMode = types.SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+    module.cudaHostAllocMapped, module.cudaStreamNonBlocking = 2, 1
+    module.cudaEventDefault, module.cudaEventDisableTiming = 0, 2
+    functions = {
+        "cudaGetDeviceCount": lambda: (Error.cudaSuccess, 1),
+        "cudaGetDevice": lambda: (Error.cudaSuccess, 0),
+        "cudaSetDevice": lambda index: ok,
+        "cudaGetDeviceProperties": lambda index: (Error.cudaSuccess, properties),
+        "cudaDriverGetVersion": lambda: (Error.cudaSuccess, 12060),
+        "cudaMemGetInfo": lambda: (Error.cudaSuccess, 4 << 30, 8 << 30),
+        "cudaMalloc": gpu.allocate,
+        "cudaMemset": lambda address, value, count: (ctypes.memset(address, value, count), ok)[1],
+        "cudaFree": lambda address: ok if address == 0 else gpu.free(address),
+        "cudaHostAlloc": lambda nbytes, flags: gpu.allocate(nbytes),
+        "cudaHostGetDevicePointer": lambda address, flags: (Error.cudaSuccess, address),
+        "cudaFreeHost": gpu.free,
+        "cudaStreamCreateWithFlags": lambda flags: (Error.cudaSuccess, next(handles)),
+        "cudaStreamDestroy": lambda stream: ok,
+        "cudaStreamSynchronize": lambda stream: ok,
+        "cudaStreamBeginCapture": begin,
+        "cudaStreamEndCapture": end_capture,
+        "cudaGraphInstantiate": instantiate,
+        "cudaGraphDestroy": lambda graph: ok,
+        "cudaGraphExecDestroy": lambda graph: (gpu.graphs.pop(graph), ok)[1],
+        "cudaGraphLaunch": launch,
+        "cudaMemcpyAsync": lambda to, of, count, kind, stream: gpu.enqueue(lambda: ctypes.memmove(to, of, count)),
+        "cudaEventCreateWithFlags": lambda flags: (Error.cudaSuccess, next(handles)),
+        "cudaEventRecord": lambda event, stream: ok,
+        "cudaEventSynchronize": lambda event: ok,
+        "cudaEventElapsedTime": lambda start, end: (Error.cudaSuccess, 0.5),
+        "cudaEventDestroy": lambda event: ok,
+    }
+    for name, function in functions.items():
+        setattr(module, name, function)
+    return module
+
+
+def driver_module(gpu):
+    """A stand-in for ``cuda.bindings.driver``: its one kernel is the mixing kernel."""
+    module = types.ModuleType("cuda.bindings.driver")
+
+    def mix(function, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
+        (made, one, other, share, count), kinds = parameters
+        assert len(kinds) == 5 and gx * bx >= count
+
+        def work():
+            to, before, after = (_floats(address, count) for address in (made, one, other))
+            part = _floats(share, 1)[0]
+            mixed = before + (after - before) * part
+            to[:] = before if part <= 0 else after if part >= 1 else mixed
+
+        return gpu.enqueue(work)
+
+    module.cuModuleLoadData = lambda image: (Error.cudaSuccess, 1)
+    module.cuModuleGetFunction = lambda loaded, name: (Error.cudaSuccess, 2)
+    module.cuModuleUnload = lambda loaded: (Error.cudaSuccess,)
+    module.cuLaunchKernel = mix
+    return module
+
+
+def _floats(address, count):
+    return np.ctypeslib.as_array((ctypes.c_float * count).from_address(int(address)))
+
+
+class _Logger:
+    def __init__(self):
+        pass
+
+
+class _Tensor:
+    def __init__(self, info):
+        self.name, self.shape = info.name, tuple(d.dim_value for d in info.type.tensor_type.shape.dim)
+
+
+class _Network:
+    def __init__(self, gpu):
+        self.gpu, self.inputs = gpu, []
+
+    num_inputs = property(lambda self: len(self.inputs))
+
+    def get_input(self, position):
+        return self.inputs[position]
+
+
+class _Parser:
+    def __init__(self, network, logger):
+        self.network = network
+
+    def parse(self, graph):
+        model = onnx.load_from_string(graph)
+        self.network.model = model
+        self.network.inputs = [_Tensor(info) for info in model.graph.input]
+        return True
+
+
+class _Config:
+    def __init__(self):
+        self.flags = set()
+
+    def set_flag(self, flag):
+        self.flags.add(flag)
+
+    def clear_flag(self, flag):
+        self.flags.discard(flag)
+
+    def create_timing_cache(self, data):
+        return types.SimpleNamespace(serialize=lambda: b"timing" if not data else bytes(data))
+
+    def set_timing_cache(self, cache, ignore):
+        return True
+
+    def set_memory_pool_limit(self, pool, size):
+        self.workspace = size
+
+
+class _Engine:
+    def __init__(self, batch, model):
+        self.batch, self.model = batch, model
+        self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        graph = onnx.load_from_string(model).graph
+        self.tensors = {i.name: i for i in (*graph.input, *graph.output)}
+        self.inputs = [i.name for i in graph.input]
+        self.outputs = [o.name for o in graph.output]
+
+    num_io_tensors = property(lambda self: len(self.tensors))
+
+    def get_tensor_name(self, position):
+        return list(self.tensors)[position]
+
+    def get_tensor_shape(self, name):
+        return (self.batch, *(d.dim_value for d in self.tensors[name].type.tensor_type.shape.dim[1:]))
+
+    def get_tensor_dtype(self, name):
+        kind = onnx.helper.tensor_dtype_to_np_dtype(self.tensors[name].type.tensor_type.elem_type)
+        return np.dtype(np.int32) if kind == np.int64 else kind  # as TensorRT before 10 has it
+
+    def create_execution_context(self):
+        return _Context(self)
+
+
+class _Context:
+    def __init__(self, engine):
+        self.engine, self.addresses = engine, {}
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+        return address % 256 == 0
+
+    def execute_async_v3(self, stream):
+        addresses = dict(self.addresses)
+        return self.engine.gpu.enqueue(lambda: self._work(addresses))[0] == 0
+
+    def _work(self, addresses):
+        engine = self.engine
+
+        def view(name):
+            shape, kind = engine.get_tensor_shape(name), np.dtype(engine.get_tensor_dtype(name))
+            size = int(np.prod(shape)) * kind.itemsize
+            return np.frombuffer((ctypes.c_uint8 * size).from_address(addresses[name]), kind).reshape(shape)
+
+        for row in range(engine.batch):
+            feeds = {}
+            for name in engine.inputs:
+                kind = onnx.helper.tensor_dtype_to_np_dtype(engine.tensors[name].type.tensor_type.elem_type)
+                feeds[name] = view(name)[row : row + 1].astype(kind)
+            for name, made in zip(engine.outputs, engine.session.run(engine.outputs, feeds)):
+                view(name)[row] = made[0]
+
+
+def tensorrt_module(gpu, version="8.6.2"):
+    """A stand-in for ``tensorrt`` of a version, whose engines are ONNX files. `spoil` changes a graph as it is built;
+    `builds` lists what was built.
+    """
+    module = types.ModuleType("tensorrt")
+    module.__version__ = version
+    module.spoil = lambda graph: graph
+    module.builds = []
+    module.ILogger = _Logger
+    module.nptype = np.dtype
+    weak = {"FP16": 1, "INT8": 2, "TF32": 4}
+    module.BuilderFlag = enum.IntEnum("BuilderFlag", weak if int(version.split(".")[0]) < 11 else {"TF32": 4})
+    module.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag",
+                                                        {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1})
+    module.MemoryPoolType = enum.IntEnum("MemoryPoolType", {"WORKSPACE": 0})
+    module.TacticSource = enum.IntEnum("TacticSource", {"CUBLAS": 0, "EDGE_MASK_CONVOLUTIONS": 3})
+    module.OnnxParser = _Parser
+
+    class Builder:
+        def __init__(self, logger):
+            pass
+
+        def create_network(self, flags):
+            self.flags = flags
+            return _Network(gpu)
+
+        def create_builder_config(self):
+            return _Config()
+
+        def build_serialized_network(self, network, config):
+            graph = module.spoil(network.model.SerializeToString())
+            module.builds.append((sorted(flag.name for flag in config.flags), self.flags))
+            if graph is None:
+                return None
+            return HEADER + bytes([network.inputs[0].shape[0]]) + graph
+
+    class Runtime:
+        def __init__(self, logger):
+            pass
+
+        def deserialize_cuda_engine(self, data):
+            if not data.startswith(HEADER):
+                return None
+            engine = _Engine(data[len(HEADER)], data[len(HEADER) + 1 :])
+            engine.gpu = gpu
+            return engine
+
+    module.Builder, module.Runtime = Builder, Runtime
+    return module
+
+
+def install(monkeypatch, gpu, version="8.6.2"):
+    """Put the stand-ins where the runtime looks, and have its modules imported anew; returns the fake tensorrt."""
+    runtime, driver, tensorrt = runtime_module(gpu), driver_module(gpu), tensorrt_module(gpu, version)
+    package, bindings = types.ModuleType("cuda"), types.ModuleType("cuda.bindings")
+    package.__path__ = bindings.__path__ = []
+    bindings.runtime, bindings.driver, package.bindings = runtime, driver, bindings
+    fakes = {"cuda": package, "cuda.bindings": bindings, "cuda.bindings.runtime": runtime,
+             "cuda.bindings.driver": driver, "tensorrt": tensorrt}
+    for name, module in fakes.items():
+        module.__spec__ = types.SimpleNamespace(name=name)
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in ("engine.cuda", "engine.tensorrt", "engine.resident", "build"):
+        monkeypatch.delitem(sys.modules, f"t2v_edge.{name}", raising=False)
+    return tensorrt
