@@ -82,7 +82,7 @@ class _Bar:
     def advance(self, phase: str, share: float) -> None:
         if phase != self._phase or self._progress is None:
             self.close()
-            self._phase, self._progress = phase, Progress(f"bench: {phase}", 100, unit="%")
+            self._phase, self._progress = phase, Progress(f"bench: {phase}", 100, unit="%/s")
         self._progress.update(int(100 * share))
 
     def close(self) -> None:

@@ -20,14 +20,9 @@ def print_result(data: Any, text: str, as_json: bool, out: Optional[TextIO] = No
 
 
 class Progress:
-    """A progress bar on stderr, silent where that is not a terminal. `total` None counts without an end.
+    """A progress bar on stderr, silent where that is not a terminal. `total` None counts without an end."""
 
-    `unit`: what is counted; the rate is shown of frames only.
-    """
-
-    def __init__(
-        self, label: str, total: Optional[int], out: Optional[TextIO] = None, unit: str = "frames"
-    ) -> None:
+    def __init__(self, label: str, total: Optional[int], out: Optional[TextIO] = None, unit: str = "fps") -> None:
         self._out = sys.stderr if out is None else out
         self._label = label
         self._total = total
@@ -40,13 +35,13 @@ class Progress:
         now = time.monotonic()
         if self._on and (now - self._shown >= _REFRESH_S or done == self._total):
             self._shown = now
-            rate = f"{done / max(1e-9, now - self._start):.1f} fps" if self._unit == "frames" else self._unit
+            rate = done / max(1e-9, now - self._start)
             if self._total is None:
-                shown = f"{done} frames" if self._unit == "frames" else str(done)
+                shown = f"{done} frames"
             else:
                 filled = _WIDTH * done // self._total
                 shown = f"[{'#' * filled}{'.' * (_WIDTH - filled)}] {done}/{self._total}"
-            self._out.write(f"\r{self._label} {shown} {rate} ")
+            self._out.write(f"\r{self._label} {shown} {rate:.1f} {self._unit} ")
             self._out.flush()
 
     def step(self, what: str) -> None:
