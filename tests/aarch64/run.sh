@@ -109,6 +109,7 @@ inside() {
   mount --bind "$folder/wheels" "$userland/mnt/wheels"
   mount --bind "$1" "$userland/mnt/bundle"
   say "installing t2v-edge[cpu] and running its doctor"
+  # shellcheck disable=SC2016  # it is the shell in the userland that expands these
   chroot "$userland" /usr/bin/env -i HOME=/root LANG=C.UTF-8 PATH=/usr/local/bin:/usr/bin:/bin \
     T2V_EDGE_CACHE=/tmp/t2v-edge-cache /bin/sh -euc '
       test "$(uname -m)" = aarch64
