@@ -134,7 +134,7 @@ def test_wrong_arguments_exit_with_2(arguments, capsys):
     assert stopped.value.code == 2
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["inspect"], ["devices"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["bench"], ["inspect"], ["devices"]])
 def test_help_teaches_with_examples(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])
