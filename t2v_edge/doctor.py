@@ -22,8 +22,8 @@ from t2v_edge.checks import (
 from t2v_edge.device import DeviceProfile
 from t2v_edge.errors import BundleError
 from t2v_edge.golden import Golden
-from t2v_edge.trial import Open, Trial, check_tokenizer, graphs_to_try, installed_engines, judge, try_engines
 from t2v_edge.system import System
+from t2v_edge.trial import Open, Trial, check_tokenizer, graphs_to_try, installed_engines, judge, try_engines
 
 Advance = Callable[[int, int], object]
 """Called with how many graphs are done, of how many."""

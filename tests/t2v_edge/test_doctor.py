@@ -14,9 +14,9 @@ from t2v_edge.checks import FAIL, OK, WARN
 from t2v_edge.doctor import diagnose
 from t2v_edge.engine import EngineOptions, available_engines, open_engine
 from t2v_edge.errors import EngineError
-from t2v_edge.trial import installed_engines
 from t2v_edge.spec import STAGES
 from t2v_edge.system import System
+from t2v_edge.trial import installed_engines
 from tests.t2v_edge.golden_samples import golden_arrays, pack
 from tests.t2v_edge.system_samples import in_venv, read_system
 
