@@ -34,7 +34,8 @@ BUILD_BYTES = 1900 << 20
 in a published log of TensorRT 10.3.0 on an Orin Nano 8GB. Not measured by us."""
 
 BOARDS = (("AGX Orin", "jetson-agx-orin-{}gb", (32, 64)), ("Orin NX", "jetson-orin-nx-{}gb", (8, 16)),
-          ("Orin Nano", "jetson-orin-nano-{}gb", (4, 8)), ("Thor", "jetson-thor-t5000", ()))
+          ("Orin Nano", "jetson-orin-nano-{}gb", (4, 8)), ("Thor", "jetson-thor-t5000", ()),
+          ("AGX Xavier", "jetson-agx-xavier", ()), ("Xavier NX", "jetson-xavier-nx", ()))
 """What a board's model holds, the name of its profile, and the gigabytes it comes with."""
 
 
@@ -79,11 +80,17 @@ def examine_bundle(system: System, manifest: Manifest) -> tuple[Finding, ...]:
 def examine_device(system: System, profile: DeviceProfile) -> tuple[Finding, ...]:
     """Whether the machine is the kind of device that `profile` stands for, and has its first engine."""
     name = profile.name
-    if (profile.kind == "jetson") != system.is_jetson and profile.kind in ("jetson", "desktop", "headset"):
+    if profile.kind == "headset":
+        return (Finding("device", FAIL, f"{name} plays a bundle in its browser, which this cannot examine",
+                        "run t2v-edge doctor on the machine that serves it, without --device"),)
+    if (profile.kind == "jetson") != system.is_jetson and profile.kind != "cpu":
         return (Finding("device", FAIL, f"{name} is a {profile.kind}, this machine is not",
                         "run t2v-edge doctor on the device itself, or give another --device"),)
     wanted = profile.engines[0]
-    if wanted not in usable_engines(system):
+    usable = usable_engines(system)
+    if profile.kind == "desktop" and "tensorrt-rtx" in usable:
+        wanted = "tensorrt-rtx"
+    if wanted not in usable:
         return (Finding("device", FAIL, f"{name} is meant to run {wanted}, which cannot be used here yet",
                         "do what the findings on it say"),)
     return (Finding("device", OK, f"as {name} expects, {wanted} can be used"),)

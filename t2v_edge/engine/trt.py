@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Optional
 
+from t2v_edge.engine.onnx_batch import with_batch
 from t2v_edge.errors import EngineError, UsageError
 
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
@@ -129,12 +130,8 @@ class TensorRt:
             flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
         network = builder.create_network(flags)
         parser = trt.OnnxParser(network, self.log)
-        if not parser.parse(graph):
+        if not parser.parse(with_batch(graph, settings.batch)):
             raise EngineError(self._parse_error(parser))
-        if settings.batch > 1:
-            for position in range(network.num_inputs):
-                tensor = network.get_input(position)
-                tensor.shape = (settings.batch, *tuple(tensor.shape)[1:])
         config = builder.create_builder_config()
         self._configure(config, precision, settings)
         cache = None if self.rtx else config.create_timing_cache(timing_cache)

@@ -232,6 +232,8 @@ def test_a_bundle_of_unsigned_int8_alone_has_nothing_for_tensorrt(manifest):
 
 @pytest.mark.parametrize("name, profile", [("jetpack-6.2", "jetson-orin-nano-8gb"), ("cpu-x86", "cpu"),
                                            ("jetpack-6.0", "jetson-agx-orin-64gb"),
+                                           ("jetpack-5.1-xavier", "jetson-xavier-nx"),
+                                           ("jetpack-5.1-orin", "jetson-agx-orin-32gb"),
                                            ("jetpack-7.0", "jetson-thor-t5000")])
 def test_the_profile_of_a_board_is_found(name, profile):
     assert guess_profile(read_system(name)) == profile
@@ -245,3 +247,6 @@ def test_a_device_is_held_to_what_its_profile_promises():
     wrong = examine_device(read_system("cpu-x86"), nano)
     assert level(wrong) == FAIL and "is a jetson, this machine is not" in wrong[0].what
     assert level(examine_device(read_system("cpu-x86"), load_profile("cpu"))) == OK
+    assert level(examine_device(read_system("desktop-rtx"), load_profile("desktop-rtx"))) == OK
+    headset = examine_device(read_system("cpu-x86"), load_profile("quest-3"))
+    assert level(headset) == FAIL and "in its browser" in headset[0].what

@@ -37,6 +37,32 @@ def weights(*shape: int, seed: int = 0) -> np.ndarray:
     return made.astype(np.float32)
 
 
+def upsampler() -> onnx.ModelProto:
+    """conv -> relu -> concat with x -> resize -> conv2 -> + a bias for the frame -> relu -> conv3."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], name="/conv1", pads=[1] * 4),
+        helper.make_node("Relu", ["c1"], ["r1"], name="/relu1"),
+        helper.make_node("Concat", ["r1", "x"], ["both"], name="/concat", axis=1),
+        helper.make_node("Resize", ["both", "", "scales"], ["big"], name="/resize", mode="nearest"),
+        helper.make_node("Conv", ["big", "w2", "b2"], ["c2"], name="/conv2", pads=[1] * 4),
+        helper.make_node("ReduceMean", ["x"], ["mean"], name="/mean", axes=[2, 3]),
+        helper.make_node("Conv", ["mean", "w4"], ["bias"], name="/conv4"),
+        helper.make_node("Add", ["c2", "bias"], ["sum"], name="/add"),
+        helper.make_node("Relu", ["sum"], ["r2"], name="/relu2"),
+        helper.make_node("Conv", ["r2", "w3"], ["y"], name="/conv3", pads=[1] * 4),
+    ]
+    constants = {
+        "w1": weights(5, 4, 3, 3),
+        "b1": np.arange(5, dtype=np.float32),
+        "w2": weights(6, 9, 3, 3, seed=1) / 4,
+        "b2": np.zeros(6, np.float32),
+        "w3": weights(3, 6, 3, 3, seed=2) / 4,
+        "w4": weights(6, 4, 1, 1, seed=3),
+        "scales": np.array([1, 1, 2, 2], np.float32),
+    }
+    return model_of(nodes, constants, {"x": [1, 4, 6, 6]}, {"y": [1, 3, 12, 12]})
+
+
 def samples(count: int = 32, shape: tuple[int, ...] = (1, 4, 6, 6), mean: float = 0.5) -> list[dict[str, np.ndarray]]:
     random = np.random.default_rng(0)
     return [{"x": (random.standard_normal(shape) + mean).astype(np.float32)} for _ in range(count)]

@@ -1,0 +1,76 @@
+"""The batch of an ONNX graph, written over in its bytes: what a builder that looks ahead parses.
+
+Setting the batch on the parsed network is too late: TensorRT's parser makes constants of shapes that it knows, as of a
+DepthToSpace. Field numbers are those of onnx.proto3; the wire format is
+https://protobuf.dev/programming-guides/encoding/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from t2v_edge.errors import EngineError
+
+MAX_BATCH = 127
+"""A number that one byte holds, as 1 does: so no length changes."""
+
+_GRAPH, _INPUT, _OUTPUT, _TYPE, _TENSOR, _SHAPE, _DIM, _DIM_VALUE = 7, 11, 12, 2, 1, 2, 1, 1
+_VARINT, _FIXED64, _BYTES = 0, 1, 2
+
+
+def with_batch(graph: bytes, batch: int) -> bytes:
+    """The same graph with `batch`, 1 to 127, in place of 1 as the first size of every input and output.
+
+    Raises `EngineError` where an input or output is not declared with a batch of 1.
+    """
+    if not 1 <= batch <= MAX_BATCH:
+        raise EngineError(f"batch {batch} is not from 1 to {MAX_BATCH}; look ahead by fewer frames")
+    data = bytearray(graph)
+    try:
+        for start, end in _messages(data, 0, len(data), _GRAPH):
+            for field in (_INPUT, _OUTPUT):
+                for place in _messages(data, start, end, field):
+                    at = _first_size(data, place)
+                    if data[at] != 1:
+                        raise EngineError("the graph does not have a batch of 1; export the bundle again")
+                    data[at] = batch
+    except (IndexError, StopIteration) as error:
+        raise EngineError("the graph's inputs and outputs have no static shapes; export the bundle again") from error
+    return bytes(data)
+
+
+def _first_size(data: bytearray, value: tuple[int, int]) -> int:
+    """Where the first size of an input or output stands."""
+    for field in (_TYPE, _TENSOR, _SHAPE, _DIM):
+        value = next(_messages(data, *value, field))
+    return next(at for field, kind, at, _ in _fields(data, *value) if field == _DIM_VALUE and kind == _VARINT)
+
+
+def _messages(data: bytearray, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
+    return ((at, stop) for field, kind, at, stop in _fields(data, start, end) if field == wanted and kind == _BYTES)
+
+
+def _fields(data: bytearray, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Number, kind, first byte and end of the value of every field."""
+    while start < end:
+        key, start = _varint(data, start)
+        kind = key & 7
+        if kind == _VARINT:
+            stop = _varint(data, start)[1]
+        elif kind == _BYTES:
+            length, start = _varint(data, start)
+            stop = start + length
+        else:
+            stop = start + (8 if kind == _FIXED64 else 4)
+        yield key >> 3, kind, start, stop
+        start = stop
+
+
+def _varint(data: bytearray, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at

@@ -1,0 +1,69 @@
+"""Every graph of every variant for a GPU goes through the real TensorRT-RTX parser and builder, which needs no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from t2v_edge.bundle import Bundle
+from t2v_edge.device import load_profile
+from t2v_edge.engine.trt import RUNS, BuildSettings, find_api, installed
+from t2v_export.config import StageConfig
+from t2v_export.export import ExportOptions, export_checkpoint
+from t2v_export.recipe import parse_recipe
+from tests.t2v_export.conftest import build_checkpoint
+
+pytestmark = pytest.mark.skipif(installed("tensorrt-rtx") is None, reason="TensorRT-RTX is not installed")
+
+ROOT = Path(__file__).parents[1]
+LOOK_AHEAD = 4
+FEW = {"text_samples": 8, "motion_samples": 8, "render_samples": 4, "steps": 8}
+# What is quantized, and so the form of the graphs, is that of the recipe `fast`; ranges read from few samples and
+# weights rounded to the nearest change numbers alone.
+RECIPE = {"kind": "quantize", "smooth": 0.5, "compensate": False, "sensitivity": False, **FEW}
+STAGES = {
+    "gru-resize": {"render": StageConfig("upsample", {"channels": [12, 8], "noise_size": 3, "residual": True})},
+    "lstm-transpose": {
+        "motion": StageConfig("recurrent", {"cell": "lstm", "layers": 2, "hidden": 16}),
+        "render": StageConfig("upsample", {"channels": [12, 8], "upsample": "transpose"}),
+    },
+    "pixel-shuffle": {"render": StageConfig("upsample", {"channels": [12, 8], "upsample": "pixel_shuffle"})},
+}
+
+
+def example(name: str, folder: Path) -> Path:
+    """A checkpoint of the examples of custom stages."""
+    path = ROOT / "examples" / "custom_stages" / "make_checkpoint.py"
+    spec = importlib.util.spec_from_file_location("make_checkpoint", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.make_checkpoint(name, folder)
+    return folder
+
+
+def checkpoint_of(name: str, folder: Path) -> Path:
+    if name in STAGES:
+        return build_checkpoint(folder, **STAGES[name])
+    return example(name, folder) if name in ("mocogan", "tfgan") else ROOT / "checkpoints" / name
+
+
+@pytest.mark.parametrize("name", [*STAGES, "mocogan", "tfgan", "tiny", "small", "reference"])
+def test_every_graph_of_a_gpu_bundle_builds_alone_and_looking_ahead(name, tmp_path):
+    recipe = parse_recipe({"name": "few", "pass": [RECIPE]}, "test")
+    options = ExportOptions(recipe=recipe, measure=False, ship="all", allow_code=True)
+    profile = load_profile("jetson-orin-nano-8gb")
+    exported = export_checkpoint(checkpoint_of(name, tmp_path / "checkpoint"), tmp_path / "bundle", profile, options)
+    assert set(exported.report["look_ahead"].values()) == {True}
+    api = find_api("tensorrt-rtx")
+    with Bundle.open(tmp_path / "bundle") as bundle:
+        variants = bundle.manifest.variants
+        assert set(RUNS) <= set(variants) and set(variants["int8-fp16"]) == {"text", "render"}
+        for variant in RUNS:
+            for stage, entry in variants[variant].items():
+                for batch in (1, LOOK_AHEAD) if stage == "render" else (1,):
+                    settings = BuildSettings(batch=batch)
+                    built = api.build(bundle.graph(variant, stage), variant, entry.opset, settings)
+                    assert len(built.engine) > 10_000, (variant, stage, batch)
