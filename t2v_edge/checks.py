@@ -179,7 +179,7 @@ def _tensorrt(system: System) -> Iterator[Finding]:
         why = (f"does not support JetPack {release.version}" if version >= (11,) and release is not None
                else f"is not the {system.tensorrt or (release.tensorrt if release else 'one')} that this JetPack has")
         yield Finding("tensorrt-wheel", FAIL, f"TensorRT {module.version or 'of unknown version'} in {module.folder} "
-                      f"came with pip and {why}: it is not used ({has})",
+                      f"came with pip and {why}: do not use it ({has})",
                       "pip uninstall -y tensorrt tensorrt_cu12 tensorrt_cu12_libs tensorrt_cu12_bindings tensorrt_cu13 "
                       f"tensorrt_cu13_libs tensorrt_cu13_bindings && {_environment(system)}")
         return
