@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -172,6 +173,18 @@ def test_a_damaged_bundle_is_a_finding_with_its_remedy(sound, tmp_path):
     finding = next(f for f in diagnosis.findings if f.code == "bundle")
     assert finding.level == FAIL and "is damaged or altered" in finding.what
     assert finding.remedy == "copy or export the bundle again" and not diagnosis.can_run
+
+
+def test_a_graph_that_is_not_what_the_manifest_says_is_found_without_any_engine(sound, tmp_path):
+    path = sound.write(tmp_path / "b")
+    graph = sound.files["fp32/render.onnx"]
+    (path / "fp32/text.onnx").write_bytes(graph)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["fp32/text.onnx"] = {"sha256": hashlib.sha256(graph).hexdigest(), "bytes": len(graph)}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    diagnosis = diagnose(read_system("cpu-x86"), path, engines={})
+    finding = next(f for f in diagnosis.findings if f.code == "bundle")
+    assert finding.level == FAIL and "fp32/text.onnx: the graph takes" in finding.what
 
 
 def test_a_bundle_without_golden_vectors_cannot_be_proved(sound, tmp_path):

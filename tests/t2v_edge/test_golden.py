@@ -183,6 +183,17 @@ def test_claims_of_size_are_checked_before_memory_is_taken(arrays, read):
         read(file.getvalue())
 
 
+@pytest.mark.parametrize("change", [lambda data: data[:-4], lambda data: data + b"\0"])
+def test_an_array_shorter_or_longer_than_it_says_is_refused(change, arrays, read):
+    plain = io.BytesIO()
+    np.lib.format.write_array(plain, arrays["motion"])
+    file = io.BytesIO(pack({k: v for k, v in arrays.items() if k != "motion"}))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("motion.npy", change(plain.getvalue()))
+    with pytest.raises(BundleError, match="motion does not have the 72 bytes that it says"):
+        read(file.getvalue())
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_files_are_refused_and_nothing_else_is_raised(data, tiny, arrays, tmp_path_factory):

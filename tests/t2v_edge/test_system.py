@@ -51,10 +51,14 @@ def test_board_memory_cores_and_driver_of_a_jetson_are_read():
     assert system.driver == "540.4.0" and system.os == "Ubuntu 22.04.5 LTS" and system.gpus == ()
 
 
-def test_a_package_that_was_removed_or_a_description_does_not_count():
+def test_a_package_that_was_removed_or_a_description_does_not_count(tmp_path):
     status = (ROOT / "jetpack-6.2/var/lib/dpkg/status").read_text()
-    assert "libnvinfer8" in status and "Version: 0 of" in status
+    assert "Package: libnvinfer8\nStatus: deinstall ok config-files" in status and "Version: 0 of" in status
     assert read_system("jetpack-6.2").tensorrt == "10.3.0.30"
+    (tmp_path / "var/lib/dpkg").mkdir(parents=True)
+    (tmp_path / "var/lib/dpkg/status").write_text(status.replace("install ok installed", "deinstall ok config-files"))
+    system = System.read(tmp_path, PYTHONS["jetpack-6.2"])
+    assert (system.tensorrt, system.jetpack, system.cuda, system.l4t) == (None, None, None, None)
 
 
 def test_a_driver_without_a_number_has_none():
