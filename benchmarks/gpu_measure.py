@@ -94,7 +94,10 @@ def measure(method: GpuMethod, material: Material, place: Place, options: Measur
             "peak_reserved_mib": torch.cuda.max_memory_reserved(place.device) / MEGABYTE,
             "device_mib": (free - torch.cuda.mem_get_info(place.device)[0]) / MEGABYTE} if place.on_gpu else None
     if method.runner == COMPILE:
-        runner.notes["cudagraph_skips"] = torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
+        counters = torch._dynamo.utils.counters
+        # Three stages and the look-ahead batches: more graphs mean that something was compiled twice.
+        runner.notes["compiled_graphs"] = counters["stats"]["unique_graphs"]
+        runner.notes["cudagraph_skips"] = counters["inductor"]["cudagraph_skips"]
     return {**found, "memory": used, "notes": runner.notes, "seconds": budget.spent}
 
 

@@ -67,6 +67,9 @@ class OnnxRunner:
         self.material, self.place = material, place
         self._runtime, self._provider = onnxruntime, wanted
         with Bundle.open(material.bundle) as bundle:
+            if method.precision not in bundle.manifest.variants:
+                raise NotInstalled(f"the bundle has no {method.precision} variant, only "
+                                   f"{', '.join(bundle.manifest.variants)}; export it with --ship all")
             self.specs = bundle.manifest.stages
             variants = choose_variants(bundle.manifest, method.precision)
             self._graphs = {stage: bundle.graph(variant, stage) for stage, variant in variants.items()}

@@ -171,13 +171,14 @@ class TorchRunner:
             return plain
         # Before the text stage, whose capture may fail and leave the stream in an error.
         self.render(1)
-        sample = [torch.from_numpy(array) for array in self.material.samples["text"][0]]
+        # Captured on one caption and compared on another: a graph that holds what it saw is found out.
+        seen, other = ([torch.from_numpy(array) for array in self.material.samples["text"][i]] for i in (0, -1))
         try:
             ready = ReadyMaskText(module) if isinstance(module, TransformersText) else module
-            captured = GraphCall(ready, [t.to(self.place.device) for t in sample], self.place)
+            captured = GraphCall(ready, [t.to(self.place.device, copy=True) for t in seen], self.place)
             with self.place.current():
-                plain.feed(sample)
-                captured.feed(sample)
+                plain.feed(other)
+                captured.feed(other)
                 off = float((plain.run()[0] - captured.run()[0]).abs().max())
             self.place.synchronize()
         except Exception as error:  # noqa: BLE001 a capture fails in many ways, and the stage can still be called

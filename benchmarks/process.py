@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from t2v_edge.memory import process_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 # Settings of a shell that would speed up, slow down or limit one contender and not another.
@@ -46,21 +48,9 @@ def measure(module: str, arguments: Sequence[str], work: Path, timeout_s: float)
 
 
 def memory() -> tuple[float, float]:
-    """This process's resident memory now and at its highest, in MiB.
-
-    From /proc, because a child's `ru_maxrss` starts at its parent's size. Elsewhere the highest stands for both.
-    """
-    found: Mapping[str, float] = {}
-    try:
-        lines = Path("/proc/self/status").read_text("ascii", "replace").splitlines()
-        found = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith("Vm")}
-        return found["VmRSS"], found["VmHWM"]
-    except (OSError, KeyError):
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
-        return peak, peak
+    """This process's resident memory now and at its highest, in MiB."""
+    found = process_memory()
+    return found.resident_bytes / MEGABYTE, found.peak_bytes / MEGABYTE
 
 
 def without_telemetry() -> None:

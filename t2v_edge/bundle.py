@@ -51,6 +51,11 @@ class Bundle:
         self.manifest = manifest
         self._archive = archive
 
+    @property
+    def manifest_sha256(self) -> str:
+        """SHA-256 of the manifest's file. It names all other files by theirs, so that this names the whole bundle."""
+        return hashlib.sha256(b"".join(self._archive.chunks(FILE_NAME))).hexdigest()
+
     @classmethod
     def open(cls, path: Union[str, os.PathLike[str]]) -> Bundle:
         """Open and verify the bundle at `path`; raises `BundleError` naming the problem and the remedy."""

@@ -22,7 +22,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-KINDS = ("cpu", "jetson", "desktop", "headset")
+KINDS = ("cpu", "jetson", "desktop", "server", "headset")
 PRECISIONS = ("fp32", "fp16", "int8", "int8-fp16", "int8-u8")
 RATES = ("fp32", "fp16", "bf16", "fp8", "int8")
 MAX_FILE_BYTES = 64 << 10
@@ -59,9 +59,9 @@ class DeviceProfile:
 
     Rates are dense (no structured sparsity), of the GPU or CPU alone (no DLA or NPU), in 10^12 operations a second,
     by precision; a multiply-add counts as two. `memory_bytes` is all the memory CPU and GPU share, or the GPU's own
-    on a desktop. `precisions` are those an engine of this device runs, most exact first. `sources` cites, for each
-    table of the file, where its numbers come from; a row with a source of its own is named ``TABLE.ROW``. None means:
-    no source was found.
+    on a card, which `link_gb_s` joins to the CPU's, one way. `precisions` are those an engine of this device runs, most
+    exact first. `sources` cites, for each table of the file, where its numbers come from; a row with a source of its
+    own is named ``TABLE.ROW``. None means: no source was found.
     """
 
     name: str
@@ -76,6 +76,7 @@ class DeviceProfile:
     gpu_tpcs: Optional[int] = None
     gpu_mhz: Optional[float] = None
     memory_mhz: Optional[float] = None
+    link_gb_s: Optional[float] = None
     dense_tops: Mapping[str, float] = field(default_factory=dict)
     power_modes: tuple[PowerMode, ...] = ()
     power_mode: Optional[str] = None
@@ -85,6 +86,11 @@ class DeviceProfile:
     notes: str = ""
 
     @property
+    def shares_memory(self) -> bool:
+        """Whether what computes a frame and the CPU have one memory, so that a frame need not be copied."""
+        return self.kind in ("cpu", "jetson", "headset")
+
+    @property
     def opset_cap(self) -> int:
         """The newest ONNX opset that every software line of this device parses."""
         return min(line.opset_cap for line in self.software)
@@ -92,7 +98,8 @@ class DeviceProfile:
     def at_mode(self, mode_name: str) -> DeviceProfile:
         """This device in one power mode: dense rates scaled by GPU clock and TPCs, bandwidth by memory clock.
 
-        Such a profile is named ``NAME@MODE``. Raises `DeviceError` where the mode is unknown.
+        Such a profile is named ``NAME@MODE``, has the mode's clocks and no further modes. Raises `DeviceError` where
+        the mode is unknown.
         """
         modes = {mode.name: mode for mode in self.power_modes}
         if mode_name not in modes:
@@ -106,7 +113,9 @@ class DeviceProfile:
         if bandwidth is not None and self.memory_mhz:
             bandwidth = _rounded(bandwidth * mode.memory_mhz / self.memory_mhz)
         return replace(self, name=f"{self.name}@{mode.name}", power_mode=mode.name, dense_tops=rates,
-                       bandwidth_gb_s=bandwidth)
+                       bandwidth_gb_s=bandwidth, gpu_tpcs=mode.gpu_tpcs if self.gpu_tpcs else None,
+                       gpu_mhz=mode.gpu_mhz if self.gpu_mhz else None,
+                       memory_mhz=mode.memory_mhz if self.memory_mhz else None, power_modes=())
 
     def to_json(self) -> dict[str, Any]:
         """All of the profile as plain JSON values."""
@@ -164,7 +173,7 @@ def parse_profile(text: str, where: str) -> DeviceProfile:
 def _build(top: _Table, reader: _Reader) -> DeviceProfile:
     memory, gpu = reader.sourced(top.table("memory")), reader.sourced(top.table("gpu"))
     rates, display = reader.sourced(top.table("dense_tops")), reader.sourced(top.table("display"))
-    video = reader.sourced(top.table("video"))
+    video, link = reader.sourced(top.table("video")), reader.sourced(top.table("link"))
     memory_bytes = memory.number("bytes", 1 << 20, 1 << 44, integer=True)
     tpcs = gpu.number("tpcs", 1, 4096, integer=True)
     dense = {rate: rates.number(rate, 1e-3, 1e6) for rate in RATES}
@@ -180,6 +189,7 @@ def _build(top: _Table, reader: _Reader) -> DeviceProfile:
         memory_bytes=None if memory_bytes is None else int(memory_bytes),
         bandwidth_gb_s=memory.number("bandwidth_gb_s", 0.1, 1e5),
         memory_mhz=memory.number("mhz", 1, 1e5),
+        link_gb_s=link.number("bandwidth_gb_s", 0.1, 1e5),
         compute_capability=gpu.text("compute_capability", required=False) or None,
         gpu_tpcs=None if tpcs is None else int(tpcs),
         gpu_mhz=gpu.number("mhz", 1, 1e5),
@@ -188,7 +198,7 @@ def _build(top: _Table, reader: _Reader) -> DeviceProfile:
         hardware_encoder=video.flag("hardware_encoder"),
         sources=MappingProxyType(reader.used),
     )
-    for table in (memory, gpu, rates, display, video):
+    for table in (memory, gpu, rates, display, video, link):
         table.finish()
     names = [mode.name for mode in profile.power_modes]
     if len(set(names)) != len(names):

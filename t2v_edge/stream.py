@@ -74,6 +74,17 @@ class _Planned:
     caption: str
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Frames that are rendered at once. `send_ms`: what sending them off took.
+
+    On a processor that is rendering them; on a GPU, rendering is what is then waited for.
+    """
+
+    frames: list[_Planned]
+    send_ms: float
+
+
 class FrameStream(Iterator[Frame]):
     """Frames, one by one, of one stream. Made by `Pipeline.stream`.
 
@@ -106,7 +117,7 @@ class FrameStream(Iterator[Frame]):
         self._in_force = (0, self._caption)
         # captions in force at the two newest steps
         self._before = self._after = self._in_force
-        self._groups: deque[list[_Planned]] = deque()
+        self._groups: deque[_Group] = deque()
         self._ready: deque[Frame] = deque()
         self._steps = 0
         self._planned = 0
@@ -175,16 +186,18 @@ class FrameStream(Iterator[Frame]):
         wanted = self._player.slots if self.options.ahead else 1
         while len(self._groups) < wanted and (self.frame_count is None or self._planned < self.frame_count):
             self._groups.append(self._send())
-        with self._watch.time("render"):
-            pixels = self._player.collect()
-        for planned, made in zip(self._groups.popleft(), pixels):
+        group = self._groups.popleft()
+        start = time.perf_counter()
+        pixels = self._player.collect()
+        self._watch.add("render", group.send_ms + 1000 * (time.perf_counter() - start))
+        for planned, made in zip(group.frames, pixels):
             shown = made if self._resize is None else self._resize(made)
             self._ready.append(Frame(shown, planned.index, planned.index, self.clock.time_base, planned.generation,
                                      planned.caption))
 
-    def _send(self) -> list[_Planned]:
+    def _send(self) -> _Group:
         """Run the motion steps that the next group of frames needs and no more, and send it off."""
-        group = []
+        frames = []
         for _ in range(self._player.rows):
             step, share = self.clock.position(self._planned)
             wanted = step + 2 if share else step + 1
@@ -192,10 +205,11 @@ class FrameStream(Iterator[Frame]):
                 self._advance()
             # Positions only grow, so the newest step is `step` itself, or `step + 1` where there is a share of it.
             self._player.place(float(share) if share else 1.0)
-            group.append(_Planned(self._planned, *(self._before if share else self._after)))
+            frames.append(_Planned(self._planned, *(self._before if share else self._after)))
             self._planned += 1
+        start = time.perf_counter()
         self._player.render()
-        return group
+        return _Group(frames, 1000 * (time.perf_counter() - start))
 
     def _advance(self) -> None:
         """One base step: take a caption change that is due, move the condition, step the motion."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -16,14 +16,33 @@ WINDOW = 4096
 
 @dataclass(frozen=True)
 class Latency:
-    """Runs of one stage: how many, and the median and 95th percentile of the last `WINDOW`, in milliseconds."""
+    """How long a thing took, in milliseconds: how often it was done, and percentiles of the times kept.
+
+    jitter_ms: the 95th percentile of how far a time is from the one before it: what a viewer sees, where a slow drift
+    goes unseen (RFC 3550 averages such differences). None where there are too few times.
+    """
 
     count: int
-    median_ms: Optional[float]
-    p95_ms: Optional[float]
+    median_ms: Optional[float] = None
+    p95_ms: Optional[float] = None
+    p99_ms: Optional[float] = None
+    max_ms: Optional[float] = None
+    jitter_ms: Optional[float] = None
+
+    @classmethod
+    def of(cls, times_ms: Sequence[float], count: Optional[int] = None) -> Latency:
+        """Of times in the order they were taken; `count` where more were taken than are kept. Interpolates linearly."""
+        done = len(times_ms) if count is None else count
+        if not times_ms:
+            return cls(done)
+        times = np.asarray(times_ms, np.float64)
+        median, p95, p99 = (float(value) for value in np.percentile(times, (50, 95, 99)))
+        jitter = float(np.percentile(np.abs(np.diff(times)), 95)) if len(times) > 1 else None
+        return cls(done, median, p95, p99, float(times.max()), jitter)
 
     def to_json(self) -> dict[str, Any]:
-        return {"count": self.count, "median_ms": self.median_ms, "p95_ms": self.p95_ms}
+        return {"count": self.count, "median_ms": self.median_ms, "p95_ms": self.p95_ms, "p99_ms": self.p99_ms,
+                "max_ms": self.max_ms, "jitter_ms": self.jitter_ms}
 
 
 @dataclass(frozen=True)
@@ -31,7 +50,7 @@ class StreamStats:
     """A stream's own time, without what its consumer spends between frames.
 
     fps: frames made a second of that time. first_frame_ms: from the first caption's tokens to the first pixels.
-    motion_steps: base steps run. stages: latency by stage.
+    motion_steps: base steps run. stages: latency by stage, percentiles of the last `WINDOW` runs.
     """
 
     frames: int
@@ -68,7 +87,4 @@ class Stopwatch:
         self._counts[stage] += 1
 
     def latency(self, stage: str) -> Latency:
-        window = list(self._windows[stage])
-        if not window:
-            return Latency(0, None, None)
-        return Latency(self._counts[stage], float(np.median(window)), float(np.percentile(window, 95)))
+        return Latency.of(list(self._windows[stage]), self._counts[stage])

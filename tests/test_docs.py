@@ -12,7 +12,7 @@ from t2v_edge.cli import make_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "devices/README.md", "docs/formats.md", "docs/comparing.md",
-             "docs/decisions.md", "docs/quantization.md")
+             "docs/decisions.md", "docs/quantization.md", "docs/benchmarking.md", "benchmarks/README.md")
 
 
 def commands_of_the_readme() -> list[str]:
@@ -27,6 +27,17 @@ def commands_of_the_readme() -> list[str]:
 def test_documented_command_is_one_the_command_line_takes(line: str) -> None:
     words = shlex.split(line.split(" | ")[0], comments=True)
     assert words[0].endswith("t2v-edge")
+    make_parser(words[1]).parse_args(words[1:])
+
+
+def commands_of(document: str) -> list[str]:
+    lines = (line.strip() for line in (ROOT / document).read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line.startswith("t2v-edge ")]
+
+
+@pytest.mark.parametrize("line", commands_of("docs/benchmarking.md"))
+def test_documented_benchmark_is_one_the_command_line_takes(line: str) -> None:
+    words = shlex.split(line, comments=True)
     make_parser(words[1]).parse_args(words[1:])
 
 

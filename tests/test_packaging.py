@@ -27,12 +27,12 @@ PACKAGES = {"t2v_edge": ROOT / "t2v_edge", "t2v_export": ROOT / "export/t2v_expo
 LAYERS = (
     ("errors",),
     ("spec", "frame", "device", "files", "strict_json", "onnx_lite", "clock", "draws", "timing", "resize", "machine",
-     "cache"),
-    ("bundle", "archive", "manifest", "tokenizer"),
-    ("engine", "choice"),
-    ("stream",),
+     "cache", "jetpack", "memory", "pace", "power"),
+    ("bundle", "archive", "manifest", "tokenizer", "roofline"),
+    ("engine", "choice", "golden", "system", "checks"),
+    ("stream", "player", "proof", "build"),
     ("pipeline",),
-    ("sinks", "report"),
+    ("sinks", "report", "trial", "doctor", "bench", "bench_report"),
     ("cli", "commands", "__main__"),
 )
 LAYER_OF = {name: height for height, names in enumerate(LAYERS) for name in names}

@@ -3,10 +3,10 @@
 All three are lower bounds, of an engine that fuses as TensorRT does at its best. The graph is cut into kernels so:
 
 - what depends on constants alone is computed beforehand, and reshapes move nothing;
-- each matrix product and convolution is a kernel; each step of reductions (softmax, norms, sums, pooling) is one, for all
-  reductions that may run side by side;
-- what works element by element or moves elements about joins the kernel before it where its inputs come from that kernel and
-  from earlier ones, and else forms one kernel with all its like between the same two steps.
+- each matrix product and convolution is a kernel; each step of reductions (softmax, norms, sums, pooling) or resizing
+  is one, for all of them that may run side by side;
+- what works element by element or moves elements about joins the kernel before it where its inputs come from that
+  kernel and from earlier ones, and else forms one kernel with all its like between the same two steps.
 
 A tensor that passes from one kernel to others is written once and read once by each of them, in 8 bits where it is
 quantized on the way. Within a kernel nothing is moved.
@@ -22,9 +22,9 @@ import onnx
 from onnx import helper
 
 MATRIX = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN")
-REDUCING = ("Softmax", "LogSoftmax", "LayerNormalization", "BatchNormalization", "InstanceNormalization",
+STEPS = ("Softmax", "LogSoftmax", "LayerNormalization", "BatchNormalization", "InstanceNormalization",
             "GroupNormalization", "AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "ArgMax", "ArgMin",
-            "TopK", "CumSum", "LpNormalization")
+            "TopK", "CumSum", "LpNormalization", "Resize", "Upsample", "GridSample")
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout")
 
 Kernel = tuple[int, str]
@@ -122,8 +122,8 @@ class _Counter:
         step = max(kernel[0] for kernel in before)
         if node.op_type in MATRIX:
             return (step + 1, node.output[0])
-        if node.op_type in REDUCING or node.op_type.startswith("Reduce"):
-            return (step + 1, "reductions")
+        if node.op_type in STEPS or node.op_type.startswith("Reduce"):
+            return (step + 1, "steps")
         latest = {kernel for kernel in before if kernel[0] == step}
         joined = latest.pop() if len(latest) == 1 else None
         if joined is not None and joined[1] != "input":

@@ -1,24 +1,37 @@
-"""``t2v-edge devices``: the device profiles and where their numbers come from."""
+"""``t2v-edge devices``: the device profiles, where their numbers come from, and what a bundle may do on them."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from t2v_edge.commands.output import print_result
+
+if TYPE_CHECKING:
+    from t2v_edge.roofline import Estimate
 
 EXAMPLES = """examples:
   t2v-edge devices
   t2v-edge devices jetson-orin-nano-8gb
-  t2v-edge devices jetson-orin-nano-8gb --json"""
+  t2v-edge devices jetson-orin-nano-8gb --json
+  t2v-edge devices --bundle BUNDLE                              # an estimate for every device
+  t2v-edge devices --bundle BUNDLE jetson-agx-orin-64gb@30W     # and for one, stage by stage"""
+
+SAID = """Estimates, not measurements: arithmetic at a share of the device's dense rate, memory traffic at its
+bandwidth, and a time for each kernel (t2v_edge/roofline.py). Expect them to be off by a factor of 2."""
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
-        "devices", help="the device profiles to export for", description="List the device profiles, or show one.",
+        "devices", help="the device profiles to export for, and what a bundle may do on them",
+        description="List the device profiles, show one, or estimate what a bundle does on them.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", help="show this profile, with the source of each number")
+    parser.add_argument("name", nargs="?", metavar="NAME",
+                        help="this profile alone, with the source of each number; NAME@MODE is one in a power mode")
+    parser.add_argument("--bundle", type=Path, metavar="B",
+                        help="estimate frames a second and latency of this bundle, and what binds them")
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.set_defaults(run=run)
 
@@ -26,14 +39,52 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from t2v_edge.device import list_profiles, load_profile
 
-    names = [args.name] if args.name else list_profiles()
-    profiles = [load_profile(name).to_json() for name in names]
+    profiles = [load_profile(name) for name in ([args.name] if args.name else list_profiles())]
+    if args.bundle is not None:
+        from t2v_edge.bundle import Bundle
+        from t2v_edge.roofline import estimate, require_costs
+
+        with Bundle.open(args.bundle) as bundle:
+            require_costs(bundle.manifest)
+            found = [estimate(profile, bundle.manifest) for profile in profiles]
+        text = _one(found[0]) if args.name else _table(found)
+        print_result(found[0].to_json() if args.name else [e.to_json() for e in found], text, args.json)
+        return 0
     if args.name:
-        print_result(profiles[0], "\n".join(_lines(profiles[0], "")), args.json)
+        print_result(profiles[0].to_json(), "\n".join(_lines(profiles[0].to_json(), "")), args.json)
     else:
-        text = "\n".join(f"{p['name']:<26}{p.get('title') or p.get('kind', '')}" for p in profiles)
-        print_result(profiles, text, args.json)
+        text = "\n".join(f"{p.name:<26}{p.title}" for p in profiles)
+        print_result([p.to_json() for p in profiles], text, args.json)
     return 0
+
+
+def _table(found: list[Estimate]) -> str:
+    lines = [f"{found[0].bundle} on each device, base frames a second", "",
+             f"{'device':<24}{'fps':>9}{'frame ms':>10}{'first ms':>10}{'MB':>7}  bound by"]
+    unknown = []
+    for e in found:
+        if e.fps is None or e.frame_ms is None or e.first_frame_ms is None or e.memory_bytes is None:
+            unknown.append(f"  {e.device}: {', '.join(e.missing)}")
+            continue
+        lines.append(f"{e.device:<24}{e.fps:>9.3g}{e.frame_ms:>10.3g}{e.first_frame_ms:>10.3g}"
+                     f"{e.memory_bytes / 1e6:>7.0f}  {e.binds}{'' if e.fits is not False else '; does not fit'}")
+    if unknown:
+        lines += ["", "no estimate, for want of", *unknown]
+    return "\n".join([*lines, "", SAID])
+
+
+def _one(e: Estimate) -> str:
+    if e.fps is None or e.frame_ms is None or e.first_frame_ms is None or e.memory_bytes is None:
+        return f"{e.bundle} on {e.device}: no estimate, for want of {', '.join(e.missing)}"
+    lines = [f"{e.bundle} on {e.device}: about {e.fps:.3g} base frames a second, {e.frame_ms:.3g} ms a frame, bound by "
+             f"{e.binds}", f"caption to first frame {e.first_frame_ms:.3g} ms, copy {e.copy_ms:.3g} ms, memory "
+             f"{e.memory_bytes / 1e6:.0f} MB beside the engine's libraries" + ("" if e.fits is not False else
+                                                                                ": more than it has"),
+             "", f"{'stage':<8}{'variant':<10}{'ms':>9}{'arithmetic':>12}{'bandwidth':>11}{'launches':>10}  bound by"]
+    for s in e.stages:
+        lines.append(f"{s.stage:<8}{s.variant:<10}{s.ms:>9.3g}{s.arithmetic_ms:>12.3g}{s.bandwidth_ms:>11.3g}"
+                     f"{s.launches_ms:>10.3g}  {s.binds}")
+    return "\n".join([*lines, "", SAID])
 
 
 def _lines(value: Any, indent: str) -> list[str]:

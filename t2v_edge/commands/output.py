@@ -22,10 +22,11 @@ def print_result(data: Any, text: str, as_json: bool, out: Optional[TextIO] = No
 class Progress:
     """A progress bar on stderr, silent where that is not a terminal. `total` None counts without an end."""
 
-    def __init__(self, label: str, total: Optional[int], out: Optional[TextIO] = None) -> None:
+    def __init__(self, label: str, total: Optional[int], out: Optional[TextIO] = None, unit: str = "fps") -> None:
         self._out = sys.stderr if out is None else out
         self._label = label
         self._total = total
+        self._unit = unit
         self._on = self._out.isatty()
         self._steps = 0
         self._start = self._shown = time.monotonic()
@@ -40,7 +41,7 @@ class Progress:
             else:
                 filled = _WIDTH * done // self._total
                 shown = f"[{'#' * filled}{'.' * (_WIDTH - filled)}] {done}/{self._total}"
-            self._out.write(f"\r{self._label} {shown} {rate:.1f} fps ")
+            self._out.write(f"\r{self._label} {shown} {rate:.1f} {self._unit} ")
             self._out.flush()
 
     def step(self, what: str) -> None:

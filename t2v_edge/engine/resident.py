@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any, Optional, TypeVar
+from typing import Any, Callable, Optional, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -116,16 +116,19 @@ class ResidentPlayer:
                 upload = self._uploads[self._steps % UPLOADS]
                 upload.send(self._ring[parity].address + self._apart, condition, noises)
                 self._uploaded[parity] = condition
-            graph = self._step_graphs[parity]
-            if graph is None:
-                self._motion.bind(self._step_addresses[parity])
-                self._work(parity)
-            else:
-                graph.launch(self._queue.stream)
+            self._launch_step(parity)
             if self._steps == 0 and self._raw is not None:
                 self._queue.stream.wait()  # the first motion is taken whole
                 self._gain.array[0] = self._next_gain
             self._steps += 1
+
+    def _launch_step(self, parity: int) -> None:
+        graph = self._step_graphs[parity]
+        if graph is None:
+            self._motion.bind(self._step_addresses[parity])
+            self._work(parity)
+        else:
+            graph.launch(self._queue.stream)
 
     def place(self, share: float) -> None:
         slot, row = self._slot(), len(self._placed)
@@ -153,6 +156,26 @@ class ResidentPlayer:
         slot, frames = self._flying.popleft()
         slot.done.wait()
         return [slot.pixels.array[row].copy() for row in range(frames)]
+
+    def time_ms(self, runs: int) -> tuple[float, float]:
+        """Milliseconds on the GPU of a base step, and of a group of frames with its copy; for measuring.
+
+        Each is the mean of `runs` launched back to back. The stream's state is lost.
+        """
+        stream, (start, end) = self._queue.stream, (self._own(Event(timed=True)), self._own(Event(timed=True)))
+        slot = self._slot()
+
+        def timed(launch: Callable[[int], None]) -> float:
+            start.record(stream)
+            for run in range(runs):
+                launch(run % 2)
+            end.record(stream)
+            end.wait()
+            return end.since_ms(start) / runs
+
+        with self._queue.lock:
+            self._check_open()
+            return timed(self._launch_step), timed(slot.launch)
 
     @property
     def _newest(self) -> int:

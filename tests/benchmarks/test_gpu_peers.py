@@ -160,7 +160,7 @@ def test_captured_stages_show_the_stream_that_called_ones_do(material, monkeypat
                 player.caption("a person is walking")
                 clips[method.name, batch] = np.concatenate([*shown, *(player.advance() + 0 for _ in range(4 // batch))])
             assert gpu_measure.frame_errors(runner, material, 4)["max_levels"] <= 1
-            assert gpu_measure.stage_errors(runner, material)["motion_max"] < 1e-5
+            assert max(gpu_measure.stage_errors(runner, material).values()) < 1e-5
     wanted = clips.pop((EAGER.name, 1)).astype(int)
     assert np.abs(wanted[4:] - wanted[:4]).max() > 1
     assert all(np.abs(clip - wanted).max() <= 1 for clip in clips.values())

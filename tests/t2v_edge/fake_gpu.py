@@ -198,6 +198,9 @@ class _Config:
     def set_memory_pool_limit(self, pool, size):
         self.workspace = size
 
+    def set_tactic_sources(self, mask):
+        self.tactics = mask
+
 
 class _Engine:
     def __init__(self, batch, model):
@@ -283,11 +286,14 @@ def tensorrt_module(gpu, version="8.6.2"):
             return _Config()
 
         def build_serialized_network(self, network, config):
+            batch = network.inputs[0].shape[0]
+            for info in (*network.model.graph.input, *network.model.graph.output):
+                info.type.tensor_type.shape.dim[0].dim_value = 1  # its engines run row by row
             graph = module.spoil(network.model.SerializeToString())
             module.builds.append((sorted(flag.name for flag in config.flags), self.flags))
             if graph is None:
                 return None
-            return HEADER + bytes([network.inputs[0].shape[0]]) + graph
+            return HEADER + bytes([batch]) + graph
 
     class Runtime:
         def __init__(self, logger):

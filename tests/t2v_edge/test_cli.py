@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def test_wrong_arguments_exit_with_2(arguments, capsys):
     assert stopped.value.code == 2
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["inspect"], ["devices"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["bench"], ["inspect"], ["devices"]])
 def test_help_teaches_with_examples(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])
@@ -172,6 +173,39 @@ def test_devices_lists_profiles_and_shows_one_with_its_sources(capsys):
     assert "jetson-orin-nano-8gb" in [profile["name"] for profile in listed]
     assert main(["devices", "cpu"]) == 0
     assert "sources:" in capsys.readouterr().out
+
+
+@pytest.fixture
+def counted_path(tiny, tmp_path):
+    for stage, entry in tiny.variants["fp32"].items():
+        tiny.variants["fp32"][stage] = replace(entry, macs=10**6, weight_bytes=1000, activation_bytes=1000, launches=50)
+    return tiny.write(tmp_path / "counted")
+
+
+def test_devices_estimates_a_bundle_on_every_device_and_says_what_is_not_known(counted_path, capsys):
+    found = {e["device"]: e for e in run_json(capsys, "devices", "--bundle", counted_path)}
+    board, headset = found["jetson-orin-nano-8gb"], found["quest-3"]
+    assert board["fps"] > 0 and board["binds"] == "launches" and board["estimate"] is True
+    assert headset["fps"] is None and "dense_tops" in headset["missing"]
+    assert main(["devices", "--bundle", str(counted_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "Estimates, not measurements" in shown and "quest-3: dense_tops" in shown
+
+
+def test_devices_estimates_stage_by_stage_in_a_power_mode(counted_path, capsys):
+    fast, slow = (run_json(capsys, "devices", "--bundle", counted_path, f"jetson-agx-orin-64gb@{mode}")
+                  for mode in ("MAXN", "15W"))
+    assert slow["device"] == "jetson-agx-orin-64gb@15W" and slow["fps"] < fast["fps"]
+    assert slow["stages"]["render"]["launches_ms"] > fast["stages"]["render"]["launches_ms"]
+    assert main(["devices", "--bundle", str(counted_path), "h200"]) == 0
+    assert "caption to first frame" in (shown := capsys.readouterr().out) and "render" in shown
+    assert main(["devices", "--bundle", str(counted_path), "pico-4"]) == 0
+    assert "no estimate, for want of dense_tops" in capsys.readouterr().out
+
+
+def test_devices_refuses_to_estimate_a_bundle_that_does_not_say_what_it_costs(bundle_path, capsys):
+    assert main(["devices", "--bundle", str(bundle_path)]) == 1
+    assert "export it again" in capsys.readouterr().err
 
 
 def test_export_without_the_toolchain_says_what_to_install(monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,13 @@ from t2v_edge.device import MAX_FILE_BYTES, DeviceProfile, list_profiles, load_p
 from t2v_edge.errors import DeviceError
 
 SHIPPED = (
-    "cpu", "desktop-rtx", "jetson-agx-orin-64gb", "jetson-orin-nano-8gb", "jetson-thor-t5000", "quest-3",
+    "apple-vision-pro", "cpu", "cpu-arm64", "cpu-x86-avx2", "desktop-rtx", "h100", "h200", "jetson-agx-orin-32gb",
+    "jetson-agx-orin-64gb", "jetson-agx-xavier", "jetson-orin-nano-4gb", "jetson-orin-nano-8gb", "jetson-orin-nx-16gb",
+    "jetson-orin-nx-8gb", "jetson-thor-t4000", "jetson-thor-t5000", "jetson-xavier-nx", "pico-4", "quest-3", "quest-3s",
+    "quest-pro", "rtx-4070", "rtx-5070",
 )
+ORINS = tuple(name for name in SHIPPED if "-orin-" in name)
+DEVICES = Path(__file__).parents[2] / "devices"
 OWN = """
 name = "mine"
 title = "My board"
@@ -80,8 +86,7 @@ def test_shipped_profile_loads_and_survives_json(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_number_of_a_shipped_profile_has_a_citation_of_some_length(name: str) -> None:
-    path = Path(__file__).parents[2] / "devices" / f"{name}.toml"
-    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    data = tomllib.loads((DEVICES / f"{name}.toml").read_text(encoding="utf-8"))
     rows = [row for value in data.values() if isinstance(value, list) for row in value if isinstance(row, dict)]
     tables = [value for key, value in data.items() if isinstance(value, dict) and key != "sources"] + rows
     sources = load_profile(name).sources
@@ -91,10 +96,73 @@ def test_every_number_of_a_shipped_profile_has_a_citation_of_some_length(name: s
     assert set(data["sources"]) == {table["source"] for table in tables}, "a citation is unused"
 
 
-def test_jetsons_that_may_run_tensorrt_8_6_are_capped_at_opset_17() -> None:
-    assert load_profile("jetson-orin-nano-8gb").opset_cap == 17
-    assert load_profile("jetson-agx-orin-64gb").opset_cap == 17
-    assert load_profile("jetson-thor-t5000").opset_cap == 20
+def test_the_readme_has_every_profile_and_no_line_is_too_long_to_read() -> None:
+    listed = re.findall(r"^\| `([a-z0-9-]+)` \|", (DEVICES / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(set(listed) & set(SHIPPED)) == sorted(SHIPPED)
+    for path in DEVICES.glob("*.toml"):
+        assert all(len(line) <= 125 for line in path.read_text(encoding="utf-8").splitlines()), path
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_profile_has_no_rate_that_its_precisions_do_not_name(name: str) -> None:
+    profile = load_profile(name)
+    named = {"int8" if precision == "int8-u8" else precision for precision in profile.precisions}
+    assert set(profile.dense_tops) <= named | {"bf16", "fp8"}
+    assert not profile.dense_tops or len(set(profile.dense_tops) & named) >= 1
+    assert {line.engine for line in profile.software} <= set(profile.engines)
+
+
+@pytest.mark.parametrize("name", [n for n in SHIPPED if load_profile(n).dense_tops])
+def test_rates_rise_as_precision_falls(name: str) -> None:
+    rates = load_profile(name).dense_tops
+    order = [rates[precision] for precision in ("fp32", "fp16", "int8") if precision in rates]
+    assert order == sorted(order) and len(set(order)) == len(order)
+
+
+@pytest.mark.parametrize("name", ORINS)
+def test_orin_rates_follow_from_their_tpcs_and_clock(name: str) -> None:
+    profile = load_profile(name)
+    assert profile.gpu_tpcs is not None and profile.gpu_mhz is not None and profile.compute_capability == "8.7"
+    int8 = 2 * profile.gpu_tpcs * 4096 * profile.gpu_mhz / 1e6  # two SM a TPC, 4096 operations a clock
+    assert profile.dense_tops["int8"] == pytest.approx(int8, rel=0.02)
+    assert profile.dense_tops["fp16"] == pytest.approx(int8 / 2, rel=0.03)
+    assert profile.dense_tops["fp32"] == pytest.approx(int8 / 16, rel=0.03)
+
+
+@pytest.mark.parametrize("name", [n for n in SHIPPED if load_profile(n).power_modes])
+def test_power_modes_stay_below_the_profile_and_the_unconstrained_one_is_the_profile(name: str) -> None:
+    profile = load_profile(name)
+    for mode in profile.power_modes:
+        low = profile.at_mode(mode.name)
+        assert all(low.dense_tops[rate] <= profile.dense_tops[rate] for rate in profile.dense_tops)
+        assert low.bandwidth_gb_s is not None and profile.bandwidth_gb_s is not None
+        assert low.bandwidth_gb_s <= profile.bandwidth_gb_s
+        assert low.power_modes == () and low.opset_cap == profile.opset_cap
+        if mode.name.startswith("MAXN"):
+            assert low.dense_tops == profile.dense_tops and low.bandwidth_gb_s == profile.bandwidth_gb_s
+            assert mode.watts is None
+        else:
+            assert mode.watts is not None and mode.name.startswith(f"{mode.watts:g}W")
+    assert len({mode.id for mode in profile.power_modes}) == len(profile.power_modes)
+
+
+def test_cards_name_their_link_and_boards_share_memory() -> None:
+    for name in SHIPPED:
+        profile = load_profile(name)
+        assert profile.shares_memory == (profile.link_gb_s is None), name
+    assert load_profile("rtx-5070").link_gb_s == 2 * load_profile("rtx-4070").link_gb_s == 63  # type: ignore[operator]
+
+
+def test_xavier_runs_onnx_runtime_only_and_says_why() -> None:
+    for name in ("jetson-agx-xavier", "jetson-xavier-nx"):
+        profile = load_profile(name)
+        assert profile.engines == ("onnxruntime",) and not profile.dense_tops
+        assert "Python is 3.8" in profile.notes and "3.9 or newer" in profile.notes.replace("\n", " ")
+
+
+def test_devices_that_may_run_tensorrt_8_6_are_capped_at_opset_17() -> None:
+    assert {load_profile(name).opset_cap for name in (*ORINS, "h100", "h200")} == {17}
+    assert load_profile("jetson-thor-t5000").opset_cap == load_profile("jetson-thor-t4000").opset_cap == 20
 
 
 def test_dense_rates_of_orin_are_half_its_gpu_sparse_rates_without_dla() -> None:
@@ -107,6 +175,9 @@ def test_power_mode_scales_rates_by_tpcs_and_clock_and_bandwidth_by_memory_clock
     assert low.name == "jetson-agx-orin-64gb@15W" and low.power_mode == "15W"
     assert low.dense_tops["fp16"] == pytest.approx(top.dense_tops["fp16"] * 3 * 408 / (8 * 1300.5), rel=1e-3)
     assert low.bandwidth_gb_s == pytest.approx(204.8 * 2133 / 3199, rel=1e-3)
+    assert (low.gpu_tpcs, low.gpu_mhz, low.memory_mhz) == (3, 408, 2133)
+    with pytest.raises(DeviceError, match="no power modes"):
+        low.at_mode("MAXN")
     assert load_profile("jetson-agx-orin-64gb@MAXN").dense_tops == pytest.approx(top.dense_tops)
 
 
@@ -148,7 +219,7 @@ def test_own_profile_is_read_from_a_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
-    ('kind = "jetson"', 'kind = "toaster"', "kind is 'toaster'.*cpu, jetson, desktop, headset"),
+    ('kind = "jetson"', 'kind = "toaster"', "kind is 'toaster'.*cpu, jetson, desktop, server, headset"),
     ('name = "mine"\n', "", "name is missing"),
     ('precisions = ["fp32", "fp16"]', 'precisions = ["fp4"]', "precisions names 'fp4'"),
     ('precisions = ["fp32", "fp16"]', "precisions = []", "precisions must be a list"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from dataclasses import replace
 from fractions import Fraction
 
@@ -203,6 +204,20 @@ def test_frames_do_not_share_memory(pipeline):
     before = digest(frames[1:])
     frames[0].pixels[:] = 0
     assert digest(frames[1:]) == before
+
+
+@pytest.mark.parametrize("stage", ["motion", "render"])
+def test_the_time_of_a_stage_is_what_running_it_took(spy, monkeypatch, stage):
+    run = spy.run
+
+    def slow(name, feeds):
+        time.sleep(0.02 if name == stage else 0.0)
+        return run(name, feeds)
+
+    monkeypatch.setattr(spy, "run", slow)
+    stream = spy.stream(WALK, seconds=0.3)
+    list(stream)
+    assert stream.stats.stages[stage].median_ms >= 20, "of what the stage does, nothing goes uncounted"
 
 
 def test_stats_count_what_ran(pipeline):

@@ -215,6 +215,20 @@ def test_same_checkpoint_and_seed_give_the_same_bytes(make_checkpoint, cpu, tmp_
     assert {n for n in one if one[n] != three[n]} == {"golden.npz", "manifest.json", "report.json"}
 
 
+def test_manifest_says_what_a_run_of_each_graph_costs_and_precision_changes_bytes_and_not_work(
+    make_checkpoint, cpu, tmp_path
+):
+    variants = export_checkpoint(make_checkpoint(), tmp_path / "bundle", cpu, UNTIMED).manifest.variants
+    for stage in STAGES:
+        full, half = variants["fp32"][stage], variants["fp16"][stage]
+        assert full.macs == half.macs > 0 and full.launches >= 1 and half.launches >= 1
+        assert full.weight_bytes > 0 and full.activation_bytes > 0
+    full, half = variants["fp32"]["render"], variants["fp16"]["render"]
+    assert half.weight_bytes < 0.75 * full.weight_bytes and half.activation_bytes < full.activation_bytes
+    # motion computes in float32 in both; its stored halves are read as they are computed
+    assert variants["fp16"]["motion"].weight_bytes == variants["fp32"]["motion"].weight_bytes
+
+
 def test_timing_changes_no_file_but_the_report_and_the_form_of_doublings(make_checkpoint, cpu, tmp_path, monkeypatch):
     folder = make_checkpoint()
     monkeypatch.setattr(graph_passes, "doubling_forms", lambda model, _: {"built": model})

@@ -1,0 +1,218 @@
+"""Engines are right before they are fast, and the fastest right one is chosen; what is refused says why."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from t2v_edge.bundle import Bundle, GraphEntry, write_bundle
+from t2v_edge.cli import main
+from t2v_edge.errors import EngineError, UsageError
+from t2v_edge.pipeline import Pipeline
+from tests.t2v_edge.conftest import make_tiny
+from tests.t2v_edge.fake_gpu import FakeCuda, install
+
+VARIANTS = ("fp32", "fp16", "int8", "int8-u8")
+
+
+def make_bundle(path, opset=17):
+    """The same graphs under four names: what they are called is what they are judged by."""
+    tiny = make_tiny()
+    files = {name: data for name, data in tiny.files.items() if name == "tokenizer.json"}
+    variants = {}
+    for variant in VARIANTS:
+        variants[variant] = {}
+        for stage in ("text", "motion", "render"):
+            name = f"{variant}/{stage}.onnx"
+            files[name] = tiny.files[f"fp32/{stage}.onnx"]
+            variants[variant][stage] = GraphEntry(name, variant, opset)
+    figures = {"text": {"max_rel": 0.01}, "motion": {"max_rel": 0.01}, "render": {"psnr_db": {"min": 40.0}}}
+    manifest = replace(tiny.manifest, golden=None, variants=variants, quality={"int8": figures})
+    write_bundle(path, manifest, files)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle_path(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("build") / "bundle")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("T2V_EDGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "engines"
+
+
+@pytest.fixture
+def tensorrt(monkeypatch):
+    return install(monkeypatch, FakeCuda())
+
+
+def build(path, **options):
+    from t2v_edge.build import Builder, BuildOptions
+
+    with Bundle.open(path) as bundle:
+        return Builder(bundle, BuildOptions(**options)).build()
+
+
+def times(monkeypatch, of_variant):
+    """Have each engine take a stated time: `of_variant` in the order in which they are tried."""
+    import t2v_edge.build
+
+    monkeypatch.setattr(t2v_edge.build, "time_in_turns", lambda engines: {v: of_variant[v] for v in engines})
+
+
+def double(graph, stage="render"):
+    """A graph that is wrong: its first matrix of floats is doubled."""
+    model = onnx.load_from_string(graph)
+    if model.graph.name == stage:
+        tensor = next(t for t in model.graph.initializer if t.dims and t.data_type == 1 and len(t.dims) == 2)
+        tensor.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(tensor), tensor.name))
+    return model.SerializeToString()
+
+
+def test_every_variant_that_tensorrt_takes_is_tried_and_proved(bundle_path, tensorrt):
+    report = build(bundle_path)
+    for result in report.stages.values():
+        assert [t.variant for t in result.tried] == ["fp32", "fp16", "int8"]
+        assert all(not t.refused and t.rollout and t.median_ms for t in result.tried)
+    assert json.loads(json.dumps(report.to_json()))["gpu"]["name"] == "NVIDIA Fake"
+
+
+def test_the_fastest_is_chosen_and_the_more_exact_where_it_is_as_fast(bundle_path, tensorrt, monkeypatch):
+    times(monkeypatch, {"fp32": 2.0, "fp16": 1.0, "int8": 0.97})
+    assert {r.variant for r in build(bundle_path).stages.values()} == {"fp16"}
+    times(monkeypatch, {"fp32": 1.0, "fp16": 1.2, "int8": 0.9})
+    report = build(bundle_path)
+    assert {r.variant for r in report.stages.values()} == {"int8"}
+    assert "fp16 1.200 ms" in report.stages["render"].why
+
+
+def test_a_wrong_engine_is_refused_by_name_and_the_next_is_taken(bundle_path, tensorrt, monkeypatch, caplog):
+    times(monkeypatch, {"fp32": 3.0, "fp16": 2.0, "int8": 1.0})
+    built = []
+
+    def spoil(graph):
+        built.append(graph)
+        return double(graph) if len(built) % 3 == 0 else graph  # int8 is the third of each stage
+
+    monkeypatch.setattr(tensorrt, "spoil", spoil)
+    with caplog.at_level(logging.WARNING):
+        report = build(bundle_path)
+    assert [r.variant for r in report.stages.values()] == ["int8", "int8", "fp16"]
+    refused = report.stages["render"].tried[2]
+    assert refused.variant == "int8" and "differs from ONNX Runtime" in refused.refused and "37.0 dB" in refused.refused
+    assert "render int8 is refused" in caplog.text
+
+
+def test_where_no_engine_is_right_onnx_runtime_runs_the_stage(bundle_path, tensorrt, monkeypatch):
+    monkeypatch.setattr(tensorrt, "spoil", double)
+    report = build(bundle_path)
+    render = report.stages["render"]
+    assert render.engine == "onnxruntime" and "fallback: it differs" in render.why
+    assert all(t.refused for t in render.tried)
+    with Pipeline.open(bundle_path, "tensorrt") as pipeline:
+        assert pipeline.engines == {"text": "tensorrt", "motion": "tensorrt", "render": "onnxruntime"}
+        frames = [f.pixels for f in pipeline.stream("a person is walking", seconds=0.5)]
+    with Pipeline.open(bundle_path, "onnxruntime") as pipeline:
+        wanted = [f.pixels for f in pipeline.stream("a person is walking", seconds=0.5)]
+    np.testing.assert_array_equal(frames, wanted)
+
+
+def test_a_build_that_fails_says_which_and_the_others_stand(bundle_path, tensorrt, monkeypatch):
+    monkeypatch.setattr(tensorrt, "spoil", lambda g: None if onnx.load_from_string(g).graph.name == "motion" else g)
+    report = build(bundle_path)
+    assert "cannot build the fp32 engine" in report.stages["motion"].tried[0].refused
+    assert report.stages["motion"].engine == "onnxruntime" and report.stages["text"].engine == "tensorrt"
+
+
+def test_what_is_kept_is_not_built_again_but_is_proved_again(bundle_path, tensorrt):
+    build(bundle_path)
+    assert len(tensorrt.builds) == 9
+    report = build(bundle_path)
+    assert len(tensorrt.builds) == 9 and all(t.kept for r in report.stages.values() for t in r.tried)
+    assert all(t.rollout for r in report.stages.values() for t in r.tried)
+    build(bundle_path, rebuild=True)
+    assert len(tensorrt.builds) == 18
+
+
+def test_opening_takes_the_plan_and_builds_nothing(bundle_path, tensorrt, monkeypatch):
+    times(monkeypatch, {"fp32": 2.0, "fp16": 1.0, "int8": 3.0})
+    from t2v_edge.engine.trt import BuildSettings
+
+    build(bundle_path, settings=BuildSettings(optimization_level=5, tactic_sources=("edge_mask_convolutions",)))
+    built = len(tensorrt.builds)
+    for engine in ("tensorrt", "auto"):
+        with Pipeline.open(bundle_path, engine) as pipeline:
+            assert pipeline.engines["render"] == "tensorrt" and pipeline.variants["render"] == "fp16"
+    assert len(tensorrt.builds) == built
+
+
+def test_auto_builds_nothing_by_itself(bundle_path, tensorrt):
+    with Pipeline.open(bundle_path) as pipeline:
+        assert "tensorrt" not in pipeline.engines.values()
+    assert not tensorrt.builds
+
+
+def test_spoilt_engines_are_built_again_before_a_stream_plays(bundle_path, tensorrt, cache):
+    build(bundle_path)
+    for path in cache.glob("*.engine"):
+        if b'"kind": "engine"' in path.read_bytes():
+            path.write_bytes(path.read_bytes()[:-1])
+    with Pipeline.open(bundle_path, "tensorrt") as pipeline:
+        assert len(list(pipeline.stream("a person is walking", seconds=0.5))) == 8
+    assert len(tensorrt.builds) == 18
+
+
+@pytest.mark.parametrize("version, flags, typed", [
+    ("8.6.2", [["FP16"], ["FP16", "INT8"]], False), ("10.3.0", [["FP16"], ["FP16", "INT8"]], False),
+    ("10.16.0", [[], []], True), ("11.4.1", [[], []], True)])
+def test_precision_is_flags_before_10_12_and_types_after(bundle_path, monkeypatch, version, flags, typed):
+    tensorrt = install(monkeypatch, FakeCuda(), version)
+    build(bundle_path)
+    found = [f for f, _ in tensorrt.builds[1:3]]
+    assert found == flags
+    assert all((network >> 1 & 1) == typed for _, network in tensorrt.builds)
+
+
+def test_an_older_tensorrt_and_an_opset_beyond_its_parser_are_refused(tmp_path, monkeypatch):
+    install(monkeypatch, FakeCuda(), "8.5.2")
+    path = make_bundle(tmp_path / "bundle")
+    with pytest.raises(EngineError, match=r"8\.5\.2 is older than 8\.6.*upgrade JetPack"):
+        build(path)
+    from t2v_edge.engine.trt import BuildSettings, find_api
+
+    tensorrt = install(monkeypatch, FakeCuda(), "8.6.2")
+    with pytest.raises(EngineError, match="opset 18, tensorrt 8.6.2 reads up to 17"):
+        find_api("tensorrt").build(b"", "fp32", 18, BuildSettings())
+    assert not tensorrt.builds
+
+
+def test_a_variant_that_is_not_there_and_one_for_other_engines(bundle_path, tensorrt):
+    with pytest.raises(UsageError, match="variant 'fp8' is not in the bundle"):
+        build(bundle_path, variants=("fp8",))
+    report = build(bundle_path, variants=("int8-u8",))
+    assert "no variant of the bundle is for tensorrt" in report.stages["render"].why
+
+
+def test_the_command_builds_reports_and_says_what_is_missing(bundle_path, tensorrt, monkeypatch, capsys):
+    assert main(["build", str(bundle_path), "--device", "jetson-orin-nano-8gb", "--tactics", "none", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["settings"] == {"batch": 1, "workspace_bytes": 2 << 30, "optimization_level": None,
+                                  "tactic_sources": []}
+    assert report["stages"]["render"]["tried"][0]["rollout"]
+    assert main(["build", str(bundle_path), "--tactics", "cudnn"]) == 2
+    assert "tactic source 'cudnn' is unknown here; choose from cublas" in capsys.readouterr().err
+    for name in ("t2v_edge.build", "t2v_edge.engine.cuda", "t2v_edge.engine.tensorrt"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in ("cuda", "cuda.bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["build", str(bundle_path)]) == 1
+    assert "pip install 't2v-edge[tensorrt]'" in capsys.readouterr().err

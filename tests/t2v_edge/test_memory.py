@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from t2v_edge.memory import ProcessMemory, process_memory
+
+
+def test_memory_is_read_from_what_the_kernel_says(tmp_path):
+    status = tmp_path / "status"
+    status.write_text("Name:\tpython\nVmPeak:\t 999999 kB\nVmHWM:\t  204800 kB\nVmRSS:\t  102400 kB\n")
+    assert process_memory(status) == ProcessMemory(100 << 20, 200 << 20)
+
+
+@pytest.mark.parametrize("text", ["", "VmRSS:\t1 kB\n", "VmRSS:\nVmHWM:\n", "VmRSS:\tmuch kB\nVmHWM:\t1 kB\n"])
+def test_a_status_file_that_does_not_tell_gives_the_highest_for_both(tmp_path, text):
+    (tmp_path / "status").write_text(text)
+    found = process_memory(tmp_path / "status")
+    assert found.resident_bytes == found.peak_bytes > 1 << 20
+    assert process_memory(tmp_path / "absent").peak_bytes > 1 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+def test_memory_that_is_filled_is_counted():
+    before = process_memory().resident_bytes
+    filled = np.ones(32 << 20, np.uint8)
+    after = process_memory()
+    assert after.resident_bytes - before > filled.nbytes / 2
+    assert after.peak_bytes >= after.resident_bytes
