@@ -29,6 +29,8 @@ torch over 64 free-running steps of a dozen captions, with golden vectors and a 
 graph is further from torch than 1e-4 (fp32) or 1e-2 (fp16), relative; the exit code is 3 then. Where float16 alone
 is too far, up to 4 of a stage's layers, the most sensitive ones, stay in float32 and are named. A recipe adds INT8
 variants, calibrated on captions: how far they are from torch is measured and recorded, and bounded by nothing.
+For a device with TensorRT every graph is checked against the releases that its profile names; one that a release would
+refuse or misread is an error that names the node.
 For a CPU every graph is timed here in every installed engine. What is no faster than a more exact graph of the stage
 is left out of the bundle; report.json says what was tried and why it lost."""
 EPILOG = """\
@@ -205,7 +207,7 @@ def table(exported: Exported) -> str:
     shown = summary(exported)
     lines = [
         f"{exported.path}: {exported.manifest.name} for {exported.manifest.device}, {shown['bytes'] / 1e6:.1f} MB",
-        "variant  stage    size MB  max rel. difference        ms",
+        "variant   stage    size MB  max rel. difference        ms",
     ]
     for variant, stages in shown["variants"].items():
         for stage in STAGES:
@@ -217,7 +219,7 @@ def table(exported: Exported) -> str:
             mark = " dropped" if "dropped" in entry else mark
             kept = f"  {len(entry['float32_layers'])} layers in float32" if "float32_layers" in entry else ""
             psnr = f"  {entry['psnr_db']['mean']:.1f} dB" if "psnr_db" in entry else ""
-            line = f"{variant:8} {stage:7} {entry['bytes'] / 1e6:8.2f}  {entry['max_rel']:19.2g}  {latency}"
+            line = f"{variant:9} {stage:7} {entry['bytes'] / 1e6:8.2f}  {entry['max_rel']:19.2g}  {latency}"
             lines.append(line + mark + psnr + kept)
     for one in shown.get("accuracy", {}).get("rounds", ()):
         mix = ", ".join(f"{stage} {variant}" for stage, variant in one["mix"].items())

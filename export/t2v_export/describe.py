@@ -96,7 +96,10 @@ def make_report(
         "float32_layers": {v: {s: list(names) for s, names in stages.items()} for v, stages in made.kept.items()},
         "sensitivity": made.sensitivity,
         **({"upsampling": made.upsampling} if made.upsampling else {}),
-        "look_ahead": made.look_ahead,
+        "look_ahead": {
+            "variants": [v for v, of in made.graphs.items() if "render" in of and v not in made.one_at_a_time],
+            "refused": made.one_at_a_time,
+        },
         "latency": {
             v: {s: {e: latency.to_json() for e, latency in engines.items()} for s, engines in stages.items()}
             for v, stages in latencies.items()

@@ -55,8 +55,7 @@ class Made:
     """What the passes have made so far, by variant and stage: graphs, their differences from torch, layers that stay in
     float32, and why a graph is not there. `sensitivity`: by stage, what single layers lose, as JSON. `upsampling`: the
     form of the renderer's doublings, and the milliseconds of each by engine. `exact`: variants and stages that compute
-    the very same as fp32. `look_ahead`: by variant, whether the renderer can be given several frames at once, or what
-    stands in the way.
+    the very same as fp32. `one_at_a_time`: by variant, why its renderer cannot be given several frames at once.
     """
 
     graphs: dict[str, dict[str, onnx.ModelProto]] = field(default_factory=dict)
@@ -67,7 +66,7 @@ class Made:
     upsampling: dict[str, Any] | None = None
     exact: set[tuple[str, str]] = field(default_factory=set)
     calibration_sha256: str | None = None
-    look_ahead: dict[str, str | bool] = field(default_factory=dict)
+    one_at_a_time: dict[str, str] = field(default_factory=dict)
 
     def add(
         self, variant: str, stage: str, graph: onnx.ModelProto, difference: StageDifference, kept: Sequence[str]
@@ -241,22 +240,22 @@ class GraphPasses:
         of.update({stage: float_weights(of[stage], self.specs[stage]) for stage in stages if stage in of})
 
     def look_ahead(self) -> None:
-        """Whether each variant's renderer takes several frames at once."""
+        """Which variants' renderers do not take several frames at once."""
         renderers = {v: stages["render"] for v, stages in self.made.graphs.items() if "render" in stages}
 
         def make(advance: Advance) -> Files:
-            found: dict[str, str | bool] = {}
+            found = {}
             for variant, graph in renderers.items():
                 try:
                     check_batch_free(graph, self.specs["render"])
-                    found[variant] = True
                 except SpecError as error:
                     found[variant] = str(error)
                 advance()
             return {"found.json": pack_json(found)}
 
         hashes = {variant: hashlib.sha256(_bytes(graph)).hexdigest() for variant, graph in renderers.items()}
-        self.made.look_ahead = json.loads(self.work.do("look-ahead", len(renderers), make, graphs=hashes)["found.json"])
+        files = self.work.do("look-ahead", len(renderers), make, graphs=hashes)
+        self.made.one_at_a_time = json.loads(files["found.json"])
 
     def _stored_stage(self, stage: str) -> None:
         """A stage that computes in float32, its weights in 8 bits where they are on a grid: for CPUs, beside INT8."""

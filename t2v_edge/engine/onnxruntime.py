@@ -9,16 +9,17 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from t2v_edge.engine.base import Arrays, EngineOptions, check_feeds
+from t2v_edge.engine.onnx_bytes import opset_of
 from t2v_edge.errors import EngineError
 from t2v_edge.spec import StageSpec, TensorSpec
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64",
            "tensor(int32)": "int32", "tensor(uint8)": "uint8", "tensor(bool)": "bool"}
 
-_WRONG = ("WeightBiasQuantization",)
-"""Rewrites that ONNX Runtime is not let do: it makes int32 of float biases, in float16 where scales are that, and there
-the quotient overflows (measured with 1.32: frames of an `int8-fp16` graph at 27 dB instead of 61). Graphs for its own
-kernels, `int8-u8`, have int32 biases as they come."""
+HALF_SCALES = 19
+"""The first opset whose Q and DQ take float16 scales; graphs that have those alone are exported in it. ONNX Runtime
+(1.32) fuses Q and DQ as if scales were float32: a QLinearConcat did not load, and biases overflowed (frames at 27 dB
+instead of 61). Left as they are they compute what they say."""
 
 
 class OnnxRuntimeEngine:
@@ -44,10 +45,11 @@ class OnnxRuntimeEngine:
         # Without it, on x86 with AVX2 or AVX-512 but no VNNI, pairs of 8-bit products are summed in 16 bits and clip:
         # a Gemm of normal weights was 65 % off. Other processors do not look at it, and weights of 7 bits cost no time.
         settings.add_session_config_entry("session.x64quantprecision", "1")
+        if opset_of(bytes(graph)) >= HALF_SCALES:
+            settings.add_session_config_entry("session.disable_quant_qdq", "1")
         settings.log_severity_level = 3
         try:
-            session = ort.InferenceSession(bytes(graph), settings, providers=_providers(cuda),
-                                           disabled_optimizers=list(_WRONG))
+            session = ort.InferenceSession(bytes(graph), settings, providers=_providers(cuda),)
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise EngineError(f"ONNX Runtime {ort.__version__} cannot load the {spec.stage} graph ({error}); "
                               "upgrade onnxruntime or export for a lower opset") from error

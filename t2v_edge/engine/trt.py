@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Optional
 
-from t2v_edge.engine.onnx_batch import with_batch
+from t2v_edge.engine.onnx_bytes import with_batch
 from t2v_edge.errors import EngineError, UsageError
 
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}

@@ -117,10 +117,11 @@ class Average(torch.nn.Module):
 
 def test_report_says_which_renderers_look_ahead_and_what_stops_the_others(make_checkpoint, cpu, tmp_path):
     exported = export_checkpoint(make_checkpoint(), tmp_path / "one", cpu, ExportOptions(measure=False))
-    assert exported.report["look_ahead"] == {"fp32": True, "fp16": True}
+    assert exported.report["look_ahead"] == {"variants": ["fp32", "fp16"], "refused": {}}
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "average.py").write_text(ONE_AT_A_TIME)
     folder = make_checkpoint("own", code=tmp_path / "code", render=StageConfig("average:Average", {}))
     options = ExportOptions(measure=False, allow_code=True, variants=("fp32",))
     exported = export_checkpoint(folder, tmp_path / "two", cpu, options)
-    assert "ReduceMean takes one frame at a time" in exported.report["look_ahead"]["fp32"]
+    assert exported.report["look_ahead"]["variants"] == []
+    assert "ReduceMean takes one frame at a time" in exported.report["look_ahead"]["refused"]["fp32"]

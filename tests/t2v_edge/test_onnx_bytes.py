@@ -4,7 +4,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from t2v_edge.engine.onnx_batch import MAX_BATCH, with_batch
+from t2v_edge.engine.onnx_bytes import MAX_BATCH, opset_of, with_batch
 from t2v_edge.errors import EngineError
 
 
@@ -51,3 +51,8 @@ def test_sizes_that_are_open_are_refused():
     made = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [value])
     with pytest.raises(EngineError, match="no static shapes"):
         with_batch(helper.make_model(made).SerializeToString(), 4)
+
+
+def test_opset_is_read_from_the_bytes():
+    assert opset_of(graph(1, 1, 1)) == 17 and opset_of(graph(1, 1, 1, padding="x" * 1000)) == 17
+    assert opset_of(b"") == 0 and opset_of(graph(1, 1, 1)[:20]) == 0

@@ -1,4 +1,4 @@
-"""The batch of an ONNX graph, written over in its bytes: what a builder that looks ahead parses.
+"""What engines read and write in the bytes of an ONNX graph: its opset, and the batch for a builder that looks ahead.
 
 Setting the batch on the parsed network is too late: TensorRT's parser makes constants of shapes that it knows, as of a
 DepthToSpace. Field numbers are those of onnx.proto3; the wire format is
@@ -8,13 +8,16 @@ https://protobuf.dev/programming-guides/encoding/.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Union
 
 from t2v_edge.errors import EngineError
 
 MAX_BATCH = 127
 """A number that one byte holds, as 1 does: so no length changes."""
 
+_OPSET_IMPORT, _VERSION = 8, 2
 _GRAPH, _INPUT, _OUTPUT, _TYPE, _TENSOR, _SHAPE, _DIM, _DIM_VALUE = 7, 11, 12, 2, 1, 2, 1, 1
+Buffer = Union[bytearray, memoryview]
 _VARINT, _FIXED64, _BYTES = 0, 1, 2
 
 
@@ -39,18 +42,30 @@ def with_batch(graph: bytes, batch: int) -> bytes:
     return bytes(data)
 
 
-def _first_size(data: bytearray, value: tuple[int, int]) -> int:
+def opset_of(graph: bytes) -> int:
+    """The newest opset that a graph imports, 0 where it names none."""
+    data, found = memoryview(graph), [0]
+    try:
+        for start, end in _messages(data, 0, len(data), _OPSET_IMPORT):
+            fields = _fields(data, start, end)
+            found += [_varint(data, at)[0] for number, kind, at, _ in fields if number == _VERSION and kind == _VARINT]
+    except IndexError:
+        return 0
+    return max(found)
+
+
+def _first_size(data: Buffer, value: tuple[int, int]) -> int:
     """Where the first size of an input or output stands."""
     for field in (_TYPE, _TENSOR, _SHAPE, _DIM):
         value = next(_messages(data, *value, field))
     return next(at for field, kind, at, _ in _fields(data, *value) if field == _DIM_VALUE and kind == _VARINT)
 
 
-def _messages(data: bytearray, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
+def _messages(data: Buffer, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
     return ((at, stop) for field, kind, at, stop in _fields(data, start, end) if field == wanted and kind == _BYTES)
 
 
-def _fields(data: bytearray, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def _fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """Number, kind, first byte and end of the value of every field."""
     while start < end:
         key, start = _varint(data, start)
@@ -66,7 +81,7 @@ def _fields(data: bytearray, start: int, end: int) -> Iterator[tuple[int, int, i
         start = stop
 
 
-def _varint(data: bytearray, at: int) -> tuple[int, int]:
+def _varint(data: Buffer, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[at]
