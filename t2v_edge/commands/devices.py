@@ -76,8 +76,8 @@ def _table(found: list[Estimate]) -> str:
 def _one(e: Estimate) -> str:
     if e.fps is None or e.frame_ms is None or e.first_frame_ms is None or e.memory_bytes is None:
         return f"{e.bundle} on {e.device}: no estimate, for want of {', '.join(e.missing)}"
-    lines = [f"{e.bundle} on {e.device}: about {_rate(e.fps)} base frames a second, {e.frame_ms:.3g} ms a frame, bound by "
-             f"{e.binds}", f"caption to first frame {e.first_frame_ms:.3g} ms, copy {e.copy_ms:.3g} ms, memory "
+    lines = [f"{e.bundle} on {e.device}: about {_rate(e.fps)} base frames a second, {e.frame_ms:.3g} ms a frame, bound "
+             f"by {e.binds}", f"caption to first frame {e.first_frame_ms:.3g} ms, copy {e.copy_ms:.3g} ms, memory "
              f"{e.memory_bytes / 1e6:.0f} MB beside the engine's libraries" + ("" if e.fits is not False else
                                                                                 ": more than it has"),
              "", f"{'stage':<8}{'variant':<10}{'ms':>9}{'arithmetic':>12}{'bandwidth':>11}{'launches':>10}  bound by"]
