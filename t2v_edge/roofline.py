@@ -50,8 +50,8 @@ GPU = Constants({"fp32": 0.5, "fp16": 0.1, "int8": 0.05}, launch_cycles=4200, la
 encoder of six layers, 73 kernels of little arithmetic, takes 157 us, which is 2.2 us or 4,000 clocks of 1.83 GHz a
 kernel, a GRU step of five kernels 11 us. What renderers of 1.4 and 2.0 GMAC take besides in float16 is 9 % of the dense
 rate, for narrow layers leave Tensor cores idle, and in INT8 half that share: INT8 was no faster than float16 at batch
-1. In float32, on ordinary cores, it is half. Enqueueing from Python cost 20 to 60 us. A smaller GPU is easier to fill,
-so its estimate is cautious."""
+1. In float32, on ordinary cores, it is half. Enqueueing from Python cost 20 to 60 us on that host, and costs more
+on a board's cores. A smaller GPU is easier to fill, so its arithmetic is cautious."""
 
 CPU = Constants({"fp32": 0.6, "int8": 0.6}, launch_cycles=0, launch_us=30, runtime_us=150)
 """Measured on two AVX2 cores (benchmarks/results/peers.json): ONNX Runtime and OpenVINO attain a half to three

@@ -66,7 +66,7 @@ def _table(found: list[Estimate]) -> str:
         if e.fps is None or e.frame_ms is None or e.first_frame_ms is None or e.memory_bytes is None:
             unknown.append(f"  {e.device}: {', '.join(e.missing)}")
             continue
-        lines.append(f"{e.device:<24}{e.fps:>9.3g}{e.frame_ms:>10.3g}{e.first_frame_ms:>10.3g}"
+        lines.append(f"{e.device:<24}{_rate(e.fps):>9}{e.frame_ms:>10.3g}{e.first_frame_ms:>10.3g}"
                      f"{e.memory_bytes / 1e6:>7.0f}  {e.binds}{'' if e.fits is not False else '; does not fit'}")
     if unknown:
         lines += ["", "no estimate, for want of", *unknown]
@@ -76,8 +76,8 @@ def _table(found: list[Estimate]) -> str:
 def _one(e: Estimate) -> str:
     if e.fps is None or e.frame_ms is None or e.first_frame_ms is None or e.memory_bytes is None:
         return f"{e.bundle} on {e.device}: no estimate, for want of {', '.join(e.missing)}"
-    lines = [f"{e.bundle} on {e.device}: about {e.fps:.3g} base frames a second, {e.frame_ms:.3g} ms a frame, bound by "
-             f"{e.binds}", f"caption to first frame {e.first_frame_ms:.3g} ms, copy {e.copy_ms:.3g} ms, memory "
+    lines = [f"{e.bundle} on {e.device}: about {_rate(e.fps)} base frames a second, {e.frame_ms:.3g} ms a frame, bound "
+             f"by {e.binds}", f"caption to first frame {e.first_frame_ms:.3g} ms, copy {e.copy_ms:.3g} ms, memory "
              f"{e.memory_bytes / 1e6:.0f} MB beside the engine's libraries" + ("" if e.fits is not False else
                                                                                 ": more than it has"),
              "", f"{'stage':<8}{'variant':<10}{'ms':>9}{'arithmetic':>12}{'bandwidth':>11}{'launches':>10}  bound by"]
@@ -85,6 +85,11 @@ def _one(e: Estimate) -> str:
         lines.append(f"{s.stage:<8}{s.variant:<10}{s.ms:>9.3g}{s.arithmetic_ms:>12.3g}{s.bandwidth_ms:>11.3g}"
                      f"{s.launches_ms:>10.3g}  {s.binds}")
     return "\n".join([*lines, "", SAID])
+
+
+def _rate(fps: float) -> str:
+    """Two digits: an estimate has no more."""
+    return f"{float(f'{fps:.2g}'):,.10g}"
 
 
 def _lines(value: Any, indent: str) -> list[str]:
