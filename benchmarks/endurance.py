@@ -30,8 +30,9 @@ def describe(report: BenchReport) -> dict[str, Any]:
     return {
         "format": FORMAT, "format_version": VERSION, "bundle": report.bundle, "fps": pace.fps,
         "seconds": report.options["seconds"], "seed": report.options["seed"], "threads": report.options["threads"],
-        "cores": report.cores, "width": report.size[0], "height": report.size[1], "engines": report.engines,
-        "variants": report.variants, "frames": pace.frames, "late": pace.late, "latest_ms": pace.latest_ms,
+        "cores": report.machine["usable_cores"], "width": report.size[0], "height": report.size[1],
+        "engines": report.engines, "variants": report.variants, "frames": pace.frames, "late": pace.late,
+        "latest_ms": pace.latest_ms,
         "headroom": pace.headroom, "cpu_share": pace.cpu_share, "frame_ms": frame_ms,
         "rss_growth_mib": pace.memory_growth_bytes / MEGABYTE, "peak_mib": report.memory.peak_bytes / MEGABYTE,
         "stages": {stage: latency.to_json() for stage, latency in report.stages.items()},

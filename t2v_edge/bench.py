@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional, Union
 
-from t2v_edge.bench_report import BenchReport, Change, FreeRun
+from t2v_edge.bench_report import MIB, BenchReport, Change, FreeRun
 from t2v_edge.bundle import Bundle
 from t2v_edge.clock import exact
 from t2v_edge.engine import AUTO
@@ -22,6 +22,7 @@ from t2v_edge.pipeline import Pipeline
 from t2v_edge.power import Power, PowerSampler, PowerTool, find_tool, own_gpu_memory_mib
 from t2v_edge.spec import STAGES
 from t2v_edge.stream import FrameStream
+from t2v_edge.system import System
 from t2v_edge.timing import Latency
 
 CPU_ENGINES = ("onnxruntime", "openvino")
@@ -91,13 +92,14 @@ def bench(
     advance: Advance = lambda phase, share: None,
     clock: Clockwork = REAL_TIME,
     tool: Callable[[bool], Optional[PowerTool]] = find_tool,
+    system: Callable[[], System] = System.read,
 ) -> BenchReport:
     """Measure the bundle at `path` and say how that went. Frames are made and thrown away.
 
     One after another: a warm-up; the first frames of captions never seen before; changes to such captions in
     mid-stream; frames as fast as they come, for `seconds` (at most `FREE_S` where `fps` is given); with `fps`, frames
     on time for `seconds`. Power is that of the last run. advance: told the phase and which share of it is done. clock,
-    tool: replaced by tests. Raises what `Pipeline.open` and `Pipeline.stream` raise.
+    tool, system: replaced by tests. Raises what `Pipeline.open` and `Pipeline.stream` raise.
     """
     with Bundle.open(path) as bundle:
         manifest_sha256 = bundle.manifest_sha256
@@ -122,13 +124,20 @@ def bench(
             stages={stage: text if stage == "text" else stream.stats.stages[stage] for stage in STAGES},
             first_frame=first, change=change, free=free, real_time=measured.real_time, memory=process_memory(),
             gpu_memory_mib=None if set(engines) <= set(CPU_ENGINES) else own_gpu_memory_mib(), power=measured.power,
-            machine=machine(), cores=usable_cores(), versions=versions(*engines, "onnxruntime-gpu"),
+            machine=describe_machine(system()), versions=versions(*engines, "onnxruntime-gpu"),
             date=time.strftime("%Y-%m-%d", time.gmtime()))
 
 
-def usable_cores() -> Optional[int]:
-    """Processors this process may use: fewer than the machine has under taskset or in a container."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def describe_machine(system: System) -> dict[str, Any]:
+    """What a result depends on, and nothing of whose machine it is. None, or an empty list, for what it has not."""
+    # fewer processors than the machine has under taskset or in a container
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        **machine(), "usable_cores": usable, "memory_mib": system.memory_bytes and system.memory_bytes // MIB,
+        "board": system.board, "jetpack": None if system.release is None else system.release.version,
+        "power_mode": None if system.power_mode is None else system.power_mode.name, "gpus": list(system.gpus),
+        "gpu_driver": system.driver,
+    }
 
 
 @contextmanager

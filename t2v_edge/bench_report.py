@@ -57,7 +57,7 @@ class BenchReport:
 
     shown_fps: the rate frames were made for, exact. stages: text from its first captions, the others from the free run
     or, where there was one, the run in real time. gpu_memory_mib: this process's. power: of the last of the two runs.
-    cores: processors the process might use. date: of the day, UTC.
+    date: of the day, UTC.
     """
 
     bundle: str
@@ -78,7 +78,6 @@ class BenchReport:
     gpu_memory_mib: Optional[float]
     power: Power
     machine: Mapping[str, Any]
-    cores: Optional[int]
     versions: Mapping[str, str]
     date: str
 
@@ -92,7 +91,7 @@ class BenchReport:
         """Milliseconds, MiB, watts, millijoules, as the keys say (docs/benchmarking.md)."""
         return {
             "format": FORMAT, "schema_version": SCHEMA_VERSION, "date": self.date, "bundle": self.bundle,
-            "manifest_sha256": self.manifest_sha256, "machine": {**self.machine, "usable_cores": self.cores},
+            "manifest_sha256": self.manifest_sha256, "machine": dict(self.machine),
             "versions": dict(self.versions), "options": dict(self.options), "variants": dict(self.variants),
             "engines": dict(self.engines), "width": self.size[0], "height": self.size[1],
             "shown_fps": float(self.shown_fps), "shown_fps_exact": str(self.shown_fps),
@@ -115,7 +114,13 @@ class BenchReport:
         title = (f"{self.bundle}: {self.size[0]}x{self.size[1]}, a stream of {float(self.shown_fps):g} fps "
                  f"({float(self.base_fps):g} motion steps a second); milliseconds")
         chosen = ", ".join(f"{stage} {self.variants[stage]} on {self.engines[stage]}" for stage in STAGES)
-        return "\n".join([title, chosen, "", *table([COLUMNS, *rows]), "", *self._sentences()])
+        places = [*self.machine.get("gpus", ()), self.machine.get("board") or self.machine.get("cpu")]
+        if self.machine.get("jetpack"):
+            places.append(f"JetPack {self.machine['jetpack']}")
+        if self.machine.get("power_mode"):
+            places.append(f"mode {self.machine['power_mode']}")
+        where = f"on {', '.join(str(place) for place in places)}"
+        return "\n".join([title, chosen, where, "", *table([COLUMNS, *rows]), "", *self._sentences()])
 
     @staticmethod
     def _row(name: str, latency: Latency) -> tuple[str, ...]:

@@ -5,14 +5,15 @@
 #   tests/aarch64/run.sh --check      only see that all it needs is here
 #   tests/aarch64/run.sh BUNDLE       a bundle folder with INT8 graphs
 #
-# T2V_EDGE_AARCH64   folder of the userland and the downloads (default: t2v-edge-aarch64 in the user's cache folder); the
-#                    userland is made once, in minutes, and used again; remove the folder to start anew
+# T2V_EDGE_AARCH64   folder of the userland and the downloads (default: t2v-edge-aarch64 in the user's cache folder).
+#                    The userland is made once, in minutes, and used again; remove the folder to start anew
 # DEBIAN_MIRROR      a mirror (default: debootstrap's own)
 # PYTHON             an interpreter with pip and build (default: .venv/bin/python)
 #
-# The host's pip, with the host's settings and indexes, downloads the wheels for arm64; pip in the userland installs from
-# that folder alone. So no setting, password or certificate of the host's goes in, and the userland needs no network.
-# Outside of the folder nothing is changed. All mounts are in a namespace of this process, and end with it however it ends.
+# The host's pip, with the host's settings and indexes, downloads the wheels for arm64; pip in the userland installs
+# from that folder alone. So no setting, password or certificate of the host's goes in, and the userland needs no
+# network. Outside of the folder nothing is changed. All mounts are in a namespace of this process, and end with it
+# however it ends.
 set -euo pipefail
 
 readonly SUITE=bookworm           # Debian 12
@@ -96,6 +97,21 @@ copy_interpreter() {
   fi
 }
 
+# The emulator shows the host's /proc/cpuinfo, and ONNX Runtime, which looks there for what its kernels may use, crashes
+# on one that is not Arm's. So it gets that of the processor emulated: of those that QEMU 7.2 knows the nearest to the
+# Cortex-A78AE of a Jetson Orin, with the same 8-bit and 16-bit instructions (asimddp, asimdhp) and without SVE.
+readonly PROCESSOR=neoverse-n1
+describe_processor() {
+  local number
+  for number in $(seq 0 $(($(nproc) - 1))); do
+    printf '%s\t: %s\n' processor "$number" BogoMIPS 50.00 \
+      Features "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp" \
+      "CPU implementer" 0x41 "CPU architecture" 8 "CPU variant" 0x4 "CPU part" 0xd0c "CPU revision" 1
+    echo
+  done >"$folder/cpuinfo"
+  mount --bind "$folder/cpuinfo" "$userland/proc/cpuinfo"
+}
+
 # In namespaces of its own: no mount is seen outside, and all processes end with the first.
 inside() {
   exec 9>"$folder/lock"
@@ -105,17 +121,20 @@ inside() {
   make_userland
   mkdir -p "$userland/mnt/wheels" "$userland/mnt/bundle"
   mount -t proc proc "$userland/proc"
+  mount -t sysfs -o ro sysfs "$userland/sys"
   mount --rbind /dev "$userland/dev"
+  [ -z "$interpreter" ] || describe_processor
   mount --bind "$folder/wheels" "$userland/mnt/wheels"
   mount --bind "$1" "$userland/mnt/bundle"
   say "installing t2v-edge[cpu] and running its doctor"
   # shellcheck disable=SC2016  # it is the shell in the userland that expands these
   chroot "$userland" /usr/bin/env -i HOME=/root LANG=C.UTF-8 PATH=/usr/local/bin:/usr/bin:/bin \
-    T2V_EDGE_CACHE=/tmp/t2v-edge-cache /bin/sh -euc '
+    T2V_EDGE_CACHE=/tmp/t2v-edge-cache ${interpreter:+"QEMU_CPU=$PROCESSOR"} /bin/sh -euc '
       test "$(uname -m)" = aarch64
       cd /root
       python3 -m venv --clear /opt/t2v-edge
-      /opt/t2v-edge/bin/pip install --quiet --disable-pip-version-check --no-index --find-links /mnt/wheels "t2v-edge[cpu]"
+      /opt/t2v-edge/bin/pip install --quiet --disable-pip-version-check --no-index --find-links /mnt/wheels \
+        "t2v-edge[cpu]"
       /opt/t2v-edge/bin/t2v-edge doctor /mnt/bundle
     ' 9>&-
 }

@@ -13,7 +13,7 @@ from itertools import count
 import pytest
 
 from t2v_edge import bench as module
-from t2v_edge.bench import CAPTIONS, CHANGES, FIRSTS, MIN_FRAMES, BenchOptions, bench
+from t2v_edge.bench import CAPTIONS, CHANGES, FIRSTS, MIN_FRAMES, BenchOptions, bench, describe_machine
 from t2v_edge.bench_report import BenchReport, Change, FreeRun, table
 from t2v_edge.cli import main
 from t2v_edge.errors import EngineError, UsageError
@@ -22,6 +22,7 @@ from t2v_edge.pace import Clockwork, Pace
 from t2v_edge.pipeline import Pipeline
 from t2v_edge.power import Power, PowerSampler, PowerTool, Reading, parse_tegrastats
 from t2v_edge.stream import FrameStream
+from t2v_edge.system import PowerMode, PythonFacts, System
 from t2v_edge.timing import Latency
 
 ENGINE = {"engine": "onnxruntime", "threads": 1}
@@ -165,7 +166,7 @@ def sample(**changes):
         variants={"text": "fp16", "motion": "fp32", "render": "int8-u8"}, open_ms=90.0,
         stages={"text": latency, "motion": Latency(0), "render": latency}, first_frame=latency,
         change=Change(latency, 4), free=FreeRun(300, 2.0, 3.0, latency), real_time=None,
-        memory=ProcessMemory(100 << 20, 150 << 20), gpu_memory_mib=None, power=Power(), machine={"cpu": "x"}, cores=2,
+        memory=ProcessMemory(100 << 20, 150 << 20), gpu_memory_mib=None, power=Power(), machine={"cpu": "x"},
         versions={"python": "3"}, date="2026-11-24")
     return dataclasses.replace(report, **changes)
 
@@ -187,6 +188,21 @@ def test_late_frames_headroom_and_gpu_memory_are_said_where_there_are_any():
     assert "in real time at 60 fps: 5 of 3600 frames late, by up to 12.3 ms; 72 % of the time free" in text
     assert "321 MiB on the GPU" in text and "nvidia-smi told nothing" in text
     assert "frames late;" in sample(real_time=dataclasses.replace(pace, late=0)).to_text()
+
+
+def test_the_board_its_power_mode_and_gpus_are_of_the_result_and_its_python_is_not():
+    python = PythonFacts((3, 10, 12), "aarch64", prefix="/home/someone/venv")
+    system = System(python, l4t="36.4.3", jetpack="6.2", board="NVIDIA Jetson AGX Orin Developer Kit",
+                    power_mode=PowerMode(0, "MAXN"), gpus=("Orin",), driver="540.4.0", memory_bytes=64 << 30)
+    found = describe_machine(system)
+    assert {name: found[name] for name in ("jetpack", "power_mode", "gpus", "gpu_driver", "memory_mib")} == {
+        "jetpack": "6.2", "power_mode": "MAXN", "gpus": ["Orin"], "gpu_driver": "540.4.0", "memory_mib": 65536}
+    assert "someone" not in json.dumps(found)
+    line = sample(machine=found).to_text().splitlines()[2]
+    assert line == "on Orin, NVIDIA Jetson AGX Orin Developer Kit, JetPack 6.2, mode MAXN"
+    bare = describe_machine(System(python))
+    assert bare["board"] is bare["jetpack"] is bare["power_mode"] is bare["memory_mib"] is None and bare["gpus"] == []
+    assert sample(machine=bare).to_text().splitlines()[2] == f"on {bare['cpu']}"
 
 
 def test_energy_is_of_the_rate_that_power_was_measured_at():
