@@ -57,8 +57,7 @@ def test_what_was_written_is_read(tiny, tmp_path, name):
 
 
 def test_a_manifest_survives_the_round_trip(bundle):
-    data = (bundle / "manifest.json").read_bytes()
-    assert Manifest.from_bytes(data).to_bytes() == data
+    assert Manifest.from_bytes(data := (bundle / "manifest.json").read_bytes()).to_bytes() == data
 
 
 @pytest.mark.parametrize("prefix, method", [("", zipfile.ZIP_DEFLATED), ("my_bundle/", zipfile.ZIP_STORED)])
@@ -395,8 +394,7 @@ def test_an_unknown_variant_names_those_there_are(bundle):
 
 
 def test_golden_vectors_are_never_unpickled(tiny, tmp_path):
-    golden = io.BytesIO()
-    np.savez(golden, evil=np.array([object()], dtype=object))
+    np.savez(golden := io.BytesIO(), evil=np.array([object()], dtype=object))
     tiny.files["golden.npz"] = golden.getvalue()
     with Bundle.open(tiny.write(tmp_path / "b")) as bundle, pytest.raises(BundleError, match="golden.npz cannot"):
         bundle.golden()
