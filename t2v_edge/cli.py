@@ -17,7 +17,7 @@ INTERRUPTED = 130
 EPILOG = """start here:
   t2v-edge export checkpoints/reference --device cpu -o BUNDLE
   t2v-edge run BUNDLE "a person is dribbling a basketball" -o out.mp4
-  t2v-edge inspect BUNDLE
+  t2v-edge doctor BUNDLE
 
 Every command has --help with examples, and --json.
 Exit codes: 0 done, 1 the work failed, 2 wrong use, 3 below the demanded accuracy."""

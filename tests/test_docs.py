@@ -43,7 +43,7 @@ def test_documented_benchmark_is_one_the_command_line_takes(line: str) -> None:
 
 def test_the_readme_shows_all_commands() -> None:
     assert {line.split("t2v-edge ")[1].split()[0] for line in commands_of_the_readme()} == {
-        "export", "compress", "compare", "run", "inspect", "devices"}
+        "export", "compress", "compare", "build", "run", "bench", "doctor", "inspect", "devices"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
