@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -128,17 +130,19 @@ def test_painter_draws_what_the_labels_say(data: Path):
     assert video.float().mean() > darker.float().mean()
 
 
-def test_training_learns_saves_and_resumes(data: Path, tmp_path: Path):
-    options = Options(minutes=0.05, batch=16, fresh=8, ring=64, windows=1, save_s=100, supersample=1)
+def test_training_saves_and_resumes(data: Path, tmp_path: Path, monkeypatch):
+    ticks = itertools.count(step=1.5)  # seconds that a step takes, however busy the machine is
+    monkeypatch.setattr(train_evaluator, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    options = Options(minutes=0.05, batch=4, fresh=2, ring=8, windows=1, save_s=100, supersample=1)
     train_evaluator.train(data, tmp_path, options, CPU, False, VideoEvaluator(TINY))
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     longer = Options(**{**vars(options), "minutes": 0.12})
     result = train_evaluator.train(data, tmp_path, longer, CPU, True, VideoEvaluator(TINY))
     resumed = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert resumed["step"] > state["step"] > 0 and resumed["elapsed_s"] >= 0.12 * 60
+    assert (state["step"], resumed["step"]) == (2, 5) and resumed["elapsed_s"] >= 0.12 * 60
     rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if "loss" in row]
-    assert min(losses[1:]) < losses[0]  # how many there are depends on the machine
+    logged = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in logged] == [2, 4] and all(np.isfinite(row["loss"]) for row in logged)
     assert result["windows"] == len(result["actions"]) == sum(map(sum, result["confusion"]))
     assert result["without_props"]["action"]["count"] == result["windows"]
     names = {"evaluator.json", "evaluator.onnx", "evaluator.safetensors", "curves.png", "confusion.png"}
