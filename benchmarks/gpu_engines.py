@@ -180,6 +180,7 @@ def main() -> int:
     parser.add_argument("--batches", default="1,8", help="frames that the renderer makes at once (1,8)")
     parser.add_argument("--tactics", help="tactic sources, comma-separated, or none")
     parser.add_argument("--level", type=int)
+    parser.add_argument("--jobs", type=int, default=1, help="engines built at once (1)")
     parser.add_argument("--count", type=int, default=2000, help="frames of a timed stream (2000)")
     parser.add_argument("--captions", type=Path, help="JSON lines with text")
     parser.add_argument("-n", type=int, default=1200, help="captions whose frames are written (1200)")
@@ -194,7 +195,7 @@ def main() -> int:
         for batch in map(int, args.batches.split(",")):
             settings = BuildSettings(batch, None, args.level, tactics)
             with Bundle.open(path) as bundle:
-                results.part(path.name, f"build {batch}", partial(_build, bundle, args.engine, settings))
+                results.part(path.name, f"build {batch}", partial(_build, bundle, args.engine, settings, args.jobs))
                 variants = [v for v in ("fp32", "fp16", "int8") if v in bundle.manifest.variants]
             _streams(results, path, args, batch, captions)
             if batch == 1:
@@ -208,8 +209,9 @@ def main() -> int:
     return 0
 
 
-def _build(bundle: Bundle, engine: str, settings: BuildSettings) -> dict[str, Any]:
-    builder = Builder(bundle, BuildOptions(engine, None, settings), say=lambda what: print(f"  {what}", flush=True))
+def _build(bundle: Bundle, engine: str, settings: BuildSettings, jobs: int) -> dict[str, Any]:
+    builder = Builder(bundle, BuildOptions(engine, None, settings, jobs=jobs),
+                      say=lambda what: print(f"  {what}", flush=True))
     report = builder.build()
     print(report.to_text(), flush=True)
     return report.to_json()

@@ -10,18 +10,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Optional
 
 import numpy as np
 
+from t2v_edge.build_report import BuildReport, StageResult, Tried
 from t2v_edge.bundle import Bundle
 from t2v_edge.engine import Engine, EngineOptions, fallback_engines, open_engine
 from t2v_edge.engine.cache import EngineCache
-from t2v_edge.engine.cuda import Gpu, find_gpu
+from t2v_edge.engine.cuda import find_gpu
 from t2v_edge.engine.tensorrt import GpuQueue, TensorRtEngine
 from t2v_edge.engine.trt import RUNS, BuildSettings, TensorRt, find_api
 from t2v_edge.errors import BundleError, EngineError, UsageError
@@ -33,6 +36,7 @@ from t2v_edge.strict_json import dumps, loads
 MARGIN = 0.95
 """A less exact engine must take at most this share of a more exact one's time: less is noise."""
 
+MAX_JOBS = 64
 ROUNDS = 5
 RUNS_A_ROUND = 20
 
@@ -45,79 +49,19 @@ class BuildOptions:
     """What to build. `engine`: ``tensorrt`` or ``tensorrt-rtx``. `variants`: to try, None for all that it runs.
 
     `settings`: of every engine; its batch is of the renderer alone. `rebuild`: whether engines that are kept are built
-    again.
+    again. `jobs`: engines built at once, each on a processor core of its own; what TensorRT measures while it chooses
+    kernels is then a little less certain. Raises `UsageError` for jobs out of range.
     """
 
     engine: str = "tensorrt"
     variants: Optional[tuple[str, ...]] = None
     settings: BuildSettings = BuildSettings()
     rebuild: bool = False
+    jobs: int = 1
 
-
-@dataclass(frozen=True)
-class Tried:
-    """One engine of a stage: built in `build_s` (or kept, then 0), its size, how far from the golden vectors and from
-    ONNX Runtime in words, the median of its runs on the GPU, and why it was refused (empty where it was not)."""
-
-    variant: str
-    precision: str
-    refused: str = ""
-    kept: bool = False
-    build_s: float = 0.0
-    engine_bytes: int = 0
-    golden: str = ""
-    rollout: str = ""
-    max_rel: Optional[float] = None
-    psnr_db: Optional[float] = None
-    median_ms: Optional[float] = None
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What runs a stage here and why, and all that was tried."""
-
-    stage: str
-    engine: str
-    variant: str
-    why: str
-    tried: tuple[Tried, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "tried": [t.to_json() for t in self.tried]}
-
-
-@dataclass(frozen=True)
-class BuildReport:
-    """Of one bundle on one machine."""
-
-    engine: str
-    version: str
-    gpu: Gpu
-    settings: BuildSettings
-    stages: Mapping[str, StageResult]
-    total_s: float
-
-    def to_json(self) -> dict[str, Any]:
-        return {"engine": self.engine, "version": self.version, "gpu": dict(vars(self.gpu)),
-                "settings": self.settings.to_json(), "total_s": self.total_s,
-                "stages": {stage: result.to_json() for stage, result in self.stages.items()}}
-
-    def to_text(self) -> str:
-        lines = [f"{self.engine} {self.version} on {self.gpu.name} ({self.gpu.compute_capability}), "
-                 f"{self.total_s:.1f} s"]
-        for stage, result in self.stages.items():
-            lines.append(f"  {stage:<7}{result.variant} on {result.engine}: {result.why}")
-            for tried in result.tried:
-                shown = f"refused: {tried.refused}" if tried.refused else (
-                    f"{tried.median_ms:.3f} ms  {tried.golden} from the golden vectors"
-                    + (f", {tried.rollout} from ONNX Runtime" if tried.rollout else ""))
-                made = "kept" if tried.kept else f"built in {tried.build_s:.1f} s"
-                lines.append(f"    {tried.variant:<10}{shown}" + ("" if tried.refused else f"  ({made}, "
-                             f"{tried.engine_bytes / 1e6:.1f} MB)"))
-        return "\n".join(lines)
+    def __post_init__(self) -> None:
+        if not 1 <= self.jobs <= MAX_JOBS:
+            raise UsageError(f"jobs is {self.jobs}, expected 1 to {MAX_JOBS}")
 
 
 @dataclass(frozen=True)
@@ -158,6 +102,8 @@ class Builder:
         self.gpu = find_gpu()
         self.cache = EngineCache.of_user() if cache is None else cache
         self._say = say or _LOG.info
+        self._reading = threading.Lock()
+        self._ahead: dict[tuple[str, str], Future[tuple[bytes, bool, float]]] = {}
         known = bundle.manifest.variants
         for variant in options.variants or ():
             if variant not in known:
@@ -186,10 +132,21 @@ class Builder:
                               "is not installed; pip install 't2v-edge[cpu]'")
         results = {}
         queue = GpuQueue().acquire()
+        pool = ThreadPoolExecutor(self.options.jobs)
         try:
+            if self.options.jobs > 1:  # TensorRT builds without Python's lock
+                for stage in STAGES:
+                    for variant in self.candidates(stage):
+                        api = find_api(self.options.engine)  # each with messages of its own
+                        self._ahead[variant, stage] = pool.submit(self._engine, variant, stage, api)
+                wait(self._ahead.values())  # nothing is timed while others build
             for stage in STAGES:
                 results[stage] = self._build_stage(stage, queue, golden, reference)
         finally:
+            for waiting in self._ahead.values():
+                waiting.cancel()
+            pool.shutdown()
+            self._ahead = {}
             queue.release()
         self.cache.put(self._plan_key(), Plan.of(results, self.options.settings).to_bytes())
         return BuildReport(self.api.name, self.api.version_text, self.gpu, self.options.settings, results,
@@ -260,7 +217,7 @@ class Builder:
         spec = self.bundle.manifest.stages[stage]
         if engine != self.api.name:
             return open_engine(engine, self.bundle.graph(variant, stage), spec, EngineOptions())
-        data, _, _ = self._engine(variant, stage)
+        data, _, _ = self._engine(variant, stage, self.api)
         return TensorRtEngine(self.api, data, spec, queue, self._settings(stage).batch)
 
     def _build_stage(
@@ -300,7 +257,8 @@ class Builder:
         tried = Tried(variant, entry.precision)
         engine: Optional[TensorRtEngine] = None
         try:
-            data, kept, build_s = self._engine(variant, stage)
+            ahead = self._ahead.get((variant, stage))
+            data, kept, build_s = self._engine(variant, stage, self.api) if ahead is None else ahead.result()
             tried = replace(tried, kept=kept, build_s=build_s, engine_bytes=len(data))
             spec = self.bundle.manifest.stages[stage]
             engine = TensorRtEngine(self.api, data, spec, queue, self._settings(stage).batch)
@@ -322,15 +280,16 @@ class Builder:
                 engine.close()
             return replace(tried, refused=str(error)), None
 
-    def _engine(self, variant: str, stage: str) -> tuple[bytes, bool, float]:
+    def _engine(self, variant: str, stage: str, api: TensorRt) -> tuple[bytes, bool, float]:
         """The engine's bytes, whether they were kept, and the seconds that building took."""
         start = time.perf_counter()
-        entry, graph = self.bundle.entry(variant, stage), self.bundle.graph(variant, stage)
+        with self._reading:
+            entry, graph = self.bundle.entry(variant, stage), self.bundle.graph(variant, stage)
         key = self._key(variant, stage)
 
         def make() -> bytes:
             timing = {"kind": "timing cache", **self._machine()}
-            built = self.api.build(graph, entry.precision, entry.opset, self._settings(stage),
+            built = api.build(graph, entry.precision, entry.opset, self._settings(stage),
                                    self.cache.get(timing) or b"")
             if built.timing_cache:
                 self.cache.put(timing, built.timing_cache)

@@ -30,7 +30,7 @@ LAYERS = (
      "cache", "jetpack", "memory", "pace", "power"),
     ("bundle", "archive", "manifest", "tokenizer", "roofline"),
     ("engine", "choice", "golden", "system", "checks"),
-    ("stream", "player", "proof", "build"),
+    ("stream", "player", "proof", "build", "build_report"),
     ("pipeline",),
     ("sinks", "report", "trial", "doctor", "bench", "bench_report"),
     ("cli", "commands", "__main__"),

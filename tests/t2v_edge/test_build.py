@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -141,6 +142,23 @@ def test_what_is_kept_is_not_built_again_but_is_proved_again(bundle_path, tensor
     assert all(t.rollout for r in report.stages.values() for t in r.tried)
     build(bundle_path, rebuild=True)
     assert len(tensorrt.builds) == 18
+
+
+def test_several_jobs_build_at_once_what_one_builds_in_turn(bundle_path, tensorrt, monkeypatch):
+    together = threading.Barrier(3, timeout=30)
+
+    def meet(graph):
+        together.wait()  # breaks unless three builds are under way
+        return None if onnx.load_from_string(graph).graph.name == "motion" else graph
+
+    monkeypatch.setattr(tensorrt, "spoil", meet)
+    report = build(bundle_path, jobs=3)
+    assert len(tensorrt.builds) == 9
+    assert [t.variant for t in report.stages["render"].tried] == ["fp32", "fp16", "int8"]
+    assert all("cannot build" in t.refused for t in report.stages["motion"].tried)
+    assert all(not t.refused and not t.kept for t in report.stages["render"].tried)
+    with pytest.raises(UsageError, match="jobs is 0"):
+        build(bundle_path, jobs=0)
 
 
 def test_opening_takes_the_plan_and_builds_nothing(bundle_path, tensorrt, monkeypatch):
