@@ -20,6 +20,7 @@ from t2v_edge.checks import (
     usable_engines,
 )
 from t2v_edge.device import DeviceProfile
+from t2v_edge.engine import BUILT
 from t2v_edge.errors import BundleError
 from t2v_edge.golden import Golden
 from t2v_edge.system import System
@@ -82,7 +83,8 @@ def diagnose(
     """Examine a machine; with `bundle`, a path, verify it and run its golden vectors on `engines`.
 
     profile: what the machine is meant to be, None for whatever it is. engines: name -> how it is opened, None for every
-    one that is installed here. A bundle that is damaged is a finding, not an error.
+    one that is installed here and that the machine's facts do not rule out. A bundle that is damaged is a finding, not
+    an error.
     """
     findings = [*examine(system), *(examine_device(system, profile) if profile is not None else ())]
     name: Optional[str] = None
@@ -95,12 +97,18 @@ def diagnose(
                 opened.verify()
                 findings.append(Finding("bundle", OK, f"{name} is whole: every hash and graph was checked"))
                 findings += examine_bundle(system, opened.manifest)
-                more, trials = _run(opened, installed_engines() if engines is None else engines, advance)
+                more, trials = _run(opened, _engines_of(system) if engines is None else engines, advance)
                 findings += more
         except BundleError as error:
             problem, _, remedy = str(error).rpartition("; ")
             findings.append(Finding("bundle", FAIL, problem or remedy, remedy if problem else "export it again"))
     return Diagnosis(system, tuple(findings), usable_engines(system), name, trials)
+
+
+def _engines_of(system: System) -> dict[str, Door]:
+    """Those installed here; TensorRT, whose library may be there without a GPU, only where it can work."""
+    usable = usable_engines(system)
+    return {name: door for name, door in installed_engines().items() if name in usable or name not in BUILT}
 
 
 def _run(bundle: Bundle, engines: Mapping[str, Door], advance: Advance) -> tuple[list[Finding], tuple[Trial, ...]]:

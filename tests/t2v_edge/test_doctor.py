@@ -13,7 +13,7 @@ from t2v_edge import cli
 from t2v_edge.bundle import Bundle, write_bundle
 from t2v_edge.checks import FAIL, OK, WARN
 from t2v_edge.doctor import diagnose
-from t2v_edge.engine import EngineOptions, available_engines, open_engine
+from t2v_edge.engine import BUILT, EngineOptions, available_engines, open_engine
 from t2v_edge.errors import EngineError
 from t2v_edge.spec import STAGES
 from t2v_edge.system import System
@@ -63,8 +63,9 @@ def test_a_sound_bundle_is_proved_on_every_engine_that_is_installed(sound, tmp_p
     diagnosis = diagnose(read_system("cpu-x86"), sound.write(tmp_path / "b"), advance=lambda *at: told.append(at))
     assert diagnosis.can_run and diagnosis.bundle == "tiny"
     ran = {(p.engine, p.variant, p.stage): p for p in diagnosis.trials}
+    # of TensorRT's engines none can work on this machine, whatever is installed
     assert set(ran) == {(e, "fp32", s) for e in available_engines() for s in STAGES} == set(
-        (e, "fp32", s) for e in installed_engines() for s in STAGES)
+        (e, "fp32", s) for e in installed_engines() if e not in BUILT for s in STAGES)
     assert all(p.right and p.default and p.difference.max_rel < 1e-3 for p in ran.values() if p.stage != "render")
     assert told == [(i + 1, len(ran)) for i in range(len(ran))]
     by_code = {finding.code: finding.level for finding in diagnosis.findings}
