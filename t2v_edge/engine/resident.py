@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Callable, Optional, TypeVar
 
 import numpy as np
@@ -197,6 +197,11 @@ class ResidentPlayer:
             self._closed = True
             self._queue.stream.wait()
             self._stack.close()
+
+    def __del__(self) -> None:
+        # A stream that is dropped in the middle, without close; nobody is there to be told of an error.
+        with suppress(Exception):
+            self.close()
 
 
 class _Upload:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -108,6 +109,15 @@ def test_a_stream_that_is_left_in_the_middle_gives_its_memory_back(bundle, gpu, 
         assert len(gpu.memory) == before
         with pytest.raises(EngineError, match="the stream is closed"):
             next(stream)
+
+
+def test_a_stream_that_is_dropped_gives_its_memory_back(bundle, gpu, monkeypatch):
+    install(monkeypatch, gpu)
+    with Pipeline.open(bundle, "tensorrt") as pipeline:
+        before = len(gpu.memory)
+        next(pipeline.stream("a person is walking"))
+        gc.collect()
+        assert len(gpu.memory) == before
 
 
 def test_without_cuda_graphs_the_frames_are_the_same(bundle, gpu, monkeypatch):
