@@ -11,7 +11,8 @@ import pytest
 from t2v_edge.bundle import write_bundle
 from t2v_edge.errors import EngineError, UsageError
 from t2v_edge.pipeline import Pipeline
-from tests.t2v_edge.conftest import make_tiny
+from t2v_edge.spec import NoiseSpec
+from tests.t2v_edge.conftest import CONDITION, SPECS, make_graph, make_parts, make_tiny
 from tests.t2v_edge.fake_gpu import FakeCuda, install
 
 PLAY = {"then": [(0.5, "a person is running"), (0.8, "a person is dancing")], "seconds": 1.5, "seed": 3}
@@ -27,6 +28,20 @@ def bundle(tmp_path_factory):
     tiny, path = make_tiny(), tmp_path_factory.mktemp("resident") / "bundle"
     manifest = replace(tiny.manifest, golden=None, variants={"fp32": tiny.variants["fp32"]})
     write_bundle(path, manifest, {name: tiny.files[name] for name in manifest.needed_files()})
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain_bundle(tmp_path_factory):
+    """Without noise that is drawn at every step: a step then uploads its condition alone, and only where it is new."""
+    tiny, path = make_tiny(), tmp_path_factory.mktemp("plain") / "bundle"
+    spec = replace(SPECS["motion"], noises=(NoiseSpec("code", (1, 4)),))
+    nodes, weights = make_parts("motion")
+    nodes[0].input.remove("noise.jitter")
+    variants = {"fp32": tiny.variants["fp32"]}
+    manifest = replace(tiny.manifest, golden=None, variants=variants, stages={**SPECS, "motion": spec})
+    files = {name: tiny.files[name] for name in manifest.needed_files()}
+    write_bundle(path, manifest, {**files, "fp32/motion.onnx": make_graph(spec, nodes, weights)})
     return path
 
 
@@ -70,6 +85,25 @@ def test_frames_that_are_made_together_are_the_frames_made_one_by_one(bundle, gp
     for found, wanted in zip(frames, expected):
         np.testing.assert_array_equal(found.pixels, wanted.pixels)
     assert not gpu.memory
+
+
+def test_a_condition_is_uploaded_where_it_is_new_and_only_there(plain_bundle, gpu, monkeypatch):
+    install(monkeypatch, gpu)
+    import cuda.bindings.runtime as runtime
+
+    with Pipeline.open(plain_bundle, "onnxruntime", threads=1) as host:
+        expected = play(host, blend_steps=2)
+    copied = []
+    copy = runtime.cudaMemcpyAsync
+    with Pipeline.open(plain_bundle, "tensorrt") as device:
+        stream = device.stream("a person is walking", **{**PLAY, "blend_steps": 2})
+        upload = (4 * CONDITION, runtime.cudaMemcpyKind.cudaMemcpyHostToDevice)
+        monkeypatch.setattr(runtime, "cudaMemcpyAsync", lambda *at: (copied.append(at[2:4]), copy(*at))[1])
+        frames = list(stream)
+    for found, wanted in zip(frames, expected):
+        np.testing.assert_array_equal(found.pixels, wanted.pixels)
+    # into both places at the start, and again after each of two blends of two steps
+    assert copied.count(upload) == 2 + 2 * 3
 
 
 def test_streams_share_a_pipeline_and_do_not_disturb_each_other(bundle, gpu, monkeypatch):
