@@ -8,8 +8,8 @@ from typing import Any, Optional
 
 from t2v_edge.bench import BenchOptions, bench
 from t2v_edge.bench_report import BenchReport
+from t2v_edge.commands.engines import add_engine_arguments
 from t2v_edge.commands.output import Progress, print_result
-from t2v_edge.engine import AUTO, BUILT, ENGINES
 from t2v_edge.errors import SinkError, UsageError
 from t2v_edge.files import write_atomic
 from t2v_edge.strict_json import dumps
@@ -34,14 +34,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seconds", type=float, default=BenchOptions.seconds,
                         help=f"how long to play (default: {BenchOptions.seconds:g})")
     parser.add_argument("--seed", type=int, default=0, help="of the streams (default: 0)")
-    parser.add_argument("--variant", help="fp32, fp16, ... (default: what the bundle says is best for each stage)")
-    parser.add_argument("--engine", default=AUTO, choices=(AUTO, *ENGINES, *BUILT),
-                        help="engine of all stages (default: auto, the fastest of each, measured on first use)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's choice)")
-    parser.add_argument("--batch", type=int, default=1,
-                        help="frames that the renderer makes at once, on TensorRT (default: 1)")
-    parser.add_argument("--ahead", action="store_true",
-                        help="make the next frames while this one is shown: more a second, on a GPU")
+    add_engine_arguments(parser)
     parser.add_argument("--report", type=Path, metavar="FILE",
                         help="also write the JSON to FILE, which names neither you nor your machine")
     parser.add_argument("--json", action="store_true", help="for machines")

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Optional
 
+from t2v_edge.commands.engines import add_engine_arguments
 from t2v_edge.commands.output import Progress, print_result
-from t2v_edge.engine import AUTO, BUILT, ENGINES
 from t2v_edge.errors import SinkError, UsageError
 from t2v_edge.frame import Frame
 from t2v_edge.pipeline import Pipeline
@@ -51,14 +51,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--size", type=parse_size, metavar="WxH", help="frame size (default: the model's own)")
     parser.add_argument("--smoothing", type=float, default=0.0, help="of motion, 0 (none) to below 1 (default: 0)")
     parser.add_argument("--blend-steps", type=int, help="base frames a caption change takes (default: the model's own)")
-    parser.add_argument("--variant", help="fp32, fp16, ... (default: what the bundle says is best for each stage)")
-    parser.add_argument("--engine", default=AUTO, choices=(AUTO, *ENGINES, *BUILT),
-                        help="engine of all stages (default: auto, the fastest of each, measured on first use)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's choice)")
-    parser.add_argument("--batch", type=int, default=1,
-                        help="frames that the renderer makes at once, on TensorRT (default: 1)")
-    parser.add_argument("--ahead", action="store_true",
-                        help="make the next frames while this one is shown: more a second, on a GPU")
+    add_engine_arguments(parser)
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet")
     parser.add_argument("--json", action="store_true", help="report as JSON (on stderr where -o - fills stdout)")
     parser.set_defaults(run=run)
