@@ -8,7 +8,7 @@ from t2v_edge.engine import AUTO, BUILT, ENGINES
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--variant``, ``--engine``, ``--threads``, ``--batch`` and ``--ahead``, as `Pipeline` and `StreamOptions` take."""
+    """``--variant``, ``--engine``, ``--threads``, ``--batch``, ``--ahead``: see `Pipeline.open` and `StreamOptions`."""
     parser.add_argument("--variant", help="fp32, fp16, ... (default: what the bundle says is best for each stage)")
     parser.add_argument("--engine", default=AUTO, choices=(AUTO, *ENGINES, *BUILT),
                         help="engine of all stages (default: auto, the fastest of each, measured on first use)")
