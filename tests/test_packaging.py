@@ -30,7 +30,7 @@ LAYERS = (
      "cache", "jetpack", "memory", "pace", "power", "wording"),
     ("bundle", "archive", "manifest", "tokenizer", "roofline"),
     ("engine", "choice", "golden", "system", "checks", "captions", "cues",
-     "sources"),
+     "sources", "asr"),
     ("stream", "player", "proof", "build"),
     ("pipeline",),
     ("sinks", "report", "trial", "doctor", "bench", "bench_report"),
