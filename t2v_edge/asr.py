@@ -10,6 +10,7 @@ https://k2-fsa.github.io/sherpa/onnx/pretrained_models/index.html
 
 from __future__ import annotations
 
+import mmap
 import os
 import time
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from t2v_edge.errors import EngineError, UsageError
 SAMPLE_RATE = 16_000
 _PIECE_S = 0.1  # what is heard between two looks at the result
 _TAIL_S = 0.5  # of silence, for the words that the model still looks ahead for
+# sherpa-onnx ends the process where an encoder's metadata lack one of these, so they are looked for first.
+_STREAMING = {"transducer": (b"decode_chunk_len", b"chunk_shift"), "paraformer": (b"decoder_num_blocks",)}
 _MODELS = "https://k2-fsa.github.io/sherpa/onnx/pretrained_models/index.html"
 
 Samples = npt.NDArray[np.float32]
@@ -178,13 +181,16 @@ def open_recognizer(folder: Union[str, os.PathLike[str]], threads: int = 1) -> R
     if not tokens.is_file():
         raise EngineError(f"{folder} has no tokens.txt, so is no sherpa-onnx model; take a streaming one: {_MODELS}")
     files = {"tokens": str(tokens), "encoder": _find(folder, "encoder"), "decoder": _find(folder, "decoder")}
+    kind = "transducer" if any(folder.glob("joiner*.onnx")) else "paraformer"
+    if not _mentions(Path(files["encoder"]), _STREAMING[kind]):
+        raise EngineError(f"the encoder in {folder} is of no streaming {kind}; take one of {_MODELS}")
     try:
         import sherpa_onnx
     except ImportError as error:
         raise EngineError(f"speech recognition needs sherpa-onnx ({error}); pip install 't2v-edge[asr]'") from error
     options = {"num_threads": threads, "sample_rate": SAMPLE_RATE, "enable_endpoint_detection": True}
     try:
-        if any(folder.glob("joiner*.onnx")):
+        if kind == "transducer":
             files["joiner"] = _find(folder, "joiner")
             recognizer = sherpa_onnx.OnlineRecognizer.from_transducer(**files, **options)
         else:
@@ -194,6 +200,14 @@ def open_recognizer(folder: Union[str, os.PathLike[str]], threads: int = 1) -> R
             f"the model in {folder} cannot be loaded ({error}); take a streaming one, see {_MODELS}") from error
     found: Recognizer = recognizer
     return found
+
+
+def _mentions(file: Path, names: tuple[bytes, ...]) -> bool:
+    """Whether one of the names stands anywhere in the file."""
+    if file.stat().st_size == 0:
+        return False
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return any(content.find(name) >= 0 for name in names)
 
 
 def _find(folder: Path, part: str) -> str:

@@ -149,7 +149,7 @@ def test_a_sample_rate_out_of_range_is_refused(rate):
 
 def write_files(folder, *names):
     for name in ("tokens.txt", *names):
-        (folder / name).write_text("garbage")
+        (folder / name).write_text("garbage decode_chunk_len decoder_num_blocks")
 
 
 @pytest.mark.parametrize("names, words", [
@@ -164,6 +164,24 @@ def test_a_folder_that_is_no_model_is_named(tmp_path, names, words):
         open_recognizer(tmp_path)
     with pytest.raises(UsageError, match="threads"):
         open_recognizer(tmp_path, 0)
+
+
+@pytest.mark.parametrize("encoder", [b"", b"of another kind", None])
+def test_a_model_that_does_not_stream_is_refused_before_sherpa_onnx_ends_the_process(tmp_path, monkeypatch, encoder):
+    monkeypatch.setitem(sys.modules, "sherpa_onnx", None)
+    if encoder is None:
+        write_model(tmp_path)
+        model = onnx.load(tmp_path / "encoder.onnx")
+        del model.metadata_props[:]
+        encoder = model.SerializeToString()
+    else:
+        write_files(tmp_path, "decoder.onnx", "joiner.onnx")
+    (tmp_path / "encoder.onnx").write_bytes(encoder)
+    with pytest.raises(EngineError, match="no streaming transducer"):
+        open_recognizer(tmp_path)
+    (tmp_path / "joiner.onnx").unlink()
+    with pytest.raises(EngineError, match="no streaming paraformer"):
+        open_recognizer(tmp_path)
 
 
 def test_without_sherpa_onnx_it_says_what_to_install(tmp_path, monkeypatch):
