@@ -78,7 +78,8 @@ def test_cues_without_text_are_left_out():
         Cue(3.0, 4.0, "x"),)
 
 
-def test_subrip_takes_lines_of_spaces_for_empty_ones():
+def test_subrip_takes_lines_of_spaces_for_empty_ones_and_webvtt_does_not():
+    assert parse_cues("WEBVTT\n\n00:01.000 --> 00:02.000\na\n \nb", ".vtt") == (Cue(1.0, 2.0, "a b"),)
     assert len(parse_cues("1\n00:01 --> 00:02\na\n \t\n2\n00:03 --> 00:04\nb\n   ", ".srt")) == 2
 
 

@@ -44,11 +44,12 @@ def test_a_line_is_given_before_the_next_is_read():
 
 def test_json_lines_are_events_and_their_own_stamp_is_not_believed():
     data = b"""{"text": "a person", "segment": 7, "revision": 2, "final": false, "received_s": 1e9, "start_s": 0.5}
+    {"text": "a dog", "segment": 3}
     {"text": "a dog"}
     plain"""
-    events = list(lines_of(data, (1.0, 2.0, 3.0)))
+    events = list(lines_of(data, (1.0, 1.5, 2.0, 3.0)))
     assert [(e.segment, e.revision, e.final, e.received_s) for e in events] == [
-        (7, 2, False, 1.0), (8, 0, True, 2.0), (9, 0, True, 3.0)]
+        (7, 2, False, 1.0), (3, 0, True, 1.5), (8, 0, True, 2.0), (9, 0, True, 3.0)]
     assert events[0].start_s == 0.5 and events[0].end_s is None
 
 
