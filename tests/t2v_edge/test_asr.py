@@ -31,6 +31,7 @@ class Recorded:
         self.heard = 0
         self.undecoded = 0
         self.finished = False
+        self.samples = []
 
     def create_stream(self):
         return self
@@ -38,6 +39,7 @@ class Recorded:
     def accept_waveform(self, rate, samples):
         assert rate == SAMPLE_RATE and samples.dtype == np.float32
         self.undecoded += len(samples)
+        self.samples.append(samples)
 
     def input_finished(self):
         self.finished = True
@@ -113,8 +115,18 @@ def test_raw_sound_is_listened_to_as_it_comes_and_an_odd_byte_waits_for_its_othe
             return super().read1(min(size, 3200 if self.tell() != 3200 else 777))
 
     pcm = (np.sin(np.arange(int(3.5 * SAMPLE_RATE))) * 32767).astype("<i2").tobytes()
-    events = list(listen(Pipe(pcm + b"\x01"), SpeechCaptions(Recorded(), clock=lambda: 0.0)))
+    recorded = Recorded()
+    events = list(listen(Pipe(pcm + b"\x01"), SpeechCaptions(recorded, clock=lambda: 0.0)))
+    heard = np.concatenate(recorded.samples)[:len(pcm) // 2]
+    assert np.array_equal(np.round(heard * 32768), np.frombuffer(pcm, "<i2"))
     assert [(e.segment, e.text, e.final) for e in events] == [(s, text, final) for s, _, text, final, _, _ in EXPECTED]
+
+
+def test_words_taken_back_before_a_pause_end_their_segment_empty():
+    speech = SpeechCaptions(Recorded(((((0.0, "a"), (0.3, "")), 0.5), (((0.0, "b"),), 9.0))), clock=lambda: 0.0)
+    events = speech.accept(silence(0.6))
+    assert [(e.segment, e.revision, e.text, e.final) for e in events] == [
+        (0, 0, "a", False), (0, 1, "", False), (0, 2, "", True), (1, 0, "b", False)]
 
 
 def test_a_recogniser_without_endpoints_may_talk_on():

@@ -128,15 +128,6 @@ def test_words_in_another_order_are_a_change():
     assert merger.accept(partial("a man bites a dog", revision=1)) == "a man bites a dog"
 
 
-@pytest.mark.parametrize("one, other", [
-    ("he is walking", "she is walking"), ("a man with a hat", "a man without a hat"), ("walks up", "walks down"),
-    ("a red shirt", "a red shirt 🏀"), ("two people", "three people"), ("穿红衣服的人", "穿蓝色衣服的人"),
-])
-def test_what_changes_the_picture_is_no_function_word(one, other):
-    change = Wording.of(one).change_to(Wording.of(other))
-    assert change.words >= 1 or change.characters >= 2
-
-
 # ---- order, finality, segments
 
 
@@ -203,6 +194,7 @@ def test_a_clock_that_goes_back_stands_still():
     for first in (lambda merger: merger.poll(10.0), lambda merger: merger.accept(partial("", 0, 0, 10.0))):
         merger = CaptionMerger(MergeOptions(min_words=2, hold_s=0, settle_s=0.5))
         first(merger)
+        assert merger.poll(0.5) is None
         assert merger.accept(partial("running", 0, 1, 1.0)) is None and merger.due_s == 10.5
 
 
