@@ -27,9 +27,9 @@ PACKAGES = {"t2v_edge": ROOT / "t2v_edge", "t2v_export": ROOT / "export/t2v_expo
 LAYERS = (
     ("errors",),
     ("spec", "frame", "device", "files", "strict_json", "onnx_lite", "clock", "draws", "timing", "resize", "machine",
-     "cache", "jetpack", "memory", "pace", "power"),
+     "cache", "jetpack", "memory", "pace", "power", "wording"),
     ("bundle", "archive", "manifest", "tokenizer", "roofline"),
-    ("engine", "choice", "golden", "system", "checks"),
+    ("engine", "choice", "golden", "system", "checks", "captions", "cues", "sources", "asr"),
     ("stream", "player", "proof", "build", "build_report"),
     ("pipeline",),
     ("sinks", "report", "trial", "doctor", "bench", "bench_report"),
