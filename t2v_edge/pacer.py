@@ -110,7 +110,7 @@ class Pacer:
         self._last = index
 
     def rewind(self, index: int) -> None:
-        """Frames after `index`, the newest that was shown, were thrown away; their numbers are free again."""
+        """Frames after `index` were thrown away and never shown; their numbers are free again."""
         self._last = min(self._last, index)
 
     def _exact(self, index: int) -> Fraction:
@@ -120,7 +120,7 @@ class Pacer:
 
 
 class Course:
-    """Where the motion stands at a shown frame, in base steps: a straight line, begun anew where motion must not follow.
+    """Where the motion stands at a shown frame, in base steps: a line, begun anew where motion must not follow.
 
     `rate`: base steps from one frame number to the next. Positions only grow.
     """

@@ -1,5 +1,4 @@
-"""Waiting on the clock and on each other: the only two things that live code does with time, so that tests can make it up.
-"""
+"""Waiting on the clock and on each other: all that live code does with time, so that tests can make time up."""
 
 from __future__ import annotations
 

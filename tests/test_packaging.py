@@ -30,7 +30,7 @@ LAYERS = (
      "cache", "jetpack", "memory", "pace", "power", "pacer", "quality", "waiting"),
     ("bundle", "archive", "manifest", "tokenizer", "roofline"),
     ("engine", "choice", "golden", "system", "checks"),
-    ("rollout", "stream", "live", "live_options", "live_stats", "player", "proof", "build"),
+    ("rollout", "stream", "live", "live_core", "live_maker", "live_options", "live_stats", "player", "proof", "build"),
     ("pipeline",),
     ("sinks", "report", "trial", "doctor", "bench", "bench_report"),
     ("cli", "commands", "__main__"),
