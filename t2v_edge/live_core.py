@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
+from statistics import median
 from typing import TYPE_CHECKING, Optional, Union
 
 from t2v_edge.frame import Frame
@@ -167,18 +168,19 @@ class LiveCore:
         half_s = float(order.stride * self.pacer.period) / 2
         late = sum(now_s - self.pacer.due(index) > half_s for index in order.indices)
         self.ledger.late += late
+        self._costs_s.append(took_s / len(order.indices))
         self._frames += len(order.indices)
-        self._busy_s += took_s
         self._missed += 0 if order.excused else late + order.skipped
         if now_s - self._window_s >= WINDOW_S and self._frames >= WINDOW_FRAMES:
             if self.options.adaptive:
-                self.quality.observe(Window(self._frames, self._missed, self._busy_s / self._frames))
+                self.quality.observe(Window(self._frames, self._missed, median(self._costs_s)))
             self._new_window(now_s)
 
     # Parts of all of them.
 
     def _new_window(self, now_s: float) -> None:
-        self._window_s, self._frames, self._missed, self._busy_s = now_s, 0, 0, 0.0
+        self._window_s, self._frames, self._missed = now_s, 0, 0
+        self._costs_s: list[float] = []
 
     def _next_generation(self, now_s: float) -> None:
         """What waits is old; its numbers are free again, for frames of the new generation."""

@@ -27,7 +27,7 @@ DOUBT = 2
 @dataclass(frozen=True)
 class Window:
     """What was seen since the last decision, a second or so. frames: made; missed: late or left out because of the
-    device; cost_s: what making one took, on average."""
+    device; cost_s: what making one took, the median, so that a single stall is none."""
 
     frames: int
     missed: int

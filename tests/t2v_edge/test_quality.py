@@ -99,7 +99,7 @@ def test_misses_that_no_cost_explains_lead_to_ever_rarer_attempts(fps, shares):
     quality = Quality(fps)
     levels = [decide(quality, 1e-4, shares[quality.level]) for _ in range(4000)]
     changes = sum(a != b for a, b in zip(levels, levels[1:]))
-    # Patience doubles from 5: over 4,000 decisions each level fails at most 10 times, and every failure is gone back up.
+    # Patience doubles from 5: over 4,000 decisions each level fails at most 10 times and is tried again.
     assert changes <= 2 * 10 * len(quality.divisors)
     late = levels[2000:]
     assert sum(a != b for a, b in zip(late, late[1:])) <= 4 * len(quality.divisors)
