@@ -315,6 +315,18 @@ def test_nothing_is_made_that_nobody_takes_where_the_queue_blocks(live, clock):
     assert stream.stats.dropped["overtaken"] == 0
 
 
+def test_a_change_in_front_of_a_slow_consumer_is_no_stall(live, clock):
+    stream = live(policy="latest")
+    show(stream, 1)
+    clock.pass_time(stream, 1.0)
+    steps = stream.stats.motion_steps
+    stream.set_caption(RUN)
+    frame, _ = show(stream, 1)[0]
+    assert frame.generation == 1 and frame.index in (30, 31)
+    stats = stream.stats
+    assert (stats.anchors, stats.dropped["skipped"]) == (0, 0) and stats.motion_steps - steps <= 2
+
+
 # Quality.
 
 

@@ -146,8 +146,8 @@ def test_a_loop_that_is_gone_disturbs_nobody(live, clock):
 @pytest.mark.parametrize("options, named", [
     ({"fps": 0.5}, "fps is 0.5"), ({"fps": 241}, "fps"), ({"fps": "fast"}, "fps"), ({"size": (0, 8)}, "size is 0x8"),
     ({"seed": -1}, "seed"), ({"blend_steps": -1}, "blend_steps"), ({"smoothing": 1.0}, "smoothing"),
-    ({"queue": 0}, "queue is 0"), ({"queue": 65}, "queue"), ({"policy": "newest"}, "latest, drop-oldest, block"),
-    ({"ahead": -1}, "ahead"), ({"idle_after_s": -1.0}, "idle_after_s"),
+    ({"queue": 0}, "queue is 0"), ({"queue": 17}, "queue"), ({"policy": "newest"}, "latest, drop-oldest, block"),
+    ({"ahead": -1}, "ahead"), ({"ahead": 17}, "ahead"), ({"idle_after_s": -1.0}, "idle_after_s"),
     ({"idle_after_s": float("nan")}, "idle_after_s"),
 ])
 def test_options_out_of_range_are_named(pipeline, options, named):
