@@ -142,9 +142,12 @@ def test_the_first_frame_of_a_new_caption_shows_something_of_it(live, device, pi
         stream = live()
         show(stream, earlier)
         assert np.array_equal(device.of("render")[-1][0]["condition"], walk)
+        position = stream._maker._position
         stream.set_caption(RUN)
         show(stream, 1)
         assert not np.array_equal(device.of("render")[-1][0]["condition"], walk)
+        moved = stream._maker._position - position
+        assert 0 <= moved - Fraction(16, 30) < 1, "and it passes over less than a base step"
         stream.close()
 
 
