@@ -27,10 +27,11 @@ PACKAGES = {"t2v_edge": ROOT / "t2v_edge", "t2v_export": ROOT / "export/t2v_expo
 LAYERS = (
     ("errors",),
     ("spec", "frame", "device", "files", "strict_json", "onnx_lite", "clock", "draws", "timing", "resize", "machine",
-     "cache", "jetpack", "memory", "pace", "power", "wording"),
+     "cache", "jetpack", "memory", "pace", "power", "wording", "pacer", "quality", "waiting"),
     ("bundle", "archive", "manifest", "tokenizer", "roofline"),
     ("engine", "choice", "golden", "system", "checks", "captions", "cues", "sources", "asr"),
-    ("stream", "player", "proof", "build", "build_report"),
+    ("rollout", "stream", "live", "live_core", "live_maker", "live_options", "live_stats", "player", "proof", "build",
+     "build_report"),
     ("pipeline",),
     ("sinks", "report", "trial", "doctor", "bench", "bench_report"),
     ("cli", "commands", "__main__"),
