@@ -27,7 +27,7 @@ PACKAGES = {"t2v_edge": ROOT / "t2v_edge", "t2v_export": ROOT / "export/t2v_expo
 LAYERS = (
     ("errors",),
     ("spec", "frame", "device", "files", "strict_json", "onnx_lite", "clock", "draws", "timing", "resize", "machine",
-     "cache", "jetpack", "memory", "pace", "power"),
+     "cache", "jetpack", "memory", "pace", "power", "fields", "protocol"),
     ("bundle", "archive", "manifest", "tokenizer", "roofline"),
     ("engine", "choice", "golden", "system", "checks"),
     ("stream", "player", "proof", "build"),
