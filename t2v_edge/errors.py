@@ -42,6 +42,10 @@ class CaptionError(T2VError):
     """A caption that cannot be tokenized: empty, too long, or not text."""
 
 
+class CueError(CaptionError):
+    """A file of captions that cannot be read; the message names the line."""
+
+
 class SinkError(T2VError):
     """Frames cannot be written where they were asked to go."""
 

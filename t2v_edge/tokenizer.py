@@ -33,13 +33,18 @@ def normalise(caption: str) -> str:
     if not isinstance(caption, str):
         raise CaptionError(f"a caption must be a string, not {type(caption).__name__}; decode or join it first")
     _check_length(caption)
-    spaced = "".join(" " if c.isspace() else c for c in unicodedata.normalize("NFKC", caption))
-    kept = "".join(c for c in spaced if unicodedata.category(c) not in _DROPPED)
-    text = " ".join(kept.split())
+    text = tidy(caption)
     _check_length(text)
     if not text:
         raise CaptionError('the caption is empty; say what should be seen, for example "a person is walking"')
     return text
+
+
+def tidy(text: str) -> str:
+    """NFKC form without control characters, white space collapsed; of any length, empty where nothing is left."""
+    spaced = "".join(" " if c.isspace() else c for c in unicodedata.normalize("NFKC", text))
+    kept = "".join(c for c in spaced if unicodedata.category(c) not in _DROPPED)
+    return " ".join(kept.split())
 
 
 def _check_length(text: str) -> None:

@@ -27,12 +27,12 @@ PACKAGES = {"t2v_edge": ROOT / "t2v_edge", "t2v_export": ROOT / "export/t2v_expo
 LAYERS = (
     ("errors",),
     ("spec", "frame", "device", "files", "strict_json", "onnx_lite", "clock", "draws", "timing", "resize", "machine",
-     "cache", "jetpack", "memory", "pace", "power", "fields", "protocol"),
+     "cache", "jetpack", "memory", "pace", "power", "wording", "fields", "protocol"),
     ("bundle", "archive", "manifest", "tokenizer", "roofline"),
-    ("engine", "choice", "golden", "system", "checks"),
+    ("engine", "choice", "golden", "system", "checks", "captions"),
     ("stream", "player", "proof", "build"),
     ("pipeline",),
-    ("sinks", "report", "trial", "doctor", "bench", "bench_report"),
+    ("sinks", "report", "trial", "doctor", "bench", "bench_report", "server", "client"),
     ("cli", "commands", "__main__"),
 )
 LAYER_OF = {name: height for height, names in enumerate(LAYERS) for name in names}
