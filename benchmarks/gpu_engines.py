@@ -61,7 +61,7 @@ def measure_stream(pipeline: Pipeline, frames: int, ahead: bool) -> dict[str, An
             stamps[index] = time.perf_counter()
         rates.append(frames / (stamps[-1] - stamps[0]))
         waits = np.concatenate([waits, 1000 * np.diff(stamps)])
-        player: Any = stream._player
+        player: Any = stream._rollout.player
         step_ms, group_ms = player.time_ms(200)
         rows = player.rows
         stream.close()

@@ -10,9 +10,12 @@ from __future__ import annotations
 from t2v_edge.bundle import Bundle, Manifest, write_bundle
 from t2v_edge.errors import T2VError
 from t2v_edge.frame import Frame
+from t2v_edge.live import LiveStream
+from t2v_edge.live_options import LiveOptions
 from t2v_edge.pipeline import Pipeline
 from t2v_edge.stream import FrameStream, StreamOptions
 
-__all__ = ["Bundle", "Frame", "FrameStream", "Manifest", "Pipeline", "StreamOptions", "T2VError", "write_bundle"]
+__all__ = ["Bundle", "Frame", "FrameStream", "LiveOptions", "LiveStream", "Manifest", "Pipeline", "StreamOptions",
+           "T2VError", "write_bundle"]
 
 __version__ = "0.1.0"

@@ -24,6 +24,8 @@ from t2v_edge.engine import AUTO, BUILT, Engine, EngineOptions, check_engine, is
 from t2v_edge.engine.base import Arrays
 from t2v_edge.engine.cache import any_built
 from t2v_edge.errors import EngineError, UsageError
+from t2v_edge.live import LiveStream
+from t2v_edge.live_options import LATEST, LiveOptions
 from t2v_edge.manifest import Manifest
 from t2v_edge.player import HostPlayer, Player
 from t2v_edge.spec import STAGES
@@ -66,6 +68,7 @@ class Pipeline:
         self._conditions: OrderedDict[str, Condition] = OrderedDict()
         self._lock = threading.Lock()
         self._players: WeakSet[Player] = WeakSet()
+        self._live: WeakSet[LiveStream] = WeakSet()
         self._closed = False
 
     @classmethod
@@ -167,6 +170,46 @@ class Pipeline:
         options = StreamOptions(captions, fps, seconds, seed, size, smoothing, blend_steps, ahead)
         return FrameStream(self, options)
 
+    def live(
+        self,
+        caption: Optional[str] = None,
+        *,
+        fps: Union[int, float, Fraction, str, None] = None,
+        size: Optional[tuple[int, int]] = None,
+        seed: int = 0,
+        blend_steps: Optional[int] = None,
+        smoothing: float = 0.0,
+        queue: int = 2,
+        policy: str = LATEST,
+        ahead: int = 0,
+        adaptive: bool = True,
+        idle_after_s: Optional[float] = None,
+    ) -> LiveStream:
+        """A stream in real time, of `caption` if there is one yet; the parameters are those of `LiveOptions`.
+
+            with pipeline.live("a person is waving", fps=30) as live:
+                for frame in live:
+                    show(frame.pixels)
+                    if heard := listen():
+                        live.set_caption(heard)
+
+        Raises `CaptionError`, `UsageError` or `EngineError`.
+        """
+        live = LiveStream(self, LiveOptions(
+            fps=fps, size=size, seed=seed, blend_steps=blend_steps, smoothing=smoothing, queue=queue, policy=policy,
+            ahead=ahead, adaptive=adaptive, idle_after_s=idle_after_s))
+        if caption is not None:
+            try:
+                live.set_caption(caption)
+            except BaseException:
+                live.close()
+                raise
+        return live
+
+    def adopt(self, live: LiveStream) -> None:
+        """Close a live stream with the pipeline at the latest."""
+        self._live.add(live)
+
     def player(self, draws: Draws, smoothing: float) -> Player:
         """What one stream runs on: the GPU where motion and render share a queue there, else the host. Closed with the
         pipeline at the latest. Raises `EngineError`."""
@@ -185,7 +228,9 @@ class Pipeline:
         return player
 
     def close(self) -> None:
-        """Free the engines; streams of this pipeline end with `EngineError`."""
+        """Free the engines; live streams of this pipeline are closed, other ones end with `EngineError`."""
+        for live in list(self._live):
+            live.close()
         self._closed = True
         for player in list(self._players):
             player.close()

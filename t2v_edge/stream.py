@@ -8,14 +8,13 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Callable, Optional, Union
+from typing import TYPE_CHECKING, Optional, Union
 
-import numpy.typing as npt
-
-from t2v_edge.clock import Blend, Clock, exact
-from t2v_edge.draws import MAX_SEED, Draws
+from t2v_edge.clock import Clock, exact
+from t2v_edge.draws import MAX_SEED
 from t2v_edge.errors import UsageError
 from t2v_edge.frame import Frame
+from t2v_edge.rollout import Rollout, RolloutOptions
 from t2v_edge.spec import STAGES
 from t2v_edge.timing import Stopwatch, StreamStats
 from t2v_edge.tokenizer import normalise
@@ -95,18 +94,16 @@ class FrameStream(Iterator[Frame]):
     """
 
     def __init__(self, pipeline: Pipeline, options: StreamOptions) -> None:
-        video, stages = pipeline.manifest.video, pipeline.manifest.stages
-        base_fps = Fraction(video.fps)
+        base_fps = Fraction(pipeline.manifest.video.fps)
         self.options = options
         self.clock = Clock(base_fps, base_fps if options.fps is None else exact(options.fps, "fps"))
-        self.size = options.size or (video.width, video.height)
         seconds = options.seconds
         self.frame_count = None if seconds is None else self.clock.frames_in(exact(seconds, "seconds"))
         self._pipeline = pipeline
-        self._resize = _resizer((video.width, video.height), self.size)
-        self._draws = Draws(stages["motion"], stages["render"], options.seed)
-        self._player = pipeline.player(self._draws, options.smoothing)
-        self._blend = Blend(video.blend_steps if options.blend_steps is None else options.blend_steps)
+        self._watch = Stopwatch(STAGES)
+        self._rollout = Rollout(pipeline, RolloutOptions(options.seed, options.size, options.smoothing,
+                                                         options.blend_steps), self._watch)
+        self.size = self._rollout.size
         # All captions are checked now, so that a bad one fails before anything is shown.
         self._schedule = deque((self.clock.step_of(exact(at, "caption time")), normalise(caption))
                                for at, caption in options.captions)
@@ -119,10 +116,8 @@ class FrameStream(Iterator[Frame]):
         self._before = self._after = self._in_force
         self._groups: deque[_Group] = deque()
         self._ready: deque[Frame] = deque()
-        self._steps = 0
         self._planned = 0
         self._index = 0
-        self._watch = Stopwatch(STAGES)
         self._busy_s = 0.0
         self._first_frame_ms: Optional[float] = None
 
@@ -158,7 +153,7 @@ class FrameStream(Iterator[Frame]):
         """Timings up to now."""
         fps = self._index / self._busy_s if self._busy_s > 0 else None
         stages = {stage: self._watch.latency(stage) for stage in STAGES}
-        return StreamStats(self._index, self._steps, fps, self._first_frame_ms, stages)
+        return StreamStats(self._index, self._rollout.steps, fps, self._first_frame_ms, stages)
 
     def __iter__(self) -> FrameStream:
         return self
@@ -179,45 +174,31 @@ class FrameStream(Iterator[Frame]):
 
     def close(self) -> None:
         """Free what the stream holds on a GPU; it gives no more frames. A stream that has ended is closed."""
-        self._player.close()
+        self._rollout.close()
 
     def _fill(self) -> None:
         """Send off as many groups of frames as may be on their way, and wait for the oldest."""
-        wanted = self._player.slots if self.options.ahead else 1
+        wanted = self._rollout.slots if self.options.ahead else 1
         while len(self._groups) < wanted and (self.frame_count is None or self._planned < self.frame_count):
             self._groups.append(self._send())
         group = self._groups.popleft()
-        start = time.perf_counter()
-        pixels = self._player.collect()
-        self._watch.add("render", group.send_ms + 1000 * (time.perf_counter() - start))
-        for planned, made in zip(group.frames, pixels):
-            shown = made if self._resize is None else self._resize(made)
+        for planned, shown in zip(group.frames, self._rollout.collect(group.send_ms)):
             self._ready.append(Frame(shown, planned.index, planned.index, self.clock.time_base, planned.generation,
                                      planned.caption))
 
     def _send(self) -> _Group:
         """Run the motion steps that the next group of frames needs and no more, and send it off."""
         frames = []
-        for _ in range(self._player.rows):
+        for _ in range(self._rollout.rows):
             step, share = self.clock.position(self._planned)
-            wanted = step + 2 if share else step + 1
-            while self._steps < wanted:
-                self._advance()
-            # Positions only grow, so the newest step is `step` itself, or `step + 1` where there is a share of it.
-            self._player.place(float(share) if share else 1.0)
+            self._rollout.place(step, share, self._before_step)
             frames.append(_Planned(self._planned, *(self._before if share else self._after)))
             self._planned += 1
-        start = time.perf_counter()
-        self._player.render()
-        return _Group(frames, 1000 * (time.perf_counter() - start))
+        return _Group(frames, self._rollout.send())
 
-    def _advance(self) -> None:
-        """One base step: take a caption change that is due, move the condition, step the motion."""
+    def _before_step(self) -> None:
+        """Take a caption change that is due, and note the caption in force at the step that comes."""
         self._take_changes()
-        condition, noises = self._blend.advance(), self._draws.step()
-        with self._watch.time("motion"):
-            self._player.step(condition, noises)
-        self._steps += 1
         self._before, self._after = self._after, self._in_force
 
     def _take_changes(self) -> None:
@@ -226,8 +207,8 @@ class FrameStream(Iterator[Frame]):
             pending, self._pending = self._pending, None
             if pending is not None:
                 self._in_force = (self._generation, pending.caption)
-                self._blend.retarget(pending.vector)
-        while self._schedule and self._schedule[0][0] <= self._steps:
+                self._rollout.aim(pending.vector)
+        while self._schedule and self._schedule[0][0] <= self._rollout.steps:
             condition = self._encode(self._schedule.popleft()[1])
             with self._lock:
                 if self._generation >= 0 and condition.caption == self._caption:
@@ -236,7 +217,7 @@ class FrameStream(Iterator[Frame]):
                 self._caption = condition.caption
                 self._pending = None
                 self._in_force = (self._generation, condition.caption)
-                self._blend.retarget(condition.vector)
+                self._rollout.aim(condition.vector)
 
     def _encode(self, caption: str) -> Condition:
         start = time.perf_counter()
@@ -246,14 +227,3 @@ class FrameStream(Iterator[Frame]):
             with self._lock:
                 self._watch.add("text", 1000 * (time.perf_counter() - start))
         return condition
-
-
-def _resizer(made: tuple[int, int], shown: tuple[int, int]) -> Optional[Callable[[npt.NDArray[Any]], npt.NDArray[Any]]]:
-    """A function from frames as made to frames as shown; None where they are the same."""
-    if made == shown:
-        return None
-    try:
-        from t2v_edge.resize import Resizer
-    except ImportError as error:
-        raise UsageError("another size than the model's own needs OpenCV: pip install 't2v-edge[video]'") from error
-    return Resizer(made, shown)

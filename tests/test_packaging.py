@@ -27,10 +27,10 @@ PACKAGES = {"t2v_edge": ROOT / "t2v_edge", "t2v_export": ROOT / "export/t2v_expo
 LAYERS = (
     ("errors",),
     ("spec", "frame", "device", "files", "strict_json", "onnx_lite", "clock", "draws", "timing", "resize", "machine",
-     "cache", "jetpack", "memory", "pace", "power", "wording", "fields", "protocol"),
+     "cache", "jetpack", "memory", "pace", "power", "wording", "fields", "protocol", "pacer", "quality", "waiting"),
     ("bundle", "archive", "manifest", "tokenizer", "roofline"),
     ("engine", "choice", "golden", "system", "checks", "captions"),
-    ("stream", "player", "proof", "build"),
+    ("rollout", "stream", "live", "live_core", "live_maker", "live_options", "live_stats", "player", "proof", "build"),
     ("pipeline",),
     ("sinks", "report", "trial", "doctor", "bench", "bench_report", "server", "client"),
     ("cli", "commands", "__main__"),
