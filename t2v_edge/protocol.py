@@ -190,7 +190,7 @@ class Stats:
     """The session up to now.
 
     fps: frames sent a second, over the last seconds. dropped: frames that this client was too slow for. latency_ms: the
-    median time from a caption's arrival to its first frame being sent; None before there is one.
+    median time from a caption being taken to its first frame being sent; None before there is one.
     """
 
     type: ClassVar[str] = "stats"
@@ -244,8 +244,11 @@ def read_client(data: Union[str, bytes]) -> ClientMessage:
     return message
 
 
-def read_server(data: str) -> ServerMessage:
+def read_server(data: Union[str, bytes]) -> ServerMessage:
     """What a server sent as text; raises `ProtocolError`, with code ``unknown_type`` for what a client may skip."""
+    if not isinstance(data, str):
+        raise ProtocolError("bad_frame", "the server's message is binary where text was due",
+                            "use a client and a server of one version of the protocol")
     message: ServerMessage = _read(data, _FROM_SERVER)
     return message
 

@@ -23,7 +23,7 @@ _HELP = {
     "t2v_clients": ("gauge", "Sessions open now."),
     "t2v_fps": ("gauge", "Frames sent a second, all clients together, over the last seconds."),
     "t2v_queue_depth": ("gauge", "What waits in each stage, all clients together."),
-    "t2v_latency_ms": ("summary", "Milliseconds of each stage; caption is from its arrival to its first frame sent."),
+    "t2v_latency_ms": ("summary", "Milliseconds of each stage; caption: from being taken to its first frame sent."),
 }
 
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from fractions import Fraction
 
 import numpy as np
+import websockets
 from websockets.asyncio.client import connect
 
 from t2v_edge.errors import CaptionError, UsageError
@@ -18,6 +19,8 @@ from t2v_edge.protocol import Caption, FrameHeader, Hello, Settings, Showing, We
 from t2v_edge.server.live_server import LiveServer, ServerOptions
 
 DEFAULTS = Settings(Fraction(100), (8, 6), 0, "raw", 85)
+# Loopback needs no proxy, whatever the environment says; older versions of websockets know of none.
+DIRECT = {"proxy": None} if int(websockets.__version__.split(".")[0]) >= 15 else {}
 TIMEOUT_S = 30  # of anything that should happen at once: generous, because machines that test are busy
 
 
@@ -67,6 +70,29 @@ class FakeStream:
             await asyncio.sleep(float(1 / self.settings.fps))
 
 
+class InBackground:
+    """A server on a loop and thread of its own: for clients that block."""
+
+    def __init__(self, **options) -> None:
+        self._options = options
+
+    def __enter__(self):
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._context = serving(**self._options)
+        return self._do(self._context.__aenter__())
+
+    def __exit__(self, *error):
+        self._do(self._context.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(TIMEOUT_S)
+        self._loop.close()
+
+    def _do(self, work):
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(TIMEOUT_S)
+
+
 @asynccontextmanager
 async def serving(make=FakeStream, **options):
     """A server; its streams are appended to `server.made`."""
@@ -76,7 +102,7 @@ async def serving(make=FakeStream, **options):
         made.append(make(settings))
         return made[-1]
 
-    server = LiveServer(open_stream, "tiny", Fraction(16), ServerOptions(DEFAULTS, port=0, **options))
+    server = LiveServer(open_stream, "tiny", Fraction(16), ServerOptions(DEFAULTS, **{"port": 0, **options}))
     server.made = made
     async with server:
         yield server
@@ -115,7 +141,7 @@ class Talker:
 @asynccontextmanager
 async def talking(server, hello=None, text=None, **options):
     """A client that has been welcomed and, with `text`, is being shown it."""
-    async with connect(server.url, compression=None, max_size=None, proxy=None, close_timeout=1, **options) as socket:
+    async with connect(server.url, compression=None, max_size=None, close_timeout=1, **DIRECT, **options) as socket:
         talker = Talker(socket)
         await talker.say(hello or Hello())
         talker.welcome = await talker.hear_a(Welcome)

@@ -126,23 +126,25 @@ def test_a_client_that_asks_in_hello_gets_its_settings_and_says_goodbye():
             await client.say(Bye("done"))
             assert isinstance(await client.hear_a(Bye), Bye)
             await asyncio.wait_for(client.socket.wait_closed(), TIMEOUT_S)
-            assert client.socket.close_code == 1000
+            assert client.socket.protocol.close_code == 1000
             await until(lambda: server.made[0].closed)
     asyncio.run(scenario())
 
 
 def test_a_server_that_stops_says_goodbye_to_all():
+    async def listen(client):
+        assert (await client.hear_a(Bye)).reason == "the server stops"
+        with pytest.raises(ConnectionClosed):
+            await client.frames(1)
+        assert client.socket.protocol.close_code == 1001
+
     async def scenario():
         async with serving() as server:
             opened = [talking(server, text="a person") for _ in range(3)]
             clients = [await one.__aenter__() for one in opened]
-            stopping = asyncio.ensure_future(server.__aexit__(None, None, None))
-            for client in clients:
-                assert (await client.hear_a(Bye)).reason == "the server stops"
-                with pytest.raises(ConnectionClosed):
-                    await client.frames(1)
-                assert client.socket.close_code == 1001
-            await asyncio.wait_for(stopping, TIMEOUT_S)
+            listening = [asyncio.ensure_future(listen(client)) for client in clients]
+            await asyncio.wait_for(server.__aexit__(None, None, None), TIMEOUT_S)
+            await asyncio.gather(*listening)
             assert all(stream.closed for stream in server.made)
             for one in opened:
                 await one.__aexit__(None, None, None)

@@ -18,6 +18,7 @@ from t2v_edge.protocol import MAX_MESSAGE_BYTES, Caption, Error, Hello, Settings
 from t2v_edge.server.access import Access, open_tls, read_token
 from t2v_edge.server.limits import Limits, RateLimit
 from tests.t2v_edge.live_samples import (
+    DIRECT,
     TIMEOUT_S,
     Talker,
     a_neighbour,
@@ -42,7 +43,7 @@ async def the_end(client):
             if isinstance(message, Error):
                 errors.append(message)
     except ConnectionClosed:
-        return errors, client.socket.close_code
+        return errors, client.socket.protocol.close_code
 
 
 @pytest.mark.parametrize("message, code, close_code", [
@@ -80,7 +81,7 @@ def test_a_hello_that_cannot_be_taken_is_refused(hello, code, close_code):
 
     async def scenario():
         async with serving(**options) as server, a_neighbour(server, Hello(token=TOKEN)):
-            async with connect(server.url, proxy=None) as sock:
+            async with connect(server.url, **DIRECT) as sock:
                 client = Talker(sock)
                 await client.say(hello)
                 errors, closed = await the_end(client)
@@ -173,7 +174,7 @@ def test_a_client_that_vanishes_leaves_nothing():
     async def scenario():
         async with serving() as server, a_neighbour(server):
             for moment in ("hello", "caption", "control"):
-                async with connect(server.url, proxy=None) as sock:
+                async with connect(server.url, **DIRECT) as sock:
                     client = Talker(sock)
                     await client.say(Hello())
                     if moment != "hello":
@@ -189,7 +190,7 @@ def test_a_client_that_vanishes_leaves_nothing():
 def test_at_capacity_clients_are_told_so_and_a_free_place_is_given_again():
     async def scenario():
         async with serving(limits=Limits(clients=2)) as server, a_neighbour(server):
-            first, second = await connect(server.url, proxy=None), await connect(server.url, proxy=None)
+            first, second = await connect(server.url, **DIRECT), await connect(server.url, **DIRECT)
             await first.send(write(Hello()))
             await until(lambda: server.client_count == 2)
             late = Talker(second)  # it was let in before the place was taken
@@ -226,7 +227,7 @@ def test_a_client_that_reads_nothing_loses_its_own_frames_and_is_cut_off():
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.setblocking(False)
             await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", server.port))
-            slow = await connect(server.url, sock=sock, proxy=None, max_queue=1, ping_interval=None)
+            slow = await connect(server.url, **DIRECT, sock=sock, max_queue=1, ping_interval=None)
             await slow.send(write(big))
             await slow.send(write(Caption(0, 0, "a person")))
             await until(lambda: server.client_count == 2 and server.made[1].caption is not None)
