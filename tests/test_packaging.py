@@ -32,7 +32,7 @@ LAYERS = (
     ("engine", "choice", "golden", "system", "checks", "captions"),
     ("rollout", "stream", "live", "live_core", "live_maker", "live_options", "live_stats", "player", "proof", "build"),
     ("pipeline",),
-    ("sinks", "report", "trial", "doctor", "bench", "bench_report", "server", "client"),
+    ("sinks", "report", "trial", "doctor", "bench", "bench_report", "server", "async_client", "client"),
     ("cli", "commands", "__main__"),
 )
 LAYER_OF = {name: height for height, names in enumerate(LAYERS) for name in names}
