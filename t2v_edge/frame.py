@@ -16,8 +16,9 @@ class Frame:
     """Pixels and when to show them.
 
     pixels: uint8 (H, W, 3), RGB, full range, C-contiguous; it belongs to whoever holds the frame.
-    index: 0, 1, 2, ... in the stream. pts * time_base: seconds since the stream's start, exact.
-    generation: counts the caption changes before this frame, from 0. caption: the one in force, normalised.
+    index: 0, 1, 2, ... in the stream; in a live one, numbers of frames that were not shown are missing.
+    pts * time_base: seconds since the stream's start, exact.
+    generation: counts the caption changes and resets before it, from 0. caption: the one in force, normalised.
     """
 
     pixels: npt.NDArray[np.uint8]

@@ -46,7 +46,7 @@ class LiveCore:
         self.generation = -1
         self.condition: Optional[Condition] = None
         self._rows = min(rows, options.ahead + 1)
-        self._room = options.queue + options.ahead
+        self._full = options.queue + options.ahead
         self._lead = Lead()
         self._seed = options.seed
         self._to_aim = self._to_restart = self._was_full = False
@@ -124,7 +124,7 @@ class LiveCore:
             self._settle(now_s)
         if not self.pacer.running or self.condition is None:
             return Pending(None)
-        if self.options.policy == BLOCK and len(self.queue) >= self._room:
+        if self.options.policy == BLOCK and len(self.queue) >= self._full:
             self._was_full = True
             return Pending(idle_s)
         stride = self.quality.divisor
@@ -160,7 +160,7 @@ class LiveCore:
         if self.pacer.running:
             self._judge(order, took_s, now_s)
         self.queue.extend(frames)
-        while len(self.queue) > self._room:
+        while len(self.queue) > self._full + self._rows - 1:  # of a group, only the first is needed by now
             self._drop_oldest()
 
     def _judge(self, order: Order, took_s: float, now_s: float) -> None:
@@ -183,10 +183,12 @@ class LiveCore:
         self._costs_s: list[float] = []
 
     def _next_generation(self, now_s: float) -> None:
-        """What waits is old; its numbers are free again, for frames of the new generation."""
+        """What waits is old; numbers whose time is not over are free again, for frames of the new generation."""
         self.generation += 1
         if self.queue:
-            self.pacer.rewind(max(self._taken, self.queue[0].index - self.quality.divisor))
+            stride = self.quality.divisor
+            first = max(self.queue[0].index, self.pacer.present(now_s))
+            self.pacer.rewind(max(self._taken, first - stride))
         self.ledger.dropped[STALE] += len(self.queue)
         self.queue.clear()
         self._settle(now_s)

@@ -15,7 +15,7 @@ from t2v_edge.stream import MAX_SIDE
 LATEST, DROP_OLDEST, BLOCK = "latest", "drop-oldest", "block"
 POLICIES = (LATEST, DROP_OLDEST, BLOCK)
 MAX_FPS = 240
-MAX_QUEUE = 64
+MAX_QUEUE = 16  # more is a delay that the viewer sees
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class LiveOptions:
     fps: shown frames a second, 1 to 240, a fraction as text ("30000/1001") or None for the model's own. size: (width,
     height) of the frames, None for the model's own. seed: of every random draw. blend_steps: base steps over which a
     caption change blends, None for the model's own. smoothing: of motion, 0 to below 1.
-    queue: frames, 1 to 64, that may wait for their consumer. policy: what a consumer gets that is slow: ``latest``: the
+    queue: frames, 1 to 16, that may wait for their consumer. policy: what a consumer gets that is slow: ``latest``: the
     newest frame that is due, older ones are dropped; ``drop-oldest``: frames in order, the oldest is dropped where the
     queue is full; ``block``: frames in order, and none is made while the queue is full. ahead: frames made earlier than
-    needed, 0 to 64; each hides a slow frame, and is made anew when the caption changes. bound_s: seconds that a stream
+    needed, 0 to 16; each hides a slow frame, and is made anew when the caption changes. bound_s: seconds that a stream
     may be late and still catch up; see `pacer.BOUND_S`. adaptive: whether frames are left out where the device does not
     keep up. idle_after_s: seconds without a consumer after which nothing is made, None for never.
     Raises `UsageError` for values out of range.

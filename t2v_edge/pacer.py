@@ -78,6 +78,10 @@ class Pacer:
             return Fraction(0)
         return (Fraction(now_s) if self._held_at is None else self._held_at) - self._start
 
+    def present(self, now_s: float) -> int:
+        """The frame whose time it is."""
+        return math.floor(self.elapsed(now_s) / self.period)
+
     def due(self, index: int) -> float:
         """When frame `index` is due, rounded up, so that who waits for it never shows it early."""
         exact = self._exact(index)

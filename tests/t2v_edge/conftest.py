@@ -12,8 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from t2v_edge.bundle import GraphEntry, Manifest, TokenizerSpec, VideoSpec, write_bundle
+from t2v_edge.live import LiveStream
+from t2v_edge.live_options import LiveOptions
 from t2v_edge.pipeline import Pipeline
 from t2v_edge.spec import NoiseSpec, StageSpec, StateSpec, TensorSpec
+from tests.t2v_edge.fake_time import FakeClock
+from tests.t2v_edge.live_device import WALK, Device
 
 TOKENS, CONDITION, MOTION, HIDDEN, SIDE, OPSET = 8, 4, 3, 5, 16, 17
 WORDS = (
@@ -175,3 +179,31 @@ def bundle_path(tmp_path_factory):
 def pipeline(bundle_path):
     with Pipeline.open(bundle_path, threads=1) as pipeline:
         yield pipeline
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def device(pipeline, clock):
+    return Device(pipeline, clock)
+
+
+@pytest.fixture
+def live(device, clock):
+    """``live(caption, **options)``: a stream at 30 fps; all are closed at the end."""
+    made = []
+
+    def make(caption=WALK, **options):
+        made.append(LiveStream(device, LiveOptions(**{"fps": 30, **options}), clock))
+        clock.condition = made[-1]._changed
+        if caption is not None:
+            made[-1].set_caption(caption)
+        return made[-1]
+
+    yield make
+    clock.let_go()
+    for stream in made:
+        stream.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 
 STUCK_S = 20  # real seconds after which a test that waits for nothing fails
@@ -84,26 +83,3 @@ class FakeClock:
                     told, loop = task
                     loop.call_soon_threadsafe(lambda told=told: told.done() or told.set_result(None))
         condition.notify_all()
-
-
-def in_thread(work):
-    """Run `work` in a thread; a function that waits for it and gives what it returned or raises what it raised."""
-    found = {}
-
-    def run():
-        try:
-            found["value"] = work()
-        except BaseException as error:  # noqa: BLE001 - raised again by `result`
-            found["error"] = error
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-
-    def result():
-        thread.join(STUCK_S)
-        assert not thread.is_alive(), "the thread is stuck"
-        if "error" in found:
-            raise found["error"]
-        return found["value"]
-
-    return result

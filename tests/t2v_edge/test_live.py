@@ -5,85 +5,14 @@ from __future__ import annotations
 import hashlib
 import threading
 from fractions import Fraction
-from itertools import islice
 
 import numpy as np
 import pytest
 
-from t2v_edge.errors import CaptionError, EngineError, UsageError
-from t2v_edge.live import LiveStream
-from t2v_edge.live_options import LiveOptions
-from t2v_edge.pipeline import Pipeline
-from tests.t2v_edge.fake_time import FakeClock, in_thread
+from t2v_edge.errors import CaptionError, UsageError
+from tests.t2v_edge.live_device import DANCE, RUN, WALK, in_thread, numbers, show
 
-WALK, RUN, DANCE = "a person is walking", "a person is running", "一个人 dancing"
 FRAME_S = 1 / 30
-
-
-class Device:
-    """A pipeline whose stages take made-up time, and that keeps what they were fed and gave."""
-
-    def __init__(self, pipeline, clock) -> None:
-        self._pipeline, self.clock = pipeline, clock
-        self.cost_s = {"render": 0.0, "motion": 0.0}
-        self.calls = []
-        self.on_run = lambda stage: None
-
-    def __getattr__(self, name):
-        return getattr(self._pipeline, name)
-
-    def run(self, stage, feeds):
-        self.clock.work(self.cost_s.get(stage, 0.0))
-        results = self._pipeline.run(stage, feeds)
-        self.calls.append((stage, dict(feeds), dict(results)))
-        self.on_run(stage)
-        return results
-
-    def of(self, stage):
-        return [(feeds, results) for name, feeds, results in self.calls if name == stage]
-
-    def player(self, *args):
-        return Pipeline.player(self, *args)
-
-
-@pytest.fixture
-def clock():
-    return FakeClock()
-
-
-@pytest.fixture
-def device(pipeline, clock):
-    return Device(pipeline, clock)
-
-
-@pytest.fixture
-def live(device, clock):
-    """``live(caption, **options)``: a stream at 30 fps; all are closed at the end."""
-    made = []
-
-    def make(caption=WALK, **options):
-        made.append(LiveStream(device, LiveOptions(**{"fps": 30, **options}), clock))
-        clock.condition = made[-1]._changed
-        if caption is not None:
-            made[-1].set_caption(caption)
-        return made[-1]
-
-    yield make
-    clock.let_go()
-    for stream in made:
-        stream.close()
-
-
-def show(stream, count):
-    """The next frames, and when each came."""
-    found = []
-    for frame in islice(stream, count):
-        found.append((frame, stream._time.now()))
-    return found
-
-
-def numbers(shown):
-    return [frame.index for frame, _ in shown]
 
 
 # Pace.
@@ -384,6 +313,18 @@ def test_nothing_is_made_that_nobody_takes_where_the_queue_blocks(live, clock):
     assert numbers(shown[:2]) == [1, 2] and shown[2][0].index >= 3000
     assert numbers(shown[2:]) == [shown[2][0].index, shown[2][0].index + 1]
     assert stream.stats.dropped["overtaken"] == 0
+
+
+def test_a_change_in_front_of_a_slow_consumer_is_no_stall(live, clock):
+    stream = live(policy="latest")
+    show(stream, 1)
+    clock.pass_time(stream, 1.0)
+    steps = stream.stats.motion_steps
+    stream.set_caption(RUN)
+    frame, _ = show(stream, 1)[0]
+    assert frame.generation == 1 and frame.index in (30, 31)
+    stats = stream.stats
+    assert (stats.anchors, stats.dropped["skipped"]) == (0, 0) and stats.motion_steps - steps <= 2
 
 
 # Quality.

@@ -9,9 +9,12 @@ import pytest
 
 from t2v_edge.bundle import write_bundle
 from t2v_edge.errors import EngineError, UsageError
+from t2v_edge.live import LiveStream
+from t2v_edge.live_options import LiveOptions
 from t2v_edge.pipeline import Pipeline
 from tests.t2v_edge.conftest import make_tiny
 from tests.t2v_edge.fake_gpu import FakeCuda, install
+from tests.t2v_edge.fake_time import FakeClock
 
 PLAY = {"then": [(0.5, "a person is running"), (0.8, "a person is dancing")], "seconds": 1.5, "seed": 3}
 
@@ -69,6 +72,32 @@ def test_frames_that_are_made_together_are_the_frames_made_one_by_one(bundle, gp
     for found, wanted in zip(frames, expected):
         np.testing.assert_array_equal(found.pixels, wanted.pixels)
     assert not gpu.memory
+
+
+@pytest.mark.parametrize("batch, ahead", [(1, 0), (2, 1), (4, 2)])
+def test_a_live_stream_on_the_gpu_is_the_stream_on_the_host(bundle, gpu, monkeypatch, batch, ahead):
+    install(monkeypatch, gpu)
+    with Pipeline.open(bundle, "onnxruntime", threads=1) as host:
+        expected = list(host.stream("a person is walking", fps=37, seconds=1, seed=3))
+    clock = FakeClock()
+    with Pipeline.open(bundle, "tensorrt", batch=batch) as device:
+        with LiveStream(device, LiveOptions(fps=37, seed=3, ahead=ahead), clock) as live:
+            live.set_caption("a person is walking")
+            for wanted in expected:
+                frame = next(live)
+                assert frame.index == wanted.index
+                np.testing.assert_array_equal(frame.pixels, wanted.pixels)
+            held = len(gpu.memory)
+            assert live.set_caption("a person is running") == next(live).generation == 1
+            assert live.reset(3) == 2
+            again = next(live)
+            assert again.generation == 2 and again.index == len(expected) + 1
+            assert len(gpu.memory) == held, "a reset frees what the motion before it held"
+    assert not gpu.memory
+    with Pipeline.open(bundle, "tensorrt") as device:
+        live = device.live("a person is walking")
+        next(live)
+    assert not gpu.memory and list(live) == []
 
 
 def test_streams_share_a_pipeline_and_do_not_disturb_each_other(bundle, gpu, monkeypatch):
