@@ -274,7 +274,7 @@ def shorten(text: str) -> str:
     if tidied[MAX_CHARACTERS:MAX_CHARACTERS + 1] not in ("", " "):
         space = head.rfind(" ", MAX_CHARACTERS - _WORD_MARGIN)
         head = head if space < 0 else head[:space]
-    return head.rstrip()
+    return head
 
 
 def schedule(events: Iterable[CaptionEvent], options: Optional[MergeOptions] = None) -> tuple[tuple[float, str], ...]:

@@ -29,7 +29,7 @@ LAYERS = (
     ("spec", "frame", "device", "files", "strict_json", "onnx_lite", "clock", "draws", "timing", "resize", "machine",
      "cache", "jetpack", "memory", "pace", "power", "wording", "fields", "protocol", "pacer", "quality", "waiting"),
     ("bundle", "archive", "manifest", "tokenizer", "roofline"),
-    ("engine", "choice", "golden", "system", "checks", "captions"),
+    ("engine", "choice", "golden", "system", "checks", "captions", "cues", "sources", "asr"),
     ("rollout", "stream", "live", "live_core", "live_maker", "live_options", "live_stats", "player", "proof", "build"),
     ("pipeline",),
     ("sinks", "report", "trial", "doctor", "bench", "bench_report", "server", "async_client", "client"),

@@ -7,17 +7,22 @@ import re
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from t2v_edge.captions import schedule
 from t2v_edge.commands.output import Progress, print_result
+from t2v_edge.cues import play as play_cues
+from t2v_edge.cues import read_cues
 from t2v_edge.engine import AUTO, BUILT, ENGINES
-from t2v_edge.errors import SinkError, UsageError
+from t2v_edge.errors import CueError, SinkError, UsageError
 from t2v_edge.frame import Frame
 from t2v_edge.pipeline import Pipeline
 from t2v_edge.report import PixelHash, RunReport
 from t2v_edge.sinks import WINDOW, open_sink
 from t2v_edge.sinks.base import Sink
+from t2v_edge.sources import read_transcript
 from t2v_edge.stream import FrameStream
 
 DEFAULT_SECONDS = 4.0
@@ -26,11 +31,25 @@ EXAMPLES = """examples:
   t2v-edge run BUNDLE "a person is dribbling a basketball" -o out.mp4
   t2v-edge run BUNDLE 一个人正在打篮球 --then 4 "a woman is dancing" --seconds 8 -o out.mp4 --sheet sheet.png
   t2v-edge run BUNDLE "a man is running" --fps 72 --size 512x512 --seed 7 -o frames/%04d.png
+  t2v-edge run BUNDLE --captions story.vtt -o story.mp4
   t2v-edge run BUNDLE "a man is walking" --show
   t2v-edge run BUNDLE "a man is walking" -o - | ffplay -f rawvideo -pixel_format rgb24 -video_size 256x256 -
 
-Without --seconds a file gets 4 seconds (or 4 after the last --then), and a window or stdout plays until it is
-closed. Ctrl-C ends an endless stream well; a file whose --seconds it cuts short is removed."""
+--captions plays a .vtt or .srt at its cues' times, a .txt line by line, 4 seconds each, and a .jsonl of recorded
+caption events as they came. CAPTION, where it is given, shows before the first of them; else the first shows from the
+start.
+
+Without --seconds a file gets 4 seconds (or 4 after the last --then, or all cues of --captions), and a window or stdout
+plays until it is closed. Ctrl-C ends an endless stream well; a file whose --seconds it cuts short is removed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to play: the first caption, (seconds, caption) of those that follow, and when a file ends."""
+
+    first: str
+    then: tuple[tuple[float, str], ...]
+    end_s: float
 
 
 def add_parser(subparsers: Any) -> None:
@@ -38,9 +57,11 @@ def add_parser(subparsers: Any) -> None:
         "run", help="play captions: write a video, or show it", description="Play captions through a bundle.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="a bundle folder or zip")
-    parser.add_argument("caption", help="what should be seen, in a language the model knows")
-    parser.add_argument("--then", nargs=2, action="append", default=[], metavar=("SECONDS", "CAPTION"),
-                        help="change to CAPTION at SECONDS; may be given many times")
+    parser.add_argument("caption", nargs="?", help="what should be seen, in a language the model knows")
+    later = parser.add_mutually_exclusive_group()
+    later.add_argument("--then", nargs=2, action="append", default=[], metavar=("SECONDS", "CAPTION"),
+                       help="change to CAPTION at SECONDS; may be given many times")
+    later.add_argument("--captions", type=Path, metavar="FILE", help="play a .vtt, .srt, .txt or .jsonl file in time")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("-o", "--output", metavar="TARGET",
                        help="x.mp4, x.gif, frames/%%04d.png, or - for raw RGB on stdout")
@@ -78,10 +99,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("nowhere to put the video; add -o out.mp4, --show, --sheet sheet.png or --json")
     if args.sheet is not None and args.sheet.suffix.lower() != ".png":
         raise UsageError(f"the contact sheet {args.sheet} must end with .png")
+    plan = plan_captions(args)
     start = time.perf_counter()
     with Pipeline.open(args.bundle, args.engine, args.variant, args.threads, args.batch) as pipeline:
         open_s = time.perf_counter() - start
-        stream = open_stream(pipeline, args, target)
+        stream = open_stream(pipeline, args, plan, target)
         _warn_truncated(pipeline, stream)
         pixels = PixelHash()
         start = time.perf_counter()
@@ -93,19 +115,44 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def open_stream(pipeline: Pipeline, args: argparse.Namespace, target: Optional[str]) -> FrameStream:
+def open_stream(pipeline: Pipeline, args: argparse.Namespace, plan: Plan, target: Optional[str]) -> FrameStream:
     """The stream that the arguments ask for."""
+    seconds = args.seconds
+    if seconds is None and target not in (WINDOW, "-"):
+        seconds = plan.end_s
+    return pipeline.stream(plan.first, then=plan.then, fps=args.fps, seconds=seconds, seed=args.seed, size=args.size,
+                           smoothing=args.smoothing, blend_steps=args.blend_steps, ahead=args.ahead)
+
+
+def plan_captions(args: argparse.Namespace) -> Plan:
+    """The captions that the arguments ask for. Raises `UsageError`, or `CueError` for what is wrong with a file."""
+    if args.captions is not None:
+        return _plan_file(args.captions, args.caption)
+    if args.caption is None:
+        raise UsageError('nothing to play; say what should be seen, as "a person is walking", or give --captions FILE')
     then = []
     for at, caption in args.then:
         try:
             then.append((float(at), caption))
         except ValueError as error:
             raise UsageError(f"--then takes SECONDS CAPTION; {at!r} is no number") from error
-    seconds = args.seconds
-    if seconds is None and target not in (WINDOW, "-"):
-        seconds = DEFAULT_SECONDS + (then[-1][0] if then else 0.0)
-    return pipeline.stream(args.caption, then=then, fps=args.fps, seconds=seconds, seed=args.seed, size=args.size,
-                           smoothing=args.smoothing, blend_steps=args.blend_steps, ahead=args.ahead)
+    return Plan(args.caption, tuple(then), DEFAULT_SECONDS + (then[-1][0] if then else 0.0))
+
+
+def _plan_file(path: Path, before: Optional[str]) -> Plan:
+    if path.suffix.lower() == ".jsonl":
+        events = read_transcript(path)
+        shown = schedule(events)
+        end_s = DEFAULT_SECONDS + (shown[-1][0] if shown else 0.0)
+    else:
+        cues = read_cues(path)
+        shown = schedule(event for _, event in play_cues(cues))
+        end_s = max(cue.end_s for cue in cues)
+    if not shown:
+        raise CueError(f"{path} says nothing that could be shown; record events with text")
+    if shown[0][0] == 0 or before is None:
+        return Plan(shown[0][1], shown[1:], end_s)
+    return Plan(before, shown, end_s)
 
 
 def play(stream: FrameStream, target: Optional[str], sheet: Optional[Path], pixels: PixelHash) -> None:

@@ -5,7 +5,7 @@ import time
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from t2v_edge.captions import (
@@ -128,15 +128,6 @@ def test_words_in_another_order_are_a_change():
     assert merger.accept(partial("a man bites a dog", revision=1)) == "a man bites a dog"
 
 
-@pytest.mark.parametrize("one, other", [
-    ("he is walking", "she is walking"), ("a man with a hat", "a man without a hat"), ("walks up", "walks down"),
-    ("a red shirt", "a red shirt 🏀"), ("two people", "three people"), ("穿红衣服的人", "穿蓝色衣服的人"),
-])
-def test_what_changes_the_picture_is_no_function_word(one, other):
-    change = Wording.of(one).change_to(Wording.of(other))
-    assert change.words >= 1 or change.characters >= 2
-
-
 # ---- order, finality, segments
 
 
@@ -184,6 +175,44 @@ def test_an_empty_partial_takes_back_what_is_held_of_its_segment():
     assert merger.due_s is None and merger.text == "a person"
 
 
+def test_a_final_takes_the_place_of_what_is_held_of_its_segment():
+    for ending in ("a dog", ""):
+        merger = CaptionMerger(MergeOptions(hold_s=1))
+        shown_of(merger, [partial("a person", 0, 0, 0.0), partial("a cat", 0, 1, 0.1), final(ending, 0, 2, 0.2)])
+        assert merger.due_s is None and merger.poll(9.0) is None
+        assert merger.text == (ending or "a person")
+
+
+def test_a_late_correction_of_the_text_shown_is_still_known_by_its_revision():
+    merger = CaptionMerger(AT_ONCE)
+    events = [final("a dog", 0, 2), partial("a", 1), final("a cat", 0, 1), final("a cow", 0, 3)]
+    assert shown_of(merger, events) == ["a dog", "a cow"]
+    assert merger.stats.stale == 1
+
+
+def test_a_clock_that_goes_back_stands_still():
+    for first in (lambda merger: merger.poll(10.0), lambda merger: merger.accept(partial("", 0, 0, 10.0))):
+        merger = CaptionMerger(MergeOptions(min_words=2, hold_s=0, settle_s=0.5))
+        first(merger)
+        assert merger.poll(0.5) is None
+        assert merger.accept(partial("running", 0, 1, 1.0)) is None and merger.due_s == 10.5
+
+
+def test_a_small_change_that_has_stayed_keeps_the_hold_too():
+    merger = CaptionMerger(MergeOptions(min_words=2, hold_s=2, settle_s=0.5))
+    shown_of(merger, [final("a person", 0, 0, 0.0), partial("a person runs", 1, 0, 0.1)])
+    assert merger.due_s == 2.0
+
+
+def test_an_empty_final_shows_what_was_due_before_it():
+    merger = CaptionMerger()
+    shown_of(merger, [partial("a person", 0, 0, 0.0), partial("a person runs", 0, 1, 0.1)])
+    assert merger.accept(final("", 1, 0, 5.0)) == "a person runs"
+    merger = CaptionMerger()
+    shown_of(merger, [final("a person", 0, 0, 0.0), partial("a dog", 2, 0, 0.1)])
+    assert merger.accept(final("a person", 1, 0, 5.0)) == "a dog", "and so does one that says the same"
+
+
 def test_an_empty_final_keeps_the_text_unless_it_is_told_to_clear_it():
     keep, clear = CaptionMerger(), CaptionMerger(MergeOptions(clear_on_empty=True))
     events = [final("a person runs", 0), final("\u200b", 1), final("a man", 0, 1)]
@@ -226,14 +255,16 @@ def test_a_time_that_is_none_is_refused(now):
 
 
 @given(st.text(max_size=200))
+@example("e\u200b\u0301")
 def test_a_text_to_show_is_one_that_the_tokenizer_leaves_as_it_is(text):
     shown = shorten(text)
     assert not shown or normalise(shown) == shown
 
 
 def test_a_long_text_is_cut_at_a_word_and_chinese_anywhere():
-    words = shorten("walking " * 200)
-    assert len(words) <= MAX_CHARACTERS and words.endswith(" walking") and len(words) > MAX_CHARACTERS - 10
+    for words in ("walking " * 200, "x walking " * 200, "xy walking " * 200):
+        short = shorten(words)
+        assert short.endswith(("walking", "x", "xy")) and MAX_CHARACTERS - 10 < len(short) <= MAX_CHARACTERS
     assert shorten("人" * 4096) == "人" * MAX_CHARACTERS
     assert shorten("x" * MAX_CHARACTERS + " y") == "x" * MAX_CHARACTERS
     assert len(shorten("\ufdfa" * MAX_EVENT_CHARACTERS)) <= MAX_CHARACTERS
@@ -280,7 +311,7 @@ def timed(events, gaps):
 GAPS = st.lists(st.sampled_from((0.0, 0.05, 0.2, 1.0)), min_size=40, max_size=40)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(histories(), GAPS)
 def test_no_order_of_events_breaks_an_invariant(history, gaps):
     events = timed(history, gaps)
@@ -306,7 +337,7 @@ def test_no_order_of_events_breaks_an_invariant(history, gaps):
     assert stats.shown <= stats.accepted
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(histories(), GAPS)
 def test_the_newest_final_wins_in_any_order(history, gaps):
     newest = max(event.segment for event in history)
@@ -321,7 +352,7 @@ def test_the_newest_final_wins_in_any_order(history, gaps):
         assert Wording.of(merger.text).said == said and (said or merger.text == wanted[0])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(histories(), GAPS, st.data())
 def test_a_duplicate_changes_nothing(history, gaps, data):
     events = timed(history, gaps)
@@ -344,18 +375,18 @@ def test_no_more_encodings_than_words_that_mean_something(words):
 
 def test_a_stream_of_many_segments_keeps_a_bounded_state():
     merger = CaptionMerger()
-    for segment in range(500):
+    for segment in range(200):
         merger.accept(partial(f"a person {segment}", segment, 0, float(segment)))
     tracemalloc.start()
     try:
-        for segment in range(500, 6000):
+        for segment in range(200, 2200):
             merger.accept(partial(f"a person {segment}", segment, 0, float(segment)))
             merger.accept(final(f"a man {segment}", segment, 1, segment + 0.5))
         grown, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert grown < 64 * 1024, "5,500 segments kept would be over a megabyte"
-    assert merger.stats.shown == 500 + 2 * 5500
+    assert grown < 64 * 1024, "2,000 segments kept would be hundreds of kilobytes"
+    assert merger.stats.shown == 200 + 2 * 2000
 
 
 def test_a_schedule_is_what_would_have_been_shown_live():

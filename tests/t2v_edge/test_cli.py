@@ -16,7 +16,9 @@ import cv2
 import pytest
 
 import t2v_edge
-from t2v_edge.cli import main
+from t2v_edge.cli import main, make_parser
+from t2v_edge.commands.run import open_stream, plan_captions
+from t2v_edge.pipeline import Pipeline
 
 ROOT = str(Path(t2v_edge.__file__).parents[1])
 WALK = "a person is walking"
@@ -65,6 +67,44 @@ def test_run_takes_captions_size_smoothing_sheet_and_variant(bundle_path, tmp_pa
     assert (tmp_path / "s.png").exists()
 
 
+STORY = "WEBVTT\n\n00:01.000 --> 00:02.000\na person is walking\n\n00:02.500 --> 00:03.000\n一个人\n"
+
+
+def test_run_plays_the_cues_of_a_file_in_time(bundle_path, tmp_path, capsys):
+    (tmp_path / "story.vtt").write_text(STORY)
+    arguments = ("run", bundle_path, "--captions", tmp_path / "story.vtt")
+    report = run_json(capsys, *arguments)
+    assert report["captions"] == [{"seconds": 0.0, "caption": WALK}, {"seconds": 2.5, "caption": "一个人"}]
+    assert report["frames"] == 48, "to the end of the last cue, at 16 a second"
+    report = run_json(capsys, "run", bundle_path, "a person", *arguments[2:], "--seconds", "1.5")
+    assert [c["seconds"] for c in report["captions"]] == [0.0, 1.0, 2.5] and report["frames"] == 24
+    assert report["captions"][0]["caption"] == "a person"
+
+
+@pytest.mark.parametrize("fps", ["16", "30", "72"])
+def test_a_cue_shows_within_100_ms_of_its_time(bundle_path, tmp_path, fps):
+    (tmp_path / "story.vtt").write_text(STORY)
+    arguments = ["run", str(bundle_path), "a person", "--captions", str(tmp_path / "story.vtt"), "--fps", fps]
+    args = make_parser("run").parse_args(arguments)
+    with Pipeline.open(bundle_path, threads=1) as pipeline:
+        frames = list(open_stream(pipeline, args, plan_captions(args), None))
+    for at, caption in ((1.0, WALK), (2.5, "一个人")):
+        first = next(frame for frame in frames if frame.caption == caption)
+        assert 0 <= first.pts * first.time_base - Fraction(at) <= Fraction(1, 10)
+
+
+def test_run_plays_lines_and_recorded_events(bundle_path, tmp_path, capsys):
+    (tmp_path / "story.txt").write_text("a person is walking\n一个人\n")
+    report = run_json(capsys, "run", bundle_path, "--captions", tmp_path / "story.txt")
+    assert [c["seconds"] for c in report["captions"]] == [0.0, 4.0] and report["frames"] == 128
+    spoken = ("a", "a person", "a person is walking")
+    (tmp_path / "story.jsonl").write_text("".join(
+        json.dumps({"segment": 0, "revision": i, "text": text, "final": False, "received_s": i}) + "\n"
+        for i, text in enumerate(spoken)))
+    report = run_json(capsys, "run", bundle_path, "--captions", tmp_path / "story.jsonl", "--seconds", "3")
+    assert report["captions"] == [{"seconds": 0.0, "caption": "a person"}, {"seconds": 2, "caption": WALK}]
+
+
 def test_run_fills_stdout_with_pixels_and_reports_on_stderr(bundle_path):
     process = start("run", bundle_path, WALK, "-o", "-", "--seconds", "1", "--json")
     out, err = process.communicate(timeout=60)
@@ -107,6 +147,10 @@ def test_ctrl_c_ends_an_endless_stream_well_and_removes_a_file_cut_short(bundle_
     (["run", "{b}", WALK, "-o", "x.avi"], 1, "x.mp4"),
     (["run", "{b}", WALK, "-o", "x.mp4", "--fps", "fast"], 2, "fps"),
     (["run", "{b}", WALK, "-o", "x.mp4", "--then", "soon", WALK], 2, "'soon' is no number"),
+    (["run", "{b}", "-o", "x.mp4"], 2, "nothing to play"),
+    (["run", "{b}", "-o", "x.mp4", "--captions", "none.vtt"], 1, "none.vtt cannot be read"),
+    (["run", "{b}", "-o", "x.mp4", "--captions", "none.doc"], 1, ".vtt, .srt, .txt"),
+    (["run", "{b}", "-o", "x.mp4", "--captions", "none.jsonl"], 1, "cannot be read"),
     (["run", "{b}", WALK, "-o", "x.mp4", "--variant", "int8"], 2, "fp32, fp16"),
     (["run", "{b}", WALK, "-o", "x.mp4", "--threads", "0"], 2, "threads"),
     (["run", "{b}", WALK, "--sheet", "x.jpg"], 2, ".png"),
@@ -127,6 +171,7 @@ def test_errors_name_the_problem_and_the_exit_code_says_whose_it_is(
 
 @pytest.mark.parametrize("arguments", [
     [], ["dance"], ["run"], ["run", "b", "c", "--size", "big"], ["run", "b", "c", "-o", "x", "--show"],
+    ["run", "b", "--captions", "x.vtt", "--then", "1", "c"],
 ])
 def test_wrong_arguments_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
