@@ -233,6 +233,8 @@ class LiveServer:
 
     async def _close(self, socket: Any, why: ProtocolError, texts: list[str]) -> None:
         """Say why, and close; a client that does not listen is cut off."""
+        if why.code not in (BYE, GONE, _STOPPING.code):
+            self.metrics.count("t2v_refused_total", code=why.code)
         try:
             await asyncio.wait_for(self._part(socket, why, texts), self.options.limits.stop_s)
         except (asyncio.TimeoutError, ConnectionClosed):
@@ -249,7 +251,6 @@ class LiveServer:
             await socket.send(write(Bye("done")))
             await socket.close(1000)
             return
-        self.metrics.count("t2v_refused_total", code=why.code)
         if why.code == _STOPPING.code:
             await socket.send(write(Bye(why.message)))
         else:

@@ -224,7 +224,7 @@ class Session:
         payload = await self._loop.run_in_executor(self._shop.encoders, encode, frame.pixels, made.format, made.quality)
         metrics.time("encode_frame", 1000 * (time.perf_counter() - start))
         if not self._playback.is_current(made):
-            return  # the caption changed, or it was paused, meanwhile
+            return  # out of date meanwhile: not worth sending, though the answer that says so is behind it
         height, width = frame.pixels.shape[:2]
         header = FrameHeader(made.format, made.generation, made.sequence, frame.pts, frame.time_base, width, height,
                              len(payload))

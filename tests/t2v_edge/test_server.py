@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+import time
 from fractions import Fraction
 
 import cv2
@@ -14,6 +15,8 @@ from websockets.exceptions import ConnectionClosed
 
 from t2v_edge.errors import ServerError
 from t2v_edge.protocol import Bye, Caption, Control, Error, Hello, Settings, Showing, State, Stats, StatsRequest
+from t2v_edge.server import session
+from t2v_edge.server.encode import encode
 from t2v_edge.server.limits import Limits
 from tests.t2v_edge.live_samples import DEFAULTS, TIMEOUT_S, fetch, serving, talking, until
 
@@ -73,6 +76,35 @@ def test_after_pause_is_answered_no_frame_comes_until_resume():
             await client.say(Control("resume"))
             assert not (await client.hear_a(State)).paused
             await client.frames(2)
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("change", ["caption", "pause", "reset", "size"])
+def test_a_frame_that_is_encoded_while_things_change_is_not_sent(monkeypatch, change):
+    def encode_slowly(pixels, kind, quality):
+        time.sleep(0.03)  # three frames long: one is always being encoded
+        return encode(pixels, kind, quality)
+
+    monkeypatch.setattr(session, "encode", encode_slowly)
+
+    async def scenario():
+        async with serving() as server, talking(server, text="a person") as client:
+            for turn in range(5):
+                await client.frames(2)
+                if change == "caption":
+                    await client.caption(f"a person {turn}")
+                    generation = (await client.hear_a(Showing)).generation
+                else:
+                    wanted = Settings(size=(8 + turn % 2, 6))
+                    await client.say(Control("set", wanted) if change == "size" else Control(change))
+                    generation = (await client.hear_a(State)).generation
+                if change == "pause":
+                    await client.say(StatsRequest())
+                    await asyncio.sleep(0.1)
+                    assert isinstance(await client.hear(), Stats)
+                    await client.say(Control("resume"))
+                    assert isinstance(await client.hear(), State)
+                assert (await client.hear_a(tuple))[0].generation == generation
     asyncio.run(scenario())
 
 

@@ -245,7 +245,7 @@ def test_a_client_that_reads_nothing_loses_its_own_frames_and_is_cut_off():
 
 def test_a_client_that_asks_and_never_reads_is_cut_off_before_the_answers_fill_the_memory():
     async def scenario():
-        limits = Limits(messages_per_s=1e6, burst=10**6, stall_s=5)
+        limits = Limits(messages_per_s=1e6, burst=10**6, stall_s=300)
         async with serving(limits=limits) as server, a_neighbour(server):
             reader, writer, _ = await knock(server)
             reader._transport.pause_reading()
@@ -258,6 +258,7 @@ def test_a_client_that_asks_and_never_reads_is_cut_off_before_the_answers_fill_t
             except (ConnectionError, asyncio.TimeoutError):
                 pass
             await until(lambda: server.client_count == 1)
+            assert server.metrics.value("t2v_refused_total", code="too_slow") == 1
             writer.close()
     asyncio.run(scenario())
 
