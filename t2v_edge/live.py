@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from t2v_edge.pipeline import Condition, Pipeline
 
+__all__ = ["LiveOptions", "LiveStats", "LiveStream", "SystemClock", "WaitClock"]
+
 
 class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
     """Frames in real time. Made by `Pipeline.live`.

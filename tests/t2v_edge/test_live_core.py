@@ -170,13 +170,14 @@ def test_the_switch_is_counted_from_where_it_was_asked_for_and_not_over_a_pause(
     assert player.core.ledger.switch.max_ms == pytest.approx(40)
     player.caption(1)
     player.pause(True)
+    player.caption(2)
     player.now += 100
     player.pause(False)
     for _ in range(10):
         for step in (player.note, player.begin, player.finish, player.consume):
             step()
         player.now += 0.02
-    assert player.shown[-1].generation == 2 and player.core.ledger.switch.count == 1
+    assert player.shown[-1].generation == 3 and player.core.ledger.switch.count == 1
     assert player.core.ledger.fps == pytest.approx(30, rel=0.25), "and no rate over a pause"
 
 
