@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import threading
 import time
 from fractions import Fraction
@@ -18,6 +19,7 @@ from t2v_edge.protocol import Bye, Caption, Control, Error, Hello, Settings, Sho
 from t2v_edge.server import session
 from t2v_edge.server.encode import encode
 from t2v_edge.server.limits import Limits
+from t2v_edge.server.sockets import UNSENT_BYTES
 from tests.t2v_edge.live_samples import DEFAULTS, TIMEOUT_S, fetch, serving, talking, until
 
 
@@ -207,6 +209,17 @@ def test_health_and_metrics_are_plain_http():
     for stage in ("caption", "encode_caption", "encode_frame", "send"):
         assert float(values[f't2v_latency_ms{{stage="{stage}",quantile="0.95"}}']) >= 0
         assert int(values[f't2v_latency_ms_count{{stage="{stage}"}}']) >= 1
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system cannot be told")
+def test_the_kernel_is_told_to_keep_little_for_a_client():
+    async def scenario():
+        async with serving() as server, talking(server):
+            for one in server._sessions:
+                kernel = one._socket.transport.get_extra_info("socket")
+                assert kernel.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT_BYTES
+                assert kernel.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    asyncio.run(scenario())
 
 
 def test_a_port_that_is_taken_is_said():
