@@ -19,8 +19,8 @@ class Limits:
 
     clients: int = 8
     waiting: int = 32
-    messages_per_s: float = 50.0
-    burst: int = 100
+    messages_per_s: float = 30.0
+    burst: int = 60
     hello_s: float = 10.0
     stall_s: float = 20.0
     ping_s: float = 15.0

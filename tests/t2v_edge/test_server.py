@@ -105,7 +105,7 @@ def test_a_frame_that_is_encoded_while_things_change_is_not_sent(monkeypatch, ch
                     await asyncio.sleep(0.1)
                     assert isinstance(await client.hear(), Stats)
                     await client.say(Control("resume"))
-                    assert isinstance(await client.hear(), State)
+                    await client.hear_a(State)
                 assert (await client.hear_a(tuple))[0].generation == generation
     asyncio.run(scenario())
 
