@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 import t2v_edge
-from t2v_edge.commands import bench, build, devices, doctor, inspect, run, toolchain
+from t2v_edge.commands import bench, build, devices, doctor, inspect, run, serve, toolchain
 from t2v_edge.errors import T2VError
 
 INTERRUPTED = 130
@@ -34,6 +34,7 @@ def make_parser(command: Optional[str]) -> argparse.ArgumentParser:
         toolchain.add_parser(subparsers, name, wanted=command == name)
     build.add_parser(subparsers)
     run.add_parser(subparsers)
+    serve.add_parser(subparsers)
     bench.add_parser(subparsers)
     inspect.add_parser(subparsers)
     devices.add_parser(subparsers)

@@ -48,3 +48,24 @@ class CueError(CaptionError):
 
 class SinkError(T2VError):
     """Frames cannot be written where they were asked to go."""
+
+
+class ProtocolError(T2VError):
+    """A message of the live protocol that cannot be honoured (docs/protocol.md).
+
+    code: one of the protocol's, for programs. message: what is wrong. remedy: what to do.
+    """
+
+    def __init__(self, code: str, message: str, remedy: str) -> None:
+        super().__init__(f"{message}; {remedy}")
+        self.code = code
+        self.message = message
+        self.remedy = remedy
+
+
+class ServerError(T2VError):
+    """The live server cannot start: an address, a certificate or a token cannot be used."""
+
+
+class ClientError(T2VError):
+    """The live server cannot be reached, or the connection to it is lost."""

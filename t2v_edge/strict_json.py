@@ -1,24 +1,35 @@
-"""JSON as a bundle may hold it: finite numbers, no key twice, bounded size and depth."""
+"""JSON as bundles and messages may hold it: finite numbers, no key twice, bounded depth."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from typing import Any
 
 from t2v_edge.errors import BundleError
 
 MAX_DEPTH = 32
+MAX_DIGITS = 64
+"""Of an integer: reading one takes time in the square of its digits."""
 
 
 def loads(data: bytes, where: str) -> Any:
     """Parse UTF-8 JSON; raises `BundleError` naming `where` for anything malformed, non-finite or too deep."""
     try:
-        text = data.decode("utf-8")
-        _check_depth(text, where)
-        return json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        return parse(data.decode("utf-8"))
+    except ValueError as error:
         raise BundleError(f"{where} is not valid JSON ({error}); export or copy the bundle again") from error
+
+
+def parse(text: str, depth: int = MAX_DEPTH) -> Any:
+    """Parse JSON of at most `depth` levels; raises `ValueError` for anything malformed, non-finite or too deep."""
+    try:
+        _check_depth(text, depth)
+        return json.loads(text, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer,
+                          object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def dumps(value: Any) -> bytes:
@@ -29,7 +40,7 @@ def dumps(value: Any) -> bytes:
         raise BundleError(f"a value cannot be stored as JSON ({error}); find the NaN or infinity it names") from error
 
 
-def _check_depth(text: str, where: str) -> None:
+def _check_depth(text: str, most: int) -> None:
     depth, in_string, escaped = 0, False, False
     for char in text:
         if in_string:
@@ -43,14 +54,20 @@ def _check_depth(text: str, where: str) -> None:
             in_string = True
         elif char in "[{":
             depth += 1
-            if depth > MAX_DEPTH:
-                raise BundleError(f"{where} is nested deeper than {MAX_DEPTH} levels; export the bundle again")
+            if depth > most:
+                raise ValueError(f"nested deeper than {most} levels")
         elif char in "]}":
             depth -= 1
 
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"number {text[:20]}... has more than {MAX_DIGITS} digits")
+    return int(text)
 
 
 def _finite(text: str) -> float:
@@ -63,6 +80,6 @@ def _finite(text: str) -> float:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [key for key, _ in pairs]
-        raise ValueError(f"key {next(k for k in names if names.count(k) > 1)!r} stands twice")
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"key {counts.most_common(1)[0][0]!r} stands twice")
     return result

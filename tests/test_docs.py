@@ -13,7 +13,7 @@ from t2v_edge.cli import make_parser
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "devices/README.md", "docs/formats.md", "docs/comparing.md",
              "docs/decisions.md", "docs/quantization.md", "docs/benchmarking.md", "docs/captions.md",
-             "benchmarks/README.md")
+             "docs/protocol.md", "benchmarks/README.md")
 
 
 def commands_of_the_readme() -> list[str]:

@@ -27,13 +27,13 @@ PACKAGES = {"t2v_edge": ROOT / "t2v_edge", "t2v_export": ROOT / "export/t2v_expo
 LAYERS = (
     ("errors",),
     ("spec", "frame", "device", "files", "strict_json", "onnx_lite", "clock", "draws", "timing", "resize", "machine",
-     "cache", "jetpack", "memory", "pace", "power", "wording", "pacer", "quality", "waiting"),
+     "cache", "jetpack", "memory", "pace", "power", "wording", "fields", "protocol", "pacer", "quality", "waiting"),
     ("bundle", "archive", "manifest", "tokenizer", "roofline"),
     ("engine", "choice", "golden", "system", "checks", "captions", "cues", "sources", "asr"),
     ("rollout", "stream", "live", "live_core", "live_maker", "live_options", "live_stats", "player", "proof", "build",
      "build_report"),
     ("pipeline",),
-    ("sinks", "report", "trial", "doctor", "bench", "bench_report"),
+    ("sinks", "report", "trial", "doctor", "bench", "bench_report", "server", "async_client", "client"),
     ("cli", "commands", "__main__"),
 )
 LAYER_OF = {name: height for height, names in enumerate(LAYERS) for name in names}

@@ -23,7 +23,8 @@ PLAY = """
     before = set(sys.modules)
     skipped = 0
     needs = {"engine.openvino": "openvino", "engine.cuda": "cuda", "engine.tensorrt": "cuda", "engine.resident": "cuda",
-             "build": "cuda"}
+             "build": "cuda", "server.session": "websockets", "server.live_server": "websockets",
+             "async_client": "websockets", "client": "websockets"}
     for module in pkgutil.walk_packages(t2v_edge.__path__, "t2v_edge."):
         needed = needs.get(module.name[len("t2v_edge."):])
         if needed and importlib.util.find_spec(needed) is None:

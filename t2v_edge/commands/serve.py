@@ -1,0 +1,140 @@
+"""``t2v-edge serve``: live captions in, frames out, over WebSockets."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t2v_edge.clock import exact
+from t2v_edge.commands.run import parse_size
+from t2v_edge.engine import AUTO, BUILT, ENGINES
+from t2v_edge.errors import ServerError, UsageError
+from t2v_edge.live import LiveStream
+from t2v_edge.pipeline import Pipeline
+from t2v_edge.protocol import FORMATS, JPEG, MAX_FPS, MAX_SEED, MAX_SIDE, MIN_FPS, Settings
+from t2v_edge.server.limits import Limits
+
+if TYPE_CHECKING:
+    from t2v_edge.server.live_server import LiveServer, ServerOptions
+
+EXAMPLES = """examples:
+  t2v-edge serve BUNDLE                                    # for this machine: ws://127.0.0.1:8765/live
+  t2v-edge serve BUNDLE --fps 30 --size 512x512 --format webp --quality 70
+  T2V_EDGE_TOKEN=$(openssl rand -hex 24) t2v-edge serve BUNDLE --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
+  t2v-edge serve BUNDLE --origin https://app.example       # pages of this site may connect as well
+
+docs/protocol.md says how clients talk to it; t2v_edge.client is one in Python. GET /healthz and GET /metrics (for
+Prometheus) are plain HTTP on the same port. Without a token only this machine may connect. Ctrl-C and SIGTERM end it
+well: clients are told. With --json the first line is {"event": "serving", "url": ...}, the last has "stopped"."""
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "serve", help="serve live streams: captions in, frames out, over WebSockets",
+        description="Serve a bundle to many clients, each with a stream of its own.", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="a bundle folder or zip")
+    parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1, this machine alone)")
+    parser.add_argument("--port", type=int, default=8765, help="port to bind, 0 for any free one (default: 8765)")
+    parser.add_argument("--token-file", type=Path, metavar="FILE",
+                        help="a file with the token that clients must know (default: the variable T2V_EDGE_TOKEN)")
+    parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="serve over TLS with this certificate")
+    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="the certificate's key")
+    parser.add_argument("--origin", action="append", default=[], metavar="ORIGIN",
+                        help="pages of https://HOST may connect as well; may be given many times")
+    parser.add_argument("--max-clients", type=int, default=Limits.clients,
+                        help=f"sessions at once (default: {Limits.clients})")
+    parser.add_argument("--max-messages", type=float, default=Limits.messages_per_s, metavar="N",
+                        help=f"messages a second that a client may send (default: {Limits.messages_per_s:g})")
+    for_clients = parser.add_argument_group("what clients get that ask for nothing else")
+    for_clients.add_argument("--fps", help="frames a second (default: the model's own)")
+    for_clients.add_argument("--size", type=parse_size, metavar="WxH", help="frame size (default: the model's own)")
+    for_clients.add_argument("--seed", type=int, default=0, help="same seed, same motion (default: 0)")
+    for_clients.add_argument("--format", choices=FORMATS, default=JPEG, help=f"of frames (default: {JPEG})")
+    for_clients.add_argument("--quality", type=int, default=85, help="of jpeg and webp, 1 to 100 (default: 85)")
+    parser.add_argument("--variant", help="fp32, fp16, ... (default: what the bundle says is best for each stage)")
+    parser.add_argument("--engine", default=AUTO, choices=(AUTO, *ENGINES, *BUILT),
+                        help="engine of all stages (default: auto, the fastest of each, measured on first use)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's choice)")
+    parser.add_argument("--json", action="store_true", help="say what happens as lines of JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        from t2v_edge.server.access import Access, open_tls, read_token
+        from t2v_edge.server.encode import check_format
+        from t2v_edge.server.live_server import ServerOptions
+    except ImportError as error:
+        raise ServerError(f"the server needs websockets ({error}); pip install 't2v-edge[serve]'") from error
+    # What was asked for is checked before the bundle is loaded.
+    if not 0 <= args.port <= 65535:
+        raise UsageError(f"--port is {args.port}, expected 0 to 65535")
+    if not 1 <= args.quality <= 100:
+        raise UsageError(f"--quality is {args.quality}, expected 1 to 100")
+    check_format(args.format)
+    access = Access(args.host, read_token(args.token_file), tuple(args.origin))
+    limits = Limits(clients=args.max_clients, messages_per_s=args.max_messages,
+                    burst=max(1, int(2 * args.max_messages)))
+    tls = open_tls(args.tls_cert, args.tls_key)
+    with Pipeline.open(args.bundle, args.engine, args.variant, args.threads) as pipeline:
+        video = pipeline.manifest.video
+        fps = Fraction(video.fps) if args.fps is None else exact(args.fps, "fps")
+        size = args.size or (video.width, video.height)
+        if not MIN_FPS <= fps <= MAX_FPS:
+            raise UsageError(f"--fps is {fps}, expected {MIN_FPS} to {MAX_FPS}")
+        if not all(1 <= side <= MAX_SIDE for side in size):
+            raise UsageError(f"--size is {size[0]}x{size[1]}, expected 1 to {MAX_SIDE} pixels a side")
+        if not 0 <= args.seed <= MAX_SEED:
+            raise UsageError(f"--seed is {args.seed}, expected 0 to {MAX_SEED}")
+        settings = Settings(fps, size, args.seed, args.format, args.quality)
+        open_stream(pipeline, settings).close()  # whatever is wrong with the settings is said now, and not to clients
+        asyncio.run(_serve(pipeline, ServerOptions(settings, access, args.port, tls, limits), args.json))
+    return 0
+
+
+def open_stream(pipeline: Pipeline, settings: Settings) -> LiveStream:
+    """One client's stream, which waits for its first caption."""
+    return pipeline.live(fps=settings.fps, size=settings.size, seed=settings.seed or 0)
+
+
+async def _serve(pipeline: Pipeline, options: ServerOptions, as_json: bool) -> None:
+    from t2v_edge.server.live_server import LiveServer
+
+    manifest = pipeline.manifest
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    server = LiveServer(lambda settings: open_stream(pipeline, settings), manifest.name, Fraction(manifest.video.fps),
+                        options)
+
+    def end(number: int) -> None:
+        stop.set()
+        loop.remove_signal_handler(number)  # a second Ctrl-C does not wait for clients
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(NotImplementedError):  # not on Windows: there Ctrl-C interrupts
+            loop.add_signal_handler(number, end, number)
+    async with server:
+        _say(as_json, f"serving {manifest.name} at {server.url}, Ctrl-C stops", event="serving", bundle=manifest.name,
+             url=server.url)
+        await stop.wait()
+    _say(as_json, _summary(server), event="stopped", sessions=server.metrics.value("t2v_sessions_total"),
+         captions=server.metrics.value("t2v_captions_total"), frames=server.metrics.value("t2v_frames_sent_total"))
+
+
+def _summary(server: LiveServer) -> str:
+    sessions, frames = (server.metrics.value(f"t2v_{what}_total") for what in ("sessions", "frames_sent"))
+    return f"stopped: {sessions} sessions, {frames} frames sent"
+
+
+def _say(as_json: bool, text: str, **values: Any) -> None:
+    """One line on stdout, as it happens."""
+    sys.stdout.write((json.dumps(values, ensure_ascii=False) if as_json else text) + "\n")
+    sys.stdout.flush()

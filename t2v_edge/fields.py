@@ -1,0 +1,124 @@
+"""Values of a message that came from outside: types and ranges, or `ProtocolError`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, Optional, cast
+
+from t2v_edge.errors import ProtocolError
+
+_SHOWN = 40
+_FRACTION = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
+MAX_TERM = 10**6
+
+
+class Fields:
+    """The values of one message of type `kind`. `optional_` getters give None where the key is absent or null."""
+
+    def __init__(self, kind: str, values: dict[str, Any]) -> None:
+        self._kind = kind
+        self._values = values
+
+    def wrong(self, name: str, value: Any, expected: str) -> ProtocolError:
+        shown = "absent" if value is None else repr(str(value)[:_SHOWN])
+        return ProtocolError("bad_value", f"{name} of a {self._kind} message is {shown}", f"send {expected}")
+
+    def optional_whole(self, name: str, low: int, high: int) -> Optional[int]:
+        value = self._values.get(name)
+        if value is not None and not _is_whole(value, low, high):
+            raise self.wrong(name, value, f"a whole number, {low} to {high}")
+        return cast(Optional[int], value)
+
+    def whole(self, name: str, low: int, high: int) -> int:
+        value = self.optional_whole(name, low, high)
+        if value is None:
+            raise self.wrong(name, None, f"a whole number, {low} to {high}")
+        return value
+
+    def wholes(self, name: str, low: int, high: int, most: int) -> tuple[int, ...]:
+        """A list of 1 to `most` whole numbers."""
+        value = self._values.get(name)
+        if not isinstance(value, list) or not 1 <= len(value) <= most or not all(
+                _is_whole(item, low, high) for item in value):
+            raise self.wrong(name, value, f"a list of 1 to {most} whole numbers, {low} to {high}")
+        return tuple(value)
+
+    def optional_number(self, name: str, low: float, high: float) -> Optional[float]:
+        value = self._values.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise self.wrong(name, value, f"a number, {low:g} to {high:g}")
+        return float(value)
+
+    def number(self, name: str, low: float, high: float) -> float:
+        value = self.optional_number(name, low, high)
+        if value is None:
+            raise self.wrong(name, None, f"a number, {low:g} to {high:g}")
+        return value
+
+    def fraction(self, name: str, low: int, high: int) -> Optional[Fraction]:
+        """An exact rate: a number, or a text such as "30000/1001"; None where it is absent."""
+        value = self._values.get(name)
+        if value is None:
+            return None
+        result: Optional[Fraction] = None
+        if isinstance(value, str):
+            match = _FRACTION.fullmatch(value)
+            if match is not None and int(match[2]):
+                result = Fraction(int(match[1]), int(match[2]))
+        elif not isinstance(value, bool) and isinstance(value, (int, float)) and low <= value <= high:
+            result = Fraction(str(value))
+        if result is None or not low <= result <= high or max(result.numerator, result.denominator) > MAX_TERM:
+            raise self.wrong(name, value, f'a number from {low} to {high} of at most six digits, or "30000/1001"')
+        return result
+
+    def size(self, name: str, most: int) -> Optional[tuple[int, int]]:
+        """[width, height]; None where it is absent."""
+        value = self._values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != 2 or not all(_is_whole(side, 1, most) for side in value):
+            raise self.wrong(name, value, f"[width, height], each 1 to {most}")
+        return value[0], value[1]
+
+    def optional_text(self, name: str, most: int) -> Optional[str]:
+        value = self._values.get(name)
+        if value is not None and (not isinstance(value, str) or len(value) > most or not _is_unicode(value)):
+            raise self.wrong(name, value, f"text of at most {most} characters")
+        return value
+
+    def text(self, name: str, most: int) -> str:
+        value = self.optional_text(name, most)
+        if value is None:
+            raise self.wrong(name, None, f"text of at most {most} characters")
+        return value
+
+    def optional_choice(self, name: str, choices: Sequence[str]) -> Optional[str]:
+        value = self._values.get(name)
+        if value is not None and value not in choices:
+            raise self.wrong(name, value, f"one of: {', '.join(choices)}")
+        return cast(Optional[str], value)
+
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        value = self.optional_choice(name, choices)
+        if value is None:
+            raise self.wrong(name, None, f"one of: {', '.join(choices)}")
+        return value
+
+    def flag(self, name: str, default: Optional[bool] = None) -> bool:
+        value = self._values.get(name, default)
+        if not isinstance(value, bool):
+            raise self.wrong(name, value, "true or false")
+        return value
+
+
+def _is_whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether no half of a surrogate pair stands alone, as JSON's escapes allow: such text cannot be sent on."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,0 +1,35 @@
+"""Pixels to what is sent of them. Called from worker threads; OpenCV lets go of the interpreter while it encodes."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from t2v_edge.errors import ProtocolError
+from t2v_edge.protocol import JPEG, RAW, WEBP
+
+_SUFFIXES = {JPEG: ".jpg", WEBP: ".webp"}
+
+
+def encode(pixels: npt.NDArray[np.uint8], kind: str, quality: int) -> bytes:
+    """A frame's payload. pixels: uint8 (H, W, 3), RGB. kind: ``raw``, ``jpeg`` or ``webp``. quality: 1 to 100."""
+    if kind == RAW:
+        return pixels.tobytes()
+    import cv2
+
+    flag = cv2.IMWRITE_JPEG_QUALITY if kind == JPEG else cv2.IMWRITE_WEBP_QUALITY
+    done, data = cv2.imencode(_SUFFIXES[kind], pixels[:, :, ::-1], (flag, quality))
+    if not done:
+        raise ProtocolError("internal", f"OpenCV could not encode a frame as {kind}", "take the format raw")
+    return bytes(data)
+
+
+def check_format(kind: str) -> None:
+    """Raises `ProtocolError` where this format cannot be made here."""
+    if kind == RAW:
+        return
+    try:
+        import cv2  # noqa: F401
+    except ImportError as error:
+        raise ProtocolError("bad_value", f"the server has no OpenCV to make {kind} with",
+                            "take the format raw, or install 't2v-edge[serve]' there") from error

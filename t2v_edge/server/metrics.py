@@ -1,0 +1,99 @@
+"""Counts and times of a server, as text for Prometheus (exposition format 0.0.4)."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_WINDOW = 1024
+_QUANTILES = (0.5, 0.95, 0.99)
+Labels = tuple[tuple[str, str], ...]
+
+_HELP = {
+    "t2v_sessions_total": ("counter", "Sessions opened."),
+    "t2v_refused_total": ("counter", "Connections and messages refused, by code."),
+    "t2v_captions_total": ("counter", "Captions received."),
+    "t2v_frames_made_total": ("counter", "Frames that streams made."),
+    "t2v_frames_sent_total": ("counter", "Frames sent."),
+    "t2v_frames_dropped_total": ("counter", "Frames made and not sent: too late for their client, or out of date."),
+    "t2v_bytes_sent_total": ("counter", "Bytes of frames sent."),
+    "t2v_clients": ("gauge", "Sessions open now."),
+    "t2v_fps": ("gauge", "Frames sent a second, all clients together, over the last seconds."),
+    "t2v_queue_depth": ("gauge", "What waits in each stage, all clients together."),
+    "t2v_latency_ms": ("summary", "Milliseconds of each stage; caption: from being taken to its first frame sent."),
+}
+
+
+class Metrics:
+    """Counters and windows of times. Used on the event loop alone."""
+
+    def __init__(self) -> None:
+        self._counters: Counter[tuple[str, Labels]] = Counter()
+        self._times: dict[str, deque[float]] = {}
+        self._sums: Counter[str] = Counter()
+        self._sums_ms: dict[str, float] = {}
+        for name in ("t2v_sessions_total", "t2v_captions_total", "t2v_frames_made_total", "t2v_frames_sent_total",
+                     "t2v_frames_dropped_total", "t2v_bytes_sent_total"):
+            self._counters[name, ()] = 0  # a counter that is 0 is there, one that is absent is a mistake
+
+    def count(self, name: str, amount: int = 1, **labels: str) -> None:
+        self._counters[name, tuple(labels.items())] += amount
+
+    def value(self, name: str, **labels: str) -> int:
+        return self._counters[name, tuple(labels.items())]
+
+    def time(self, stage: str, elapsed_ms: float) -> None:
+        self._times.setdefault(stage, deque(maxlen=_WINDOW)).append(elapsed_ms)
+        self._sums[stage] += 1
+        self._sums_ms[stage] = self._sums_ms.get(stage, 0.0) + elapsed_ms
+
+    def to_text(self, gauges: Mapping[tuple[str, Labels], float]) -> str:
+        """All of it; `gauges`: (name, labels) -> what is true now. Quantiles are of the last 1,024 times."""
+        samples: dict[str, list[str]] = {}
+        for values in (self._counters, gauges):
+            for (name, labels), value in values.items():
+                samples.setdefault(name, []).append(f"{name}{_labels(labels)} {value:g}" if isinstance(value, float)
+                                                    else f"{name}{_labels(labels)} {value}")
+        for stage, times in self._times.items():
+            lines = samples.setdefault("t2v_latency_ms", [])
+            for quantile, value in zip(_QUANTILES, np.quantile(np.asarray(times), _QUANTILES)):
+                lines.append(f"t2v_latency_ms{_labels((('stage', stage), ('quantile', str(quantile))))} {value:.3f}")
+            lines.append(f"t2v_latency_ms_sum{_labels((('stage', stage),))} {self._sums_ms[stage]:.3f}")
+            lines.append(f"t2v_latency_ms_count{_labels((('stage', stage),))} {self._sums[stage]}")
+        text = []
+        for name, (kind, meaning) in _HELP.items():
+            if name in samples:
+                text += [f"# HELP {name} {meaning}", f"# TYPE {name} {kind}", *samples[name]]
+        return "\n".join(text) + "\n"
+
+
+class Rate:
+    """Events a second over the last `window_s` seconds."""
+
+    def __init__(self, window_s: float = 5.0) -> None:
+        self._window_s = window_s
+        self._times: deque[float] = deque()
+        self._start_s: float | None = None
+
+    def add(self, now_s: float) -> None:
+        self._times.append(now_s)
+        self._trim(now_s)
+
+    def per_s(self, now_s: float) -> float:
+        self._trim(now_s)
+        if len(self._times) < 2:
+            return 0.0
+        return (len(self._times) - 1) / max(1e-3, self._times[-1] - self._times[0])
+
+    def _trim(self, now_s: float) -> None:
+        while self._times and self._times[0] < now_s - self._window_s:
+            self._times.popleft()
+
+
+def _labels(labels: Iterable[tuple[str, str]]) -> str:
+    # Values are codes and stage names of this package: nothing in them needs to be escaped.
+    text = ",".join(f'{name}="{value}"' for name, value in labels)
+    return f"{{{text}}}" if text else ""

@@ -1,0 +1,297 @@
+"""One client of the live server: what it says, and what it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Callable, Optional, Union
+
+from websockets.exceptions import ConnectionClosed
+
+from t2v_edge.captions import CaptionEvent, CaptionMerger
+from t2v_edge.errors import CaptionError, ProtocolError, T2VError, UsageError
+from t2v_edge.protocol import (
+    Bye,
+    Caption,
+    Control,
+    Error,
+    FrameHeader,
+    Hello,
+    ServerMessage,
+    Settings,
+    Showing,
+    State,
+    Stats,
+    StatsRequest,
+    Welcome,
+    read_client,
+    write,
+)
+from t2v_edge.server.encode import encode
+from t2v_edge.server.limits import Limits, RateLimit
+from t2v_edge.server.metrics import Metrics, Rate
+from t2v_edge.server.outbox import Outbox
+from t2v_edge.server.playback import Made, Playback, Stream
+from t2v_edge.timing import Latency
+
+BYE, GONE = "bye", "gone"
+"""How a session ends without an error: the client said so, or its connection is gone."""
+_LOG = logging.getLogger(__name__)
+_LATENCIES = 1024
+_AWAITED = 256
+
+
+@dataclass(frozen=True)
+class Shop:
+    """What the sessions of a server share.
+
+    open_stream: makes a stream of these settings, called in a worker thread. encoders: threads that encode frames.
+    callers: threads that captions and controls run in.
+    """
+
+    open_stream: Callable[[Settings], Stream]
+    encoders: Executor
+    callers: Executor
+    limits: Limits
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A caption that is to be shown."""
+
+    text: str
+    segment: int
+    revision: int
+    received_s: float
+
+
+class Session:
+    """Runs one client from its welcome to its end. Lives on the event loop; motion, rendering and encoding do not.
+
+    name: for logs. fps: frames sent a second. depths: what waits in each stage.
+    """
+
+    def __init__(self, socket: Any, name: str, shop: Shop, settings: Settings) -> None:
+        self.name = name
+        self._socket = socket
+        self._shop = shop
+        self._loop = asyncio.get_running_loop()
+        self._start_s = self._loop.time()
+        self._outbox: Outbox[Made] = Outbox()
+        self._playback = Playback(shop.open_stream, shop.callers, settings, self._outbox.put_frame)
+        self._rate = RateLimit(shop.limits.messages_per_s, shop.limits.burst, self._start_s)
+        self._merger = CaptionMerger()
+        self._newest = (0, 0)
+        self._poll: Optional[asyncio.TimerHandle] = None
+        self._wanted: Optional[_Wanted] = None
+        self._wanted_event = asyncio.Event()
+        self._sent = 0
+        self._captions = 0
+        self._fps = Rate()
+        self._awaited: deque[tuple[int, float]] = deque(maxlen=_AWAITED)
+        self._latencies: deque[float] = deque(maxlen=_LATENCIES)
+        self._end: asyncio.Future[ProtocolError] = self._loop.create_future()
+
+    async def run(self, version: int, bundle: str, base_fps: Any) -> ProtocolError:
+        """Play until the client leaves (``bye`` or ``gone``), is refused, or `stop` is called; gives why it ended."""
+        tasks: list[asyncio.Future[Any]] = []
+        try:
+            await self._playback.open()
+            self._say(Welcome(version, self.name, bundle, base_fps, self._playback.settings))
+            tasks = [asyncio.ensure_future(work) for work in (self._receive(), self._send(), self._take_captions())]
+            ends: list[asyncio.Future[Any]] = [self._end, self._playback.failed]
+            await asyncio.wait([*ends, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            return self._end.result() if self._end.done() else self._why(tasks)
+        except T2VError as error:
+            return _refusal(error)
+        finally:
+            for task in tasks:
+                task.cancel()
+            if self._poll is not None:
+                self._poll.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._playback.close()
+
+    def stop(self, reason: ProtocolError) -> None:
+        """End the session from outside."""
+        if not self._end.done():
+            self._end.set_result(reason)
+
+    @property
+    def fps(self) -> float:
+        return self._fps.per_s(self._loop.time())
+
+    @property
+    def depths(self) -> dict[str, int]:
+        return {"captions": int(self._wanted is not None), "send": self._outbox.depth}
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Frames made, and frames made and not sent."""
+        return self._playback.made, self._playback.made - self._sent
+
+    def farewell(self) -> list[str]:
+        """Messages that were not sent yet."""
+        return self._outbox.drain()
+
+    # What comes in.
+
+    async def _receive(self) -> None:
+        async for data in self._socket:
+            if not self._rate.take(self._loop.time()):
+                most = self._shop.limits.messages_per_s
+                raise ProtocolError("too_fast", f"more than {most:g} messages a second came",
+                                    "send captions as they change, and not more often")
+            try:
+                await self._handle(read_client(data))
+            except T2VError as error:
+                self._refuse(error)
+
+    async def _handle(self, message: Union[Hello, Caption, Control, StatsRequest, Bye]) -> None:
+        if isinstance(message, Caption):
+            self._accept(message)
+        elif isinstance(message, Control):
+            await self._playback.steer(message)
+            self._say(State(self._playback.paused, self._playback.generation, self._playback.settings))
+        elif isinstance(message, StatsRequest):
+            self._say(self._stats())
+        elif isinstance(message, Bye):
+            raise ProtocolError(BYE, "the client is done", "connect again")
+        else:
+            raise ProtocolError("hello", "a second hello came", "connect again for a new session")
+
+    def _accept(self, caption: Caption) -> None:
+        now = self._loop.time()
+        self._captions += 1
+        self._shop.metrics.count("t2v_captions_total")
+        event = CaptionEvent(self.name, caption.segment, caption.revision, caption.text, caption.final, caption.start,
+                             caption.end, now)
+        self._newest = max(self._newest, (caption.segment, caption.revision))
+        self._want(self._merger.accept(event), now)
+
+    def _want(self, text: Optional[str], now: float) -> None:
+        """Show `text`, and look again when the merger says so."""
+        if text:
+            self._wanted = _Wanted(text, *self._newest, now)
+            self._wanted_event.set()
+        if self._poll is not None:
+            self._poll.cancel()
+        due = self._merger.due_s
+        self._poll = None if due is None else self._loop.call_at(due, self._poll_merger, due)
+
+    def _poll_merger(self, due: float) -> None:
+        now = max(due, self._loop.time())
+        self._want(self._merger.poll(now), now)
+
+    async def _take_captions(self) -> None:
+        """Encode captions, the newest when there is more than one."""
+        while True:
+            await self._wanted_event.wait()
+            self._wanted_event.clear()
+            wanted, self._wanted = self._wanted, None
+            if wanted is not None:
+                try:
+                    await self._show(wanted)
+                except T2VError as error:
+                    self._refuse(error)
+
+    async def _show(self, wanted: _Wanted) -> None:
+        before, start = self._playback.generation, time.perf_counter()
+        generation = await self._playback.show(wanted.text)
+        self._shop.metrics.time("encode_caption", 1000 * (time.perf_counter() - start))
+        if generation > before or not (self._awaited or self._latencies):
+            self._awaited.append((generation, wanted.received_s))
+        self._say(Showing(generation, wanted.segment, wanted.revision, wanted.text))
+
+    # What goes out.
+
+    async def _send(self) -> None:
+        while True:
+            item = await self._outbox.get()
+            if isinstance(item, str):
+                await self._push(item)
+            elif self._playback.is_current(item):
+                await self._send_frame(item)
+
+    async def _send_frame(self, made: Made) -> None:
+        metrics, frame = self._shop.metrics, made.frame
+        start = time.perf_counter()
+        payload = await self._loop.run_in_executor(self._shop.encoders, encode, frame.pixels, made.format, made.quality)
+        metrics.time("encode_frame", 1000 * (time.perf_counter() - start))
+        if not self._playback.is_current(made):
+            return  # out of date meanwhile: not worth sending, though the answer that says so is behind it
+        height, width = frame.pixels.shape[:2]
+        header = FrameHeader(made.format, made.generation, made.sequence, frame.pts, frame.time_base, width, height,
+                             len(payload))
+        start = time.perf_counter()
+        await self._push(header.pack() + payload)
+        metrics.time("send", 1000 * (time.perf_counter() - start))
+        metrics.count("t2v_frames_sent_total")
+        metrics.count("t2v_bytes_sent_total", len(payload))
+        now = self._loop.time()
+        self._sent += 1
+        self._fps.add(now)
+        while self._awaited and self._awaited[0][0] <= made.generation:
+            elapsed_ms = 1000 * (now - self._awaited.popleft()[1])
+            self._latencies.append(elapsed_ms)
+            metrics.time("caption", elapsed_ms)
+
+    async def _push(self, data: Union[str, bytes]) -> None:
+        """Send, and cut the connection of a client that does not read.
+
+        websockets' own pings cannot see to that: they wait in the same queue, behind what is not read.
+        """
+        guard = self._loop.call_later(self._shop.limits.stall_s, self._abort)
+        try:
+            await self._socket.send(data)
+        finally:
+            guard.cancel()
+
+    def _abort(self) -> None:
+        self.stop(ProtocolError("too_slow", "the client does not read what it is sent", "read faster, or ask for less"))
+        self._socket.transport.abort()
+
+    def _say(self, message: ServerMessage) -> None:
+        if not self._outbox.put_text(write(message)):
+            self._abort()
+
+    def _refuse(self, error: T2VError) -> None:
+        """Tell the client what was refused, or, where that ends the session, raise it."""
+        refusal = _refusal(error)
+        if refusal.code == BYE or Error.of(refusal).fatal:
+            raise refusal from error
+        self._shop.metrics.count("t2v_refused_total", code=refusal.code)
+        self._say(Error.of(refusal))
+
+    def _stats(self) -> Stats:
+        return Stats(self._loop.time() - self._start_s, self.fps, self._sent, self._outbox.dropped, self._captions,
+                     self._playback.generation, Latency.of(list(self._latencies)).median_ms)
+
+    def _why(self, tasks: list[asyncio.Future[Any]]) -> ProtocolError:
+        """Why the session's tasks ended."""
+        errors = [task.exception() for task in tasks if task.done() and not task.cancelled()]
+        if self._playback.failed.done():
+            errors.append(self._playback.failed.result())
+        for error in errors:
+            if isinstance(error, T2VError):
+                return _refusal(error)
+            if error is not None and not isinstance(error, ConnectionClosed):
+                _LOG.error("session %s failed", self.name, exc_info=error)
+                return ProtocolError("internal", "the session failed", "see the server's log")
+        return ProtocolError(GONE, "the client is gone", "connect again")
+
+
+def _refusal(error: T2VError) -> ProtocolError:
+    """An error of this package as one of the protocol."""
+    if isinstance(error, ProtocolError):
+        return error
+    code = "internal"
+    if isinstance(error, (CaptionError, UsageError)):
+        code = "caption" if isinstance(error, CaptionError) else "bad_value"
+    message, _, remedy = str(error).partition("; ")
+    return ProtocolError(code, message, remedy or "change the request")
