@@ -50,9 +50,12 @@ def open_stage(name: str, graph: bytes, spec: StageSpec, options: EngineOptions,
     Raises `EngineError` or `UsageError`.
     """
     check_engine(name)
-    available = available_engines()
-    if name != AUTO or not available:
+    if name != AUTO:
         return open_engine(name, graph, spec, options)
+    available = available_engines()
+    if not available:
+        raise EngineError(f"nothing here runs the {spec.stage} graph as it is: pip install 't2v-edge[cpu]', or build "
+                          "TensorRT's engines with t2v-edge build BUNDLE")
     if len(available) == 1:
         return open_engine(available[0], graph, spec, options)
     key = choice_key(graph, available, options)

@@ -12,7 +12,7 @@ from t2v_edge.cli import make_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "devices/README.md", "docs/formats.md", "docs/comparing.md",
-             "docs/decisions.md", "docs/quantization.md", "docs/benchmarking.md", "docs/captions.md",
+             "docs/decisions.md", "docs/quantization.md", "docs/benchmarking.md", "docs/captions.md", "docs/live.md",
              "docs/protocol.md", "benchmarks/README.md")
 
 
@@ -44,7 +44,7 @@ def test_documented_command_of_a_page_is_one_the_command_line_takes(line: str) -
 
 def test_the_readme_shows_all_commands() -> None:
     assert {line.split("t2v-edge ")[1].split()[0] for line in commands_of_the_readme()} == {
-        "export", "compress", "compare", "build", "run", "bench", "doctor", "inspect", "devices"}
+        "export", "compress", "compare", "build", "run", "bench", "doctor", "serve", "inspect", "devices"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

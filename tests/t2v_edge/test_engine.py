@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from t2v_edge import engine
-from t2v_edge.engine import ENGINES, EngineOptions, available_engines, open_engine
+from t2v_edge.engine import ENGINES, EngineOptions, available_engines, open_engine, trt
 from t2v_edge.errors import EngineError, UsageError
 from t2v_edge.pipeline import Pipeline
 from t2v_edge.spec import StageSpec, TensorSpec
@@ -179,7 +179,8 @@ def test_a_closed_engine_says_so(motion):
 
 
 def test_an_absent_engine_names_what_to_install(monkeypatch):
-    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    for module in (engine, trt):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
     assert available_engines() == ()
     for name, extra in (("auto", "cpu"), ("onnxruntime", "cpu"), ("openvino", "openvino")):
         with pytest.raises(EngineError, match=rf"pip install 't2v-edge\[{extra}\]'"):
