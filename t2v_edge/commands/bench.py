@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from t2v_edge.bench import BenchOptions, bench
 from t2v_edge.bench_report import BenchReport
-from t2v_edge.commands.engines import add_engine_arguments
+from t2v_edge.commands.engines import add_engine_arguments, add_making_arguments
 from t2v_edge.commands.output import Progress, print_result
 from t2v_edge.errors import SinkError, UsageError
 from t2v_edge.files import write_atomic
@@ -35,6 +35,7 @@ def add_parser(subparsers: Any) -> None:
                         help=f"how long to play (default: {BenchOptions.seconds:g})")
     parser.add_argument("--seed", type=int, default=0, help="of the streams (default: 0)")
     add_engine_arguments(parser)
+    add_making_arguments(parser)
     parser.add_argument("--report", type=Path, metavar="FILE",
                         help="also write the JSON to FILE, which names neither you nor your machine")
     parser.add_argument("--json", action="store_true", help="for machines")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from t2v_edge.captions import schedule
-from t2v_edge.commands.engines import add_engine_arguments
+from t2v_edge.commands.engines import add_engine_arguments, add_making_arguments
 from t2v_edge.commands.output import Progress, print_result
 from t2v_edge.cues import play as play_cues
 from t2v_edge.cues import read_cues
@@ -73,6 +73,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--smoothing", type=float, default=0.0, help="of motion, 0 (none) to below 1 (default: 0)")
     parser.add_argument("--blend-steps", type=int, help="base frames a caption change takes (default: the model's own)")
     add_engine_arguments(parser)
+    add_making_arguments(parser)
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet")
     parser.add_argument("--json", action="store_true", help="report as JSON (on stderr where -o - fills stdout)")
     parser.set_defaults(run=run)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2v_edge.clock import exact
+from t2v_edge.commands.engines import add_engine_arguments
 from t2v_edge.commands.run import parse_size
-from t2v_edge.engine import AUTO, BUILT, ENGINES
 from t2v_edge.errors import ServerError, UsageError
 from t2v_edge.live import LiveStream
 from t2v_edge.pipeline import Pipeline
@@ -59,10 +59,7 @@ def add_parser(subparsers: Any) -> None:
     for_clients.add_argument("--seed", type=int, default=0, help="same seed, same motion (default: 0)")
     for_clients.add_argument("--format", choices=FORMATS, default=JPEG, help=f"of frames (default: {JPEG})")
     for_clients.add_argument("--quality", type=int, default=85, help="of jpeg and webp, 1 to 100 (default: 85)")
-    parser.add_argument("--variant", help="fp32, fp16, ... (default: what the bundle says is best for each stage)")
-    parser.add_argument("--engine", default=AUTO, choices=(AUTO, *ENGINES, *BUILT),
-                        help="engine of all stages (default: auto, the fastest of each, measured on first use)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: the engine's choice)")
+    add_engine_arguments(parser)
     parser.add_argument("--json", action="store_true", help="say what happens as lines of JSON")
     parser.set_defaults(run=run)
 
