@@ -100,9 +100,12 @@ def _read(handle: int, size: int, key: Key) -> Optional[bytes]:
         length = int.from_bytes(start[len(MARK):], "little")
         if start[: len(MARK)] != MARK or len(start) != len(MARK) + 4 or length > MAX_HEADER_BYTES:
             return None
-        header = loads(file.read(length), "an engine's header")
+        text = file.read(length)
+        header = loads(text, "an engine's header")
         expected = size - len(start) - length
         if not isinstance(header, dict) or header.get("key") != dict(key) or header.get("bytes") != expected:
+            return None
+        if dumps(header) != text:  # the same to a reader, and not what was written
             return None
         data = file.read(expected)
     return data if header.get("sha256") == hashlib.sha256(data).hexdigest() else None
