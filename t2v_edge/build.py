@@ -262,6 +262,7 @@ class Builder:
             tried = replace(tried, kept=kept, build_s=build_s, engine_bytes=len(data))
             spec = self.bundle.manifest.stages[stage]
             engine = TensorRtEngine(self.api, data, spec, queue, self._settings(stage).batch)
+            tried = replace(tried, layers=engine.layers)
             for name, vectors in (("golden", golden), ("rollout", reference)):
                 if vectors is None:
                     continue

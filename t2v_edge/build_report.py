@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tried:
-    """One engine of a stage: built in `build_s` (or kept, then 0), its size, how far from the golden vectors and from
-    ONNX Runtime in words, the median of its runs on the GPU, and why it was refused (empty where it was not)."""
+    """One engine of a stage: built in `build_s` (or kept, then 0), its size, its layers (about as many kernels), how
+    far from the golden vectors and from ONNX Runtime in words, the median of its runs on the GPU, and why it was
+    refused (empty where it was not)."""
 
     variant: str
     precision: str
@@ -23,6 +24,7 @@ class Tried:
     kept: bool = False
     build_s: float = 0.0
     engine_bytes: int = 0
+    layers: Optional[int] = None
     golden: str = ""
     rollout: str = ""
     max_rel: Optional[float] = None

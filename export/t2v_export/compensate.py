@@ -8,7 +8,7 @@ belong to different output pixels, draws no grid. Each of these kinds of pixel i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import onnx
@@ -19,10 +19,14 @@ from t2v_calibration.ranges import WEIGHT_LEVELS, quantize_weight, weight_scales
 from t2v_export.graph import out_axis
 
 Array = NDArray[np.float64]
-Part = tuple[slice, ...]
+Rows = NDArray[np.float32]
+Place = tuple[slice, ...]
 
 ROWS = 64
 """Places of one sample that a layer is looked at: they are much alike, and samples are many."""
+
+WAITING = 1024
+"""Places that wait until their moments are added in one product, which reads and writes the moments once."""
 
 MAX_INPUTS = 4096
 """That an output sums over; their second moments take 128 MiB then, and the layer is rounded plainly beyond it."""
@@ -40,7 +44,7 @@ class Moments:
 
     def __init__(self, node: onnx.NodeProto, weight: NDArray[np.float32]) -> None:
         self._node, self._weight = node, weight
-        self._parts = [(part, np.zeros((size, size))) for part, size in self._sizes()]
+        self._parts = [_Part(part, np.zeros((size, size))) for part, size in self._sizes()]
         self._random = np.random.Generator(np.random.PCG64(0))
 
     @classmethod
@@ -52,24 +56,28 @@ class Moments:
 
     def add(self, value: NDArray[np.generic]) -> None:
         """Take in one input of the layer."""
-        for part, moments in self._parts:
-            rows = self._rows(part, np.asarray(value, np.float64))
-            moments += rows.T @ rows
+        for part in self._parts:
+            part.add(self._rows(part.place, np.asarray(value, np.float32)))
 
-    def round(self, bits: int) -> NDArray[np.int8]:
-        """The weight as int8, in its own layout, in the scales of `weight_scales`, whose errors it raises."""
+    def round(self, bits: Collection[int]) -> dict[int, NDArray[np.int8]]:
+        """By number of bits the weight as int8, in its own layout, in the scales of `weight_scales`, whose errors it
+        raises.
+        """
         axis = out_axis(self._node)
-        scales = weight_scales(self._weight, axis, bits)
-        rounded = quantize_weight(self._weight, scales, axis, bits)
-        for part, moments in self._parts:
-            if moments.any():
-                weight = np.moveaxis(self._weight[part], axis, 0)
-                flat = weight.reshape(len(weight), -1)
-                made = compensated(flat, moments, scales.astype(np.float64), WEIGHT_LEVELS[bits])
-                np.moveaxis(rounded[part], axis, 0)[...] = made.reshape(weight.shape)
+        scales = {number: weight_scales(self._weight, axis, number) for number in bits}
+        rounded = {number: quantize_weight(self._weight, scales[number], axis, number) for number in bits}
+        for part in self._parts:
+            moments = part.gathered()
+            if not moments.any():
+                continue
+            weight = np.moveaxis(self._weight[part.place], axis, 0)
+            flat, factor = weight.reshape(len(weight), -1), _factor(moments)
+            for number in bits:
+                made = compensated(flat, factor, scales[number].astype(np.float64), WEIGHT_LEVELS[number])
+                np.moveaxis(rounded[number][part.place], axis, 0)[...] = made.reshape(weight.shape)
         return rounded
 
-    def _sizes(self) -> Iterator[tuple[Part, int]]:
+    def _sizes(self) -> Iterator[tuple[Place, int]]:
         """The parts of the weight, and how many inputs each sums over."""
         if self._weight.ndim == 2:
             yield (slice(None), slice(None)), self._weight.shape[1 - out_axis(self._node)]
@@ -86,14 +94,14 @@ class Moments:
         found = next((a.ints for a in self._node.attribute if a.name == "strides"), (1, 1))
         return found[0], found[1]
 
-    def _rows(self, part: Part, value: Array) -> Array:
+    def _rows(self, part: Place, value: Rows) -> Rows:
         """What the part's weights meet, (places, inputs), in the weights' order."""
         if self._weight.ndim == 2:
             rows = value.reshape(-1, value.shape[-1])
             return rows[self._some(len(rows))]
         height, width = self._weight[part].shape[2:]
         if value.shape[2] < height or value.shape[3] < width:
-            return np.zeros((0, value.shape[1] * height * width))
+            return np.zeros((0, value.shape[1] * height * width), np.float32)
         windows = sliding_window_view(value, (height, width), (2, 3))[0]  # (inputs, down, right, height, width)
         if self._node.op_type == "ConvTranspose":  # tap m of a part reads the pixel m before
             windows = windows[..., ::-1, ::-1]
@@ -105,12 +113,38 @@ class Moments:
         return self._random.permutation(count)[:ROWS] if count > ROWS else np.arange(count)
 
 
-def compensated(weight: NDArray[np.floating], moments: Array, scales: Array, levels: int) -> NDArray[np.int8]:
-    """Weights (outputs, inputs) as whole numbers of `scales` (outputs,), given the inputs' second moments."""
+class _Part:
+    """The weights at `place`, and the second moments of what they meet."""
+
+    def __init__(self, place: Place, moments: Array) -> None:
+        self.place, self._moments = place, moments
+        self._waiting: list[Rows] = []
+
+    def add(self, rows: Rows) -> None:
+        self._waiting.append(rows)
+        if sum(map(len, self._waiting)) >= WAITING:
+            self.gathered()
+
+    def gathered(self) -> Array:
+        """The moments of all that was added."""
+        if self._waiting:
+            rows = np.concatenate(self._waiting).astype(np.float64)
+            self._moments += rows.T @ rows
+            self._waiting.clear()
+        return self._moments
+
+
+def _factor(moments: Array) -> Array:
+    """Upper triangular; the inverse of the moments, damped, is factor.T @ factor."""
+    count = len(moments)
+    damped = moments + np.eye(count) * (DAMPING * np.trace(moments) / count + 1e-12)
+    return np.linalg.cholesky(np.linalg.inv(damped)).T
+
+
+def compensated(weight: NDArray[np.floating], factor: Array, scales: Array, levels: int) -> NDArray[np.int8]:
+    """Weights (outputs, inputs) as whole numbers of `scales` (outputs,), given the `_factor` of the inputs' moments."""
     left = weight.astype(np.float64)
     count = left.shape[1]
-    damped = moments + np.eye(count) * (DAMPING * np.trace(moments) / count + 1e-12)
-    factor = np.linalg.cholesky(np.linalg.inv(damped)).T  # upper triangular, the inverse is factor.T @ factor
     made = np.empty(left.shape, np.int8)
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)

@@ -70,7 +70,8 @@ def observe(
             found.add(values[inputs[layer][0]])
         advance()
     means = {layer: sums[key] / len(samples) for layer, key in inputs.items()}
-    rounded = {(layer, number): found.round(number) for layer, found in moments.items() for number in bits}
+    rounded = {(layer, number): weight for layer, found in moments.items()
+               for number, weight in found.round(bits).items()}
     return Observations(histograms, means, ranks, rounded)
 
 

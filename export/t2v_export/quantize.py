@@ -35,10 +35,18 @@ def quantize(
     Raises `CalibrationError` where a tensor was not observed or a weight is not finite, `SpecError` where the graph
     made is not valid.
     """
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    _Quantizer(model, plan, seen, options, variant == "int8").run()
-    check_graph(model, spec)
-    return model
+    made = quantize_unchecked(model, plan, seen, options, variant)
+    check_graph(made, spec)
+    return made
+
+
+def quantize_unchecked(
+    model: onnx.ModelProto, plan: Plan, seen: Observations, options: Quantize, variant: str
+) -> onnx.ModelProto:
+    """`quantize` for a graph that an engine here is about to run and nobody keeps: checking takes as long as making."""
+    made = onnx.ModelProto.FromString(model.SerializeToString())
+    _Quantizer(made, plan, seen, options, variant == "int8").run()
+    return made
 
 
 class _Quantizer:

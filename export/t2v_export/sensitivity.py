@@ -18,7 +18,7 @@ from t2v_edge.engine.base import EngineOptions
 from t2v_edge.spec import StageSpec
 from t2v_export.graph import WEIGHTED, out_axis
 from t2v_export.observe import Observations
-from t2v_export.quantize import quantize
+from t2v_export.quantize import quantize_unchecked
 from t2v_export.quantize_plan import Plan, make_plan
 from t2v_export.recipe import Quantize
 from t2v_export.verify import ENGINE, frame_psnr
@@ -126,7 +126,7 @@ def measure_sensitivity(
     for name in (layer for layer in plan.layers if layer in set(measured)):
         others = tuple(layer for layer in plan.layers if layer != name)
         alone = make_plan(model, judge.spec, replace(options, keep=(*options.keep, *others)))
-        graph = quantize(model, judge.spec, alone, seen, options, VARIANT)
+        graph = quantize_unchecked(model, alone, seen, options, VARIANT)
         found.append(Sensitivity(name, judge(graph), macs[name]))
         advance()
     return judge.worst_first(found)

@@ -62,6 +62,7 @@ class TensorRtEngine:
         if self._context is None:
             raise EngineError(f"{self.name} cannot make room for the {spec.stage} engine; free GPU memory, or export "
                               "with --recipe small")
+        self.layers: int = self._engine.num_layers  # kernels, about: what the builder fused is one
         self.dtypes = self._check(api.module)
         self.queue = queue.acquire()
         self._bound: Optional[_Buffers] = None

@@ -207,6 +207,7 @@ class _Engine:
         self.batch, self.model = batch, model
         self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         graph = onnx.load_from_string(model).graph
+        self.num_layers = len(graph.node)
         self.tensors = {i.name: i for i in (*graph.input, *graph.output)}
         self.inputs = [i.name for i in graph.input]
         self.outputs = [o.name for o in graph.output]
