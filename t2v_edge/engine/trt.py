@@ -134,6 +134,8 @@ class TensorRt:
             raise EngineError(self._parse_error(parser))
         config = builder.create_builder_config()
         self._configure(config, precision, settings)
+        if not self.strongly_typed and precision == "fp16":
+            self._keep_types(network, config)
         cache = None if self.rtx else config.create_timing_cache(timing_cache)
         if cache is not None and not config.set_timing_cache(cache, False):
             # of another GPU or version: measured anew
@@ -172,6 +174,22 @@ class TensorRt:
             config.builder_optimization_level = settings.optimization_level
         if settings.tactic_sources is not None and not self.rtx:
             config.set_tactic_sources(_mask(trt.TacticSource, settings.tactic_sources))
+
+    def _keep_types(self, network: Any, config: Any) -> None:
+        """Let layers run in the types that the graph gives them: what the export left in float32, it left for a reason.
+
+        TensorRT 8.6 took float16 for the limb maps of the reference model's renderer, and frames were off by 82 levels
+        of 255; as the graph has it, by 1.
+        """
+        trt = self.module
+        config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
+        untyped = (trt.LayerType.CONSTANT, trt.LayerType.CAST, trt.LayerType.SHAPE)
+        for position in range(network.num_layers):
+            layer = network.get_layer(position)
+            made = layer.get_output(0).dtype
+            if layer.type not in untyped and made in (trt.DataType.FLOAT, trt.DataType.HALF):
+                layer.precision = made
+                layer.set_output_type(0, made)
 
     def _parse_error(self, parser: Any) -> str:
         said = []

@@ -158,14 +158,34 @@ class _Tensor:
         self.name, self.shape = info.name, tuple(d.dim_value for d in info.type.tensor_type.shape.dim)
 
 
+class _Layer:
+    """A node, which remembers what it was told of its types."""
+
+    def __init__(self, node, kinds, trt):
+        self.name = node.name
+        self.type = trt.LayerType.CAST if node.op_type == "Cast" else trt.LayerType.ELEMENTWISE
+        self.output = types.SimpleNamespace(dtype=kinds.get(node.output[0], trt.DataType.INT32))
+        self.precision, self.outputs = None, {}
+
+    def get_output(self, position):
+        return self.output
+
+    def set_output_type(self, position, kind):
+        self.outputs[position] = kind
+
+
 class _Network:
-    def __init__(self, gpu):
-        self.gpu, self.inputs = gpu, []
+    def __init__(self, gpu, trt):
+        self.gpu, self.trt, self.inputs, self.layers = gpu, trt, [], []
 
     num_inputs = property(lambda self: len(self.inputs))
+    num_layers = property(lambda self: len(self.layers))
 
     def get_input(self, position):
         return self.inputs[position]
+
+    def get_layer(self, position):
+        return self.layers[position]
 
 
 class _Parser:
@@ -176,6 +196,11 @@ class _Parser:
         model = onnx.load_from_string(graph)
         self.network.model = model
         self.network.inputs = [_Tensor(info) for info in model.graph.input]
+        trt, graph = self.network.trt, onnx.shape_inference.infer_shapes(model).graph
+        floats = {onnx.TensorProto.FLOAT: trt.DataType.FLOAT, onnx.TensorProto.FLOAT16: trt.DataType.HALF}
+        kinds = {v.name: floats[v.type.tensor_type.elem_type] for v in (*graph.value_info, *graph.output)
+                 if v.type.tensor_type.elem_type in floats}
+        self.network.layers = [_Layer(node, kinds, trt) for node in graph.node]
         return True
 
 
@@ -259,7 +284,7 @@ class _Context:
 
 def tensorrt_module(gpu, version="8.6.2"):
     """A stand-in for ``tensorrt`` of a version, whose engines are ONNX files. `spoil` changes a graph as it is built;
-    `builds` lists what was built.
+    `builds` lists what was built, `layers` has those of the last.
     """
     module = types.ModuleType("tensorrt")
     module.__version__ = version
@@ -267,10 +292,12 @@ def tensorrt_module(gpu, version="8.6.2"):
     module.builds = []
     module.ILogger = _Logger
     module.nptype = np.dtype
-    weak = {"FP16": 1, "INT8": 2, "TF32": 4}
+    weak = {"FP16": 1, "INT8": 2, "TF32": 4, "PREFER_PRECISION_CONSTRAINTS": 5}
     module.BuilderFlag = enum.IntEnum("BuilderFlag", weak if int(version.split(".")[0]) < 11 else {"TF32": 4})
     module.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag",
                                                         {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1})
+    module.LayerType = enum.Enum("LayerType", ["CONSTANT", "CAST", "SHAPE", "ELEMENTWISE"])
+    module.DataType = enum.Enum("DataType", ["FLOAT", "HALF", "INT32"])
     module.MemoryPoolType = enum.IntEnum("MemoryPoolType", {"WORKSPACE": 0})
     module.TacticSource = enum.IntEnum("TacticSource", {"CUBLAS": 0, "EDGE_MASK_CONVOLUTIONS": 3})
     module.OnnxParser = _Parser
@@ -281,7 +308,7 @@ def tensorrt_module(gpu, version="8.6.2"):
 
         def create_network(self, flags):
             self.flags = flags
-            return _Network(gpu)
+            return _Network(gpu, module)
 
         def create_builder_config(self):
             return _Config()
@@ -291,6 +318,7 @@ def tensorrt_module(gpu, version="8.6.2"):
             for info in (*network.model.graph.input, *network.model.graph.output):
                 info.type.tensor_type.shape.dim[0].dim_value = 1  # its engines run row by row
             graph = module.spoil(network.model.SerializeToString())
+            module.layers = network.layers
             module.builds.append((sorted(flag.name for flag in config.flags), self.flags))
             if graph is None:
                 return None

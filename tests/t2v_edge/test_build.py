@@ -20,6 +20,7 @@ from t2v_edge.pipeline import Pipeline
 from tests.t2v_edge.conftest import make_tiny
 from tests.t2v_edge.fake_gpu import FakeCuda, install
 
+KEPT = "PREFER_PRECISION_CONSTRAINTS"
 VARIANTS = ("fp32", "fp16", "int8", "int8-u8")
 
 
@@ -190,7 +191,7 @@ def test_spoilt_engines_are_built_again_before_a_stream_plays(bundle_path, tenso
 
 
 @pytest.mark.parametrize("version, flags, typed", [
-    ("8.6.2", [["FP16"], ["FP16", "INT8"]], False), ("10.3.0", [["FP16"], ["FP16", "INT8"]], False),
+    ("8.6.2", [["FP16", KEPT], ["FP16", "INT8"]], False), ("10.3.0", [["FP16", KEPT], ["FP16", "INT8"]], False),
     ("10.16.0", [[], []], True), ("11.4.1", [[], []], True)])
 def test_precision_is_flags_before_10_12_and_types_after(bundle_path, monkeypatch, version, flags, typed):
     tensorrt = install(monkeypatch, FakeCuda(), version)
@@ -198,6 +199,29 @@ def test_precision_is_flags_before_10_12_and_types_after(bundle_path, monkeypatc
     found = [f for f, _ in tensorrt.builds[1:3]]
     assert found == flags
     assert all((network >> 1 & 1) == typed for _, network in tensorrt.builds)
+
+
+def test_what_an_export_left_in_float32_runs_in_float32_among_float16(monkeypatch):
+    from t2v_edge.engine.trt import BuildSettings, find_api
+
+    half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    nodes = [onnx.helper.make_node("Exp", ["x"], ["grown"], name="/exp"),
+             onnx.helper.make_node("Cast", ["grown"], ["narrow"], name="/narrow", to=half),
+             onnx.helper.make_node("Mul", ["narrow", "narrow"], ["squared"], name="/mul"),
+             onnx.helper.make_node("Cast", ["squared"], ["y"], name="/widen", to=full),
+             onnx.helper.make_node("ArgMax", ["squared"], ["best"], name="/argmax")]
+    shape = [1, 4]
+    graph = onnx.helper.make_graph(
+        nodes, "g", [onnx.helper.make_tensor_value_info("x", full, shape)],
+        [onnx.helper.make_tensor_value_info("y", full, shape),
+         onnx.helper.make_tensor_value_info("best", onnx.TensorProto.INT64, [1, 4])])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    tensorrt = install(monkeypatch, FakeCuda(), "8.6.2")
+    find_api("tensorrt").build(model.SerializeToString(), "fp16", 17, BuildSettings())
+    kinds = tensorrt.DataType
+    told = {layer.name: (layer.precision, layer.outputs) for layer in tensorrt.layers}
+    assert told == {"/exp": (kinds.FLOAT, {0: kinds.FLOAT}), "/mul": (kinds.HALF, {0: kinds.HALF}),
+                    "/narrow": (None, {}), "/widen": (None, {}), "/argmax": (None, {})}
 
 
 def test_an_older_tensorrt_and_an_opset_beyond_its_parser_are_refused(tmp_path, monkeypatch):
