@@ -19,6 +19,9 @@ from t2v_edge.spec import NoiseSpec, StageSpec
 from t2v_export.models.contract import render_spec
 from t2v_export.models.upsample import Stem, ToPixels, UpBlock
 
+BEYOND = -1e4
+"""Added to the logit of what is not there: within float16, and nothing after a softmax."""
+
 
 class Choice(nn.Module):
     """Settle what the caption left open: groups of probabilities -> nearly one-hot choices.
@@ -34,14 +37,22 @@ class Choice(nn.Module):
         super().__init__()
         self.groups = tuple(groups)
         self.noise_gain = noise_gain
+        # All groups are settled at once, a row each, as long as the longest: a GPU takes as long for each small operator
+        # as for all of them. What a row lacks repeats its first place, which leaves its minimum, and weighs nothing.
+        size = max(self.groups)
+        starts = [sum(self.groups[:i]) for i in range(len(self.groups))]
+        rows = [[start + (i if i < count else 0) for i in range(size)] for start, count in zip(starts, self.groups)]
+        beyond = [[0.0 if i < count else BEYOND for i in range(size)] for count in self.groups]
+        back = [row * size + i for row, count in enumerate(self.groups) for i in range(count)]
+        for name, value in (("rows", torch.tensor(rows).flatten()), ("back", torch.tensor(back)),
+                            ("beyond", torch.tensor(beyond)), ("sizes", torch.tensor(self.groups)[:, None].float())):
+            self.register_buffer(name, value, persistent=False)
 
     def forward(self, probability: Tensor, noise: Tensor) -> Tensor:
-        chosen = []
-        for p, n in zip(probability.split(self.groups, 1), noise.split(self.groups, 1)):
-            open_share = p.amin(1, keepdim=True).clamp(0.0, 1.0) * p.shape[1]
-            logits = 2.0 * torch.log(p.clamp(min=0.0) + 1e-3) + self.noise_gain * open_share * n
-            chosen.append(torch.softmax(logits, 1))
-        return torch.cat(chosen, 1)
+        p, n = (x.index_select(1, self.rows).reshape(-1, *self.beyond.shape) for x in (probability, noise))
+        open_share = p.amin(2, keepdim=True).clamp(0.0, 1.0) * self.sizes
+        logits = 2.0 * torch.log(p.clamp(min=0.0) + 1e-3) + self.noise_gain * open_share * n + self.beyond
+        return torch.softmax(logits, 2).flatten(1).index_select(1, self.back)
 
 
 class LimbMaps(nn.Module):
@@ -144,6 +155,8 @@ class PoseRenderer(nn.Module):
         self.sizes = condition_size, motion_size, height, width
         self.look = [(int(start), int(size)) for start, size in look]
         groups = [size for _, size in self.look]
+        named = [start + i for start, size in self.look for i in range(size)]
+        self.register_buffer("named", torch.tensor(named), persistent=False)
         self.choice = Choice(groups)
         self.embed = nn.Linear(sum(groups), look_width)
         self.mix = nn.Sequential(
@@ -174,8 +187,7 @@ class PoseRenderer(nn.Module):
 
     def forward(self, motion: Tensor, condition: Tensor, noise: Tensor) -> Tensor:
         """Motion (batch, M), condition (batch, C), noise (batch, L) -> frames (batch, 3, H, W) in [0, 1]."""
-        named = torch.cat([condition[:, start : start + size] for start, size in self.look], 1)
-        return self.frame(motion, self.choice(named, noise))
+        return self.frame(motion, self.choice(condition.index_select(1, self.named), noise))
 
     def frame(self, motion: Tensor, look: Tensor) -> Tensor:
         """Motion (batch, M) and a settled look (batch, L) -> frames (batch, 3, H, W) in [0, 1]."""
