@@ -31,6 +31,13 @@ H200_US = [
     ("renderer 128 x 128, INT8", "int8", 1_400_000_000, 12, 66),
     ("renderer 256 x 256, float16", "fp16", 2_000_000_000, 14, 79),
     ("renderer 256 x 256, INT8", "int8", 2_000_000_000, 14, 85),
+    # checkpoints/small, kernels as t2v_export.traffic counts them
+    ("text of small, float32", "fp32", 114_407_136, 65, 179),
+    ("text of small, float16", "fp16", 114_407_136, 65, 102),
+    ("motion of small, float32", "fp32", 413_000, 33, 86),
+    ("motion of small, float16", "fp16", 413_000, 33, 102),
+    ("renderer of small, float32", "fp32", 155_321_616, 64, 186),
+    ("renderer of small, float16", "fp16", 155_321_616, 65, 197),
 ]
 
 

@@ -44,11 +44,18 @@ def test_reshapes_move_nothing_and_products_of_constants_are_made_beforehand():
     assert graph_traffic(graph(nodes, {"x": [1, 2, 2]}, {"y": [1, 3]}, weights)) == Traffic(48, 4 * (4 + 3), 1)
 
 
-def test_reductions_side_by_side_are_one_kernel_and_one_after_the_other_are_two():
-    beside = [node("ReduceMax", "x", "a", axes=[1]), node("ReduceMin", "x", "b", axes=[1]), node("Add", "a b", "y")]
-    assert graph_traffic(graph(beside, {"x": [1, 6]}, {"y": [1, 1]})) == Traffic(0, 4 * (6 + 1), 1)
+def test_each_reduction_is_a_kernel_and_elements_of_the_same_tensors_share_one():
+    beside = [node("ReduceMax", "x", "a", axes=[1]), node("ReduceMin", "x", "b", axes=[1]), node("Add", "a b", "c"),
+              node("Sub", "c a", "y")]
+    assert graph_traffic(graph(beside, {"x": [1, 6]}, {"y": [1, 1]})) == Traffic(0, 4 * (2 * 6 + 2 + 2 + 1), 3)
     behind = [node("Softmax", "x", "a"), node("Softmax", "a", "y")]
     assert graph_traffic(graph(behind, {"x": [1, 6]}, {"y": [1, 6]})) == Traffic(0, 4 * (6 + 2 * 6 + 6), 2)
+
+
+def test_elements_of_unlike_tensors_are_kernels_of_their_own_and_joining_is_another():
+    nodes = [node("Exp", "x", "a"), node("Sin", "z", "b"), node("Concat", "a b", "y", axis=1)]
+    model = graph(nodes, {"x": [1, 2], "z": [1, 3]}, {"y": [1, 5]})
+    assert graph_traffic(model) == Traffic(0, 4 * (2 + 2 * 2 + 3 + 2 * 3 + 5), 3)
 
 
 def test_a_quantized_tensor_passes_in_bytes_and_quantized_weights_are_read_in_bytes():
@@ -75,7 +82,7 @@ def test_half_precision_halves_the_bytes_and_stored_halves_are_read_as_they_are_
 def test_of_a_table_only_the_rows_taken_count():
     nodes = [node("Cast", "x", "i", to=TensorProto.INT64), node("Gather", "table i", "y")]
     model = graph(nodes, {"x": [3]}, {"y": [3, 8]}, {"table": ones(1000, 8)})
-    assert graph_traffic(model) == Traffic(4 * 3 * 8, 4 * 3 + 4 * 24, 1)
+    assert graph_traffic(model) == Traffic(4 * 3 * 8, 4 * 3 + 2 * 8 * 3 + 4 * 24, 2)
 
 
 @pytest.mark.parametrize("operator, shape", [("Relu", ["n", 4]), ("NonZero", [2, "n"])])
