@@ -48,10 +48,11 @@ class Constants:
 GPU = Constants({"fp32": 0.5, "fp16": 0.1, "int8": 0.05}, launch_cycles=4200, launch_us=0, runtime_us=50)
 """Measured on one H200 with TensorRT 8.6.0 and CUDA graphs (tests/t2v_edge/test_roofline.py has the figures): an
 encoder of six layers, 73 kernels of little arithmetic, takes 157 us, which is 2.2 us or 4,000 clocks of 1.83 GHz a
-kernel, a GRU step of five kernels 11 us, and a renderer of 77 of which few compute much 190 us. What renderers of 1.4 and 2.0 GMAC take besides in float16 is 9 % of the dense
-rate, for narrow layers leave Tensor cores idle, and in INT8 half that share: INT8 was no faster than float16 at batch
-1. In float32, on ordinary cores, it is half. Enqueueing from Python cost 20 to 60 us on that host, and costs more
-on a board's cores. A smaller GPU is easier to fill, so its arithmetic is cautious."""
+kernel, a GRU step of five kernels 11 us, and a renderer of 77 of which few compute much 190 us. What renderers of 1.4
+and 2.0 GMAC take besides in float16 is 9 % of the dense rate, for narrow layers leave Tensor cores idle, and in INT8
+half that share: INT8 was no faster than float16 at batch 1. In float32, on ordinary cores, it is half. Enqueueing from
+Python cost 20 to 60 us on that host, and costs more on a board's cores. A smaller GPU is easier to fill, so its
+arithmetic is cautious."""
 
 CPU = Constants({"fp32": 0.6, "int8": 0.6}, launch_cycles=0, launch_us=12, runtime_us=150)
 """Measured on two AVX2 cores (benchmarks/results/peers.json): ONNX Runtime and OpenVINO attain a half to three

@@ -37,8 +37,8 @@ class Choice(nn.Module):
         super().__init__()
         self.groups = tuple(groups)
         self.noise_gain = noise_gain
-        # All groups are settled at once, a row each, as long as the longest: a GPU takes as long for each small operator
-        # as for all of them. What a row lacks repeats its first place, which leaves its minimum, and weighs nothing.
+        # All groups are settled at once, a row each, as long as the longest: a GPU takes as long for one small operator
+        # as for a large one. What a row lacks repeats its first place, which leaves its minimum, and weighs nothing.
         size = max(self.groups)
         starts = [sum(self.groups[:i]) for i in range(len(self.groups))]
         rows = [[start + (i if i < count else 0) for i in range(size)] for start, count in zip(starts, self.groups)]
