@@ -10,11 +10,12 @@
 
 namespace {
 
-constexpr const char* kUsage = R"(usage: t2v-view URL [CAPTION] [--seconds N] [--fps N] [--size WxH] [--raw] [--ppm FILE]
+constexpr const char* kUsage = R"(usage: t2v-view URL [CAPTION] [--seconds N] [--fps N] [--size WxH] [--raw] [--ppm FILE] [--timeout N]
 
 Shows CAPTION, and each line of standard input from then on. Frames a second go to standard error.
   --raw        every frame to standard output, as RGB
   --ppm FILE   the last frame as a picture
+  --timeout N  seconds to wait for an answer (default: 10)
   --seconds N  stop after so long (default: when the server stops)
 The token, where the server asks for one, comes from the variable T2V_EDGE_TOKEN.
 
@@ -50,6 +51,7 @@ Arguments read_arguments(int count, char** words) {
         if (word == "--raw") found.raw = true;
         else if (word == "--ppm") found.ppm = value();
         else if (word == "--seconds") found.seconds = number("--seconds", value());
+        else if (word == "--timeout") found.settings.timeout_s = number("--timeout", value());
         else if (word == "--fps") found.settings.fps = number("--fps", value());
         else if (word == "--size") {
             char more = 0;

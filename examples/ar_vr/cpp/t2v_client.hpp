@@ -78,7 +78,7 @@ class Client {
     // Connects and is welcomed. on_text: every other message of the server, for who wants to see them.
     explicit Client(const std::string& url, const Settings& settings = {},
                     std::function<void(const json::Object&)> on_text = {})
-        : socket_(kHeaderBytes + kMaxPayload), on_text_(std::move(on_text)) {
+        : socket_(kHeaderBytes + kMaxPayload, kMaxText), on_text_(std::move(on_text)) {
         socket_.connect(url, settings.token, settings.timeout_s);
         socket_.send(hello(settings));
         for (const Clock::time_point until = after(settings.timeout_s); !welcomed_;) {
@@ -152,7 +152,6 @@ class Client {
 
     void hear(const Message& message) {
         if (!message.text) throw Error("the server sent a frame before its welcome");
-        if (message.data.size() > kMaxText) throw Error("the server sent too long a text");
         try {
             const json::Object object({reinterpret_cast<const char*>(message.data.data()), message.data.size()});
             const std::string type = object.text("type");

@@ -136,8 +136,10 @@ struct Address {
 
 class WebSocket {
   public:
-    // most_bytes: of one message. silence_s: how long the server, which sends pings, may say nothing at all.
-    explicit WebSocket(std::size_t most_bytes, double silence_s = 45) : most_bytes_(most_bytes), silence_s_(silence_s) {}
+    // most_bytes, most_text: of one binary message, and of one text. silence_s: how long the server, which sends pings,
+    // may say nothing at all.
+    WebSocket(std::size_t most_bytes, std::size_t most_text, double silence_s = 45)
+        : most_bytes_(most_bytes), most_text_(most_text), silence_s_(silence_s) {}
     WebSocket(const WebSocket&) = delete;
     WebSocket& operator=(const WebSocket&) = delete;
     ~WebSocket() {
@@ -296,8 +298,12 @@ class WebSocket {
             if (opcode > 0xA || !last || size > 125) throw Error("the server breaks the protocol (control frame)");
         } else if (opcode > 0x2 || (opcode == 0) != open_message_) {
             throw Error("the server breaks the protocol (fragments)");
-        } else if (size > most_bytes_ - message_.data.size()) {
-            throw Error("the server sent more than " + std::to_string(most_bytes_) + " bytes at once");
+        } else {
+            const bool text = opcode == 0x1 || (opcode == 0 && message_.text);
+            const std::size_t most = text ? most_text_ : most_bytes_;
+            if (size > most - message_.data.size()) {
+                throw Error("the server sent more than " + std::to_string(most) + " bytes at once");
+            }
         }
     }
 
@@ -372,7 +378,7 @@ class WebSocket {
         return left > 0 && ::poll(&one, 1, static_cast<int>(std::min<long long>(left, 1000000))) > 0;
     }
 
-    const std::size_t most_bytes_;
+    const std::size_t most_bytes_, most_text_;
     const double silence_s_;
     int fd_ = -1;
     Bytes in_;
