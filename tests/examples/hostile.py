@@ -56,6 +56,9 @@ BAD_FRAMING = {
         GO_ON, b"x" * 1000, 0), "close": frame(CLOSE, b"\x03\xf0token: wrong"), "half a frame": b"\x82\x7e\xff",
     "garbage": bytes(range(255, 0, -1)) * 20,
 }
+# Right in themselves, and without end.
+FLOODS = {"pings": frame(PING, b"x") * 1000, "texts": frame(TEXT, write(Showing(0, 0, 0, "x")).encode()) * 100,
+          "frames": frame(BINARY, HEADER + PIXELS) * 100}
 BAD_ANSWERS = {
     "wrong accept": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                     b"Sec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n\r\n",
@@ -100,11 +103,19 @@ def _mistreat(connection, kind):
             connection.sendall(_accept(head))
             connection.recv(4096)  # the hello
             showing = frame(TEXT, write(Showing(0, 0, 0, "x")).encode())
-            connection.sendall(frame(TEXT, WELCOME) + showing + {**BAD_FRAMES, **BAD_FRAMING}[kind])
+            connection.sendall(frame(TEXT, WELCOME) + showing + {**BAD_FRAMES, **BAD_FRAMING, **FLOODS}[kind])
+        if kind in FLOODS:
+            threading.Thread(target=_flood, args=(connection, FLOODS[kind]), daemon=True).start()
         if kind == "half a frame":
             connection.shutdown(socket.SHUT_WR)
         while connection.recv(4096):
             pass
+
+
+def _flood(connection, data):
+    with suppress(OSError):
+        while True:
+            connection.sendall(data)
 
 
 def _accept(head):

@@ -15,7 +15,7 @@ import pytest
 from t2v_edge.server.access import Access
 from t2v_edge.server.limits import Limits
 from tests.examples.ar_vr import EXAMPLES, Process, build
-from tests.examples.hostile import BAD_ANSWERS, BAD_FRAMES, BAD_FRAMING, serving_badly
+from tests.examples.hostile import BAD_ANSWERS, BAD_FRAMES, BAD_FRAMING, FLOODS, serving_badly
 from tests.t2v_edge.live_samples import TIMEOUT_S, InBackground
 from tests.t2v_edge.test_server_refusals import TOKEN
 
@@ -89,6 +89,14 @@ def test_a_server_that_breaks_the_protocol_is_refused_in_bounded_time_and_memory
     assert (code, out) == (1, b""), err
     assert re.fullmatch(r"(showing: x\n)?t2v-view: the .*|(showing: x\n)?t2v-view: an? .*", err.strip()), err
     assert "1016" not in err and "Sanitizer" not in err
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+def test_a_server_that_sends_without_end_does_not_keep_its_client(program, kind):
+    with serving_badly(kind) as url:
+        begun = time.monotonic()
+        code, _, err = view(program, url, "a person", "--seconds", "1", "--timeout", "1", limit=MOST_BYTES)
+    assert code == 0 and " frames in " in err and time.monotonic() - begun < 15
 
 
 def test_what_was_never_started_or_stops_is_said(program):

@@ -24,14 +24,16 @@ async function look(places) {
     const bitmap = await createImageBitmap(await (await fetch(`data:image/png;base64,${data}`)).blob());
     const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
     context.drawImage(bitmap, 0, 0);
-    return where.map(([x, y]) => [...context.getImageData(x * bitmap.width / 100, y * bitmap.height / 100, 1, 1).data].slice(0, 3));
+    const pixel = (x, y) => [...context.getImageData(x * bitmap.width / 100, y * bitmap.height / 100, 1, 1).data];
+    return where.map(([x, y]) => pixel(x, y).slice(0, 3));
   }, [picture, places]);
 }
 
 for await (const line of createInterface({ input: process.stdin })) {
   await page.locator("#caption").fill(line);
   await page.locator("#caption").press("Enter");
-  await page.waitForFunction((text) => document.getElementById("status").textContent === text, line, { timeout: 20000 });
+  const says = (text) => document.getElementById("status").textContent === text;
+  await page.waitForFunction(says, line, { timeout: 20000 });
   await page.waitForTimeout(500);
   const [top, bottom, corner] = await look([[50, 35], [50, 65], [2, 2]]);
   process.stdout.write(`${JSON.stringify({ top, bottom, corner, wrong })}\n`);

@@ -102,10 +102,10 @@ class Object {
             return {};
         }
         std::string word;  // a number, true, false or null: of no consequence where it is none of these
-        while (!rest_.empty() && (std::isalnum(static_cast<unsigned char>(rest_[0])) || rest_[0] == '-' || rest_[0] == '+' ||
-                                  rest_[0] == '.')) {
-            word += next();
-        }
+        const auto is_part = [](char c) {
+            return std::isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '+' || c == '.';
+        };
+        while (!rest_.empty() && is_part(rest_[0])) word += next();
         if (word.empty()) wrong();
         return word == "null" ? std::string() : word;
     }

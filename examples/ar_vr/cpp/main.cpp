@@ -20,7 +20,8 @@ Shows CAPTION, and each line of standard input from then on. Frames a second go 
 The token, where the server asks for one, comes from the variable T2V_EDGE_TOKEN.
 
   t2v-view ws://127.0.0.1:8765/live "a person is waving" --seconds 5 --ppm last.ppm
-  t2v-view ws://127.0.0.1:8765/live "a person is dancing" --raw | ffplay -f rawvideo -pixel_format rgb24 -video_size 256x256 -
+  t2v-view ws://127.0.0.1:8765/live "a person is dancing" --raw |
+    ffplay -f rawvideo -pixel_format rgb24 -video_size 256x256 -
 )";
 
 struct Arguments {
@@ -115,7 +116,8 @@ void play(const Arguments& arguments) {
         if (all == 0) throw t2v::Error("no frame came; give a caption");
         write_ppm(last, arguments.ppm);
     }
-    std::fprintf(stderr, "%d frames in %.1f s\n", all, std::chrono::duration<double>(t2v::Clock::now() - start).count());
+    const std::chrono::duration<double> took = t2v::Clock::now() - start;
+    std::fprintf(stderr, "%d frames in %.1f s\n", all, took.count());
     std::fflush(stdout);
 }
 

@@ -2,7 +2,10 @@
 //
 //     t2v::Client client("ws://127.0.0.1:8765/live");
 //     client.caption("a person is waving");
-//     while (std::optional<t2v::Frame> frame = client.newest(1.0)) upload(frame->pixels(), frame->width, frame->height);
+//     while (true) {
+//         std::optional<t2v::Frame> frame = client.newest(0.1);
+//         if (frame) upload(frame->pixels(), frame->width, frame->height);
+//     }
 //
 // Captions may come from any thread, frames go to one. Everything throws t2v::Error, whose text says what to do.
 #pragma once
@@ -59,7 +62,8 @@ struct Frame {
         frame.width = static_cast<int>(u(32, 2));
         frame.height = static_cast<int>(u(34, 2));
         const auto is_side = [](int side) { return side >= 1 && side <= 4096; };
-        if (message[5] > 2 || pts >> 53 != 0 || num == 0 || den == 0 || !is_side(frame.width) || !is_side(frame.height)) {
+        const bool sides = is_side(frame.width) && is_side(frame.height);
+        if (message[5] > 2 || pts >> 53 != 0 || num == 0 || den == 0 || !sides) {
             throw Error("a frame's header has a value out of range; use a server of version 1");
         }
         frame.format = static_cast<Format>(message[5]);
@@ -82,7 +86,7 @@ class Client {
         socket_.connect(url, settings.token, settings.timeout_s);
         socket_.send(hello(settings));
         for (const Clock::time_point until = after(settings.timeout_s); !welcomed_;) {
-            if (Clock::now() > until) throw Error("the server does not say welcome; is this the live server's address?");
+            if (Clock::now() > until) throw Error("the server says no welcome; is this the live server's address?");
             if (const std::optional<Message> message = socket_.receive(0.1)) hear(*message);
         }
     }
@@ -105,7 +109,7 @@ class Client {
     std::optional<Frame> newest(double timeout_s) {
         std::optional<Frame> found;
         const Clock::time_point until = after(timeout_s);
-        while (true) {
+        while (Clock::now() < until + kGrace) {
             const double left = std::chrono::duration<double>(until - Clock::now()).count();
             std::optional<Message> message = socket_.receive(found ? 0 : std::max(0.0, left));
             if (!message) return found;
@@ -118,6 +122,7 @@ class Client {
             if (frame.generation < generation_) throw Error("the server sent a frame of an old caption");
             found = std::move(frame);
         }
+        return found;  // messages come without end
     }
 
     // Of the newest caption that is shown; frames have this one or a higher.

@@ -31,6 +31,7 @@ namespace t2v {
 
 using Clock = std::chrono::steady_clock;
 using Bytes = std::vector<std::uint8_t>;
+inline constexpr std::chrono::seconds kGrace{1};  // for a message that is on its way when the time is up
 
 struct Error : std::runtime_error {
     using std::runtime_error::runtime_error;
@@ -54,14 +55,18 @@ inline std::array<std::uint8_t, 20> sha1(std::string_view text) {
         std::array<std::uint32_t, 80> w{};
         for (std::size_t i = 0; i < 80; ++i) {
             if (i < 16) {
-                for (std::size_t j = 0; j < 4; ++j) w[i] = w[i] << 8 | static_cast<std::uint8_t>(data[block + 4 * i + j]);
+                for (std::size_t j = 0; j < 4; ++j) {
+                    w[i] = w[i] << 8 | static_cast<std::uint8_t>(data[block + 4 * i + j]);
+                }
             } else {
                 w[i] = turn(w[i - 3] ^ w[i - 8] ^ w[i - 14] ^ w[i - 16], 1);
             }
         }
         auto [a, b, c, d, e] = h;
         for (std::size_t i = 0; i < 80; ++i) {
-            const std::uint32_t f = i < 20 ? (b & c) | (~b & d) : i < 40 || i >= 60 ? b ^ c ^ d : (b & c) | (b & d) | (c & d);
+            const std::uint32_t f = i < 20             ? (b & c) | (~b & d)
+                                    : i < 40 || i >= 60 ? b ^ c ^ d
+                                                        : (b & c) | (b & d) | (c & d);
             const std::uint32_t k = i < 20 ? 0x5A827999 : i < 40 ? 0x6ED9EBA1 : i < 60 ? 0x8F1BBCDC : 0xCA62C1D6;
             const std::uint32_t next = turn(a, 5) + f + e + k + w[i];
             e = d, d = c, c = turn(b, 30), b = a, a = next;
@@ -91,8 +96,9 @@ std::string base64(const Range& bytes) {
 inline bool is_utf8(const Bytes& text) {
     for (std::size_t i = 0; i < text.size();) {
         const std::uint8_t lead = text[i];
-        const std::size_t more = lead < 0x80 ? 0 : lead < 0xC2 ? 9 : lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : lead < 0xF5 ? 3 : 9;
-        if (more == 9 || i + more >= text.size()) return false;
+        if ((lead >= 0x80 && lead < 0xC2) || lead > 0xF4) return false;
+        const std::size_t more = lead < 0x80 ? 0 : lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
+        if (i + more >= text.size()) return false;
         std::uint32_t point = more == 0 ? lead : lead & (0x3Fu >> more);
         for (std::size_t j = 1; j <= more; ++j) {
             if ((text[i + j] & 0xC0) != 0x80) return false;
@@ -178,6 +184,7 @@ class WebSocket {
                 }
                 return std::nullopt;
             }
+            if (Clock::now() > until + kGrace) return std::nullopt;  // pings without end are no message
         }
     }
 
@@ -203,7 +210,8 @@ class WebSocket {
         addrinfo hints{};
         hints.ai_socktype = SOCK_STREAM;
         addrinfo* found = nullptr;
-        const std::string host = address.host[0] == '[' ? address.host.substr(1, address.host.size() - 2) : address.host;
+        const bool bare = address.host[0] != '[';
+        const std::string host = bare ? address.host : address.host.substr(1, address.host.size() - 2);
         if (const int wrong = getaddrinfo(host.c_str(), address.port.c_str(), &hints, &found); wrong != 0) {
             throw Error("cannot find " + address.host + ": " + gai_strerror(wrong));
         }
@@ -345,7 +353,8 @@ class WebSocket {
         Bytes out{static_cast<std::uint8_t>(0x80 | opcode)};
         const int bytes = size < 126 ? 0 : size < 65536 ? 2 : 8;
         out.push_back(static_cast<std::uint8_t>(0x80 | (bytes == 0 ? size : bytes == 2 ? 126 : 127)));
-        for (int i = bytes - 1; i >= 0; --i) out.push_back(static_cast<std::uint8_t>(static_cast<std::uint64_t>(size) >> 8 * i));
+        const std::uint64_t length = size;
+        for (int i = bytes - 1; i >= 0; --i) out.push_back(static_cast<std::uint8_t>(length >> 8 * i));
         std::array<std::uint8_t, 4> mask{};
         for (std::uint8_t& byte : mask) byte = static_cast<std::uint8_t>(random_());
         out.insert(out.end(), mask.begin(), mask.end());

@@ -172,7 +172,10 @@ namespace T2VEdge
                 }
                 Volatile.Write(ref heard, Now());
                 Volatile.Write(ref generation, -1);
-                var work = new[] { ReceiveAsync(socket, end.Token), SayAsync(socket, end.Token), WatchAsync(socket, end.Token) };
+                var work = new[]
+                {
+                    ReceiveAsync(socket, end.Token), SayAsync(socket, end.Token), WatchAsync(socket, end.Token),
+                };
                 Task first = await Task.WhenAny(work).ConfigureAwait(false);
                 if (stop.IsCancellationRequested) await LeaveAsync(socket).ConfigureAwait(false);
                 end.Cancel();
@@ -232,7 +235,8 @@ namespace T2VEdge
             else if (type == "showing" || type == "state")
             {
                 int number;
-                if (!int.TryParse(Value(message, "generation"), NumberStyles.None, CultureInfo.InvariantCulture, out number))
+                string said = Value(message, "generation");
+                if (!int.TryParse(said, NumberStyles.None, CultureInfo.InvariantCulture, out number))
                     throw new FormatException("a generation is out of range");
                 Volatile.Write(ref generation, Math.Max(generation, number));
                 if (type == "showing") Showing = Value(message, "text");
@@ -252,12 +256,15 @@ namespace T2VEdge
                 await captionCame.WaitAsync(end).ConfigureAwait(false);
                 string text = Volatile.Read(ref wanted);
                 if (string.IsNullOrEmpty(text) || !welcomed) continue;
-                await SendAsync(socket, "{\"type\":\"caption\",\"segment\":" + (segment++).ToString(CultureInfo.InvariantCulture)
-                    + ",\"revision\":0,\"text\":" + T2VJson.Quote(text) + ",\"final\":true}", end).ConfigureAwait(false);
+                string number = (segment++).ToString(CultureInfo.InvariantCulture);
+                string message = "{\"type\":\"caption\",\"segment\":" + number + ",\"revision\":0,\"final\":true,\"text\":"
+                    + T2VJson.Quote(text) + "}";
+                await SendAsync(socket, message, end).ConfigureAwait(false);
             }
         }
 
-        /// <summary>A connection may be dead and not say so: whoever is quiet is asked, whoever does not answer left.</summary>
+        /// <summary>A connection may be dead and not say so: a server that is quiet is asked, and left where it stays so.
+        /// </summary>
         async Task WatchAsync(ClientWebSocket socket, CancellationToken end)
         {
             while (true)
@@ -276,7 +283,8 @@ namespace T2VEdge
                 using (var limit = new CancellationTokenSource(1000))
                 {
                     await SendAsync(socket, "{\"type\":\"bye\",\"reason\":\"done\"}", limit.Token).ConfigureAwait(false);
-                    await socket.CloseOutputAsync(WebSocketCloseStatus.NormalClosure, "done", limit.Token).ConfigureAwait(false);
+                    await socket.CloseOutputAsync(WebSocketCloseStatus.NormalClosure, "done", limit.Token)
+                        .ConfigureAwait(false);
                 }
             }
             catch (Exception) { }  // then it is closed without a word
@@ -287,8 +295,8 @@ namespace T2VEdge
             await sending.WaitAsync(end).ConfigureAwait(false);  // ClientWebSocket sends one message at a time
             try
             {
-                await socket.SendAsync(new ArraySegment<byte>(Encoding.UTF8.GetBytes(text)), WebSocketMessageType.Text, true,
-                    end).ConfigureAwait(false);
+                var data = new ArraySegment<byte>(Encoding.UTF8.GetBytes(text));
+                await socket.SendAsync(data, WebSocketMessageType.Text, true, end).ConfigureAwait(false);
             }
             finally { sending.Release(); }
         }

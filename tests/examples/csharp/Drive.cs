@@ -12,13 +12,15 @@ static class Drive
         {
             try
             {
-                foreach (var pair in T2VJson.Read(Console.ReadLine() ?? "")) Console.WriteLine(pair.Key + "=" + T2VJson.Quote(pair.Value));
+                foreach (var pair in T2VJson.Read(Console.ReadLine() ?? ""))
+                    Console.WriteLine(pair.Key + "=" + T2VJson.Quote(pair.Value));
                 return 0;
             }
             catch (FormatException) { return 1; }
         }
         var stop = new CancellationTokenSource();
-        var client = new T2VClient(words[0], new T2VSettings { Format = words[1], Token = words.Length > 2 ? words[2] : null });
+        string token = words.Length > 2 ? words[2] : null;
+        var client = new T2VClient(words[0], new T2VSettings { Format = words[1], Token = token });
         Task running = Task.Run(() => client.RunAsync(stop.Token));
         string line;
         while ((line = Console.ReadLine()) != null)
@@ -48,8 +50,8 @@ static class Drive
                 Thread.Sleep(1);
                 continue;
             }
-            Console.WriteLine("frame {0} {1} {2}x{3} {4} {5} {6}", frame.Generation, frame.Sequence, frame.Width, frame.Height,
-                frame.Format, frame.Data.Length, frame.Data[0]);
+            Console.WriteLine("frame {0} {1} {2}x{3} {4} {5} {6}", frame.Generation, frame.Sequence, frame.Width,
+                frame.Height, frame.Format, frame.Data.Length, frame.Data[0]);
             client.Recycle(frame);
             count--;
         }
