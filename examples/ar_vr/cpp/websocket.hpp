@@ -146,8 +146,6 @@ class WebSocket {
     // may say nothing at all.
     WebSocket(std::size_t most_bytes, std::size_t most_text, double silence_s = 45)
         : most_bytes_(most_bytes), most_text_(most_text), silence_s_(silence_s) {}
-    WebSocket(const WebSocket&) = delete;
-    WebSocket& operator=(const WebSocket&) = delete;
     ~WebSocket() {
         if (fd_ >= 0) ::close(fd_);
     }

@@ -96,7 +96,7 @@ namespace T2VEdge
         /// <summary>What the server shows, as it says; null before the first caption.</summary>
         public string Showing { get; private set; }
 
-        /// <summary>Say what should be seen. Called before a connection, or while one is lost, it is said then.</summary>
+        /// <summary>Say what should be seen. While there is no connection, it is said with the next.</summary>
         public void SetCaption(string text)
         {
             Volatile.Write(ref wanted, text);
@@ -257,14 +257,13 @@ namespace T2VEdge
                 string text = Volatile.Read(ref wanted);
                 if (string.IsNullOrEmpty(text) || !welcomed) continue;
                 string number = (segment++).ToString(CultureInfo.InvariantCulture);
-                string message = "{\"type\":\"caption\",\"segment\":" + number + ",\"revision\":0,\"final\":true,\"text\":"
-                    + T2VJson.Quote(text) + "}";
+                string message = "{\"type\":\"caption\",\"segment\":" + number + ",\"revision\":0,\"final\":true,"
+                    + "\"text\":" + T2VJson.Quote(text) + "}";
                 await SendAsync(socket, message, end).ConfigureAwait(false);
             }
         }
 
-        /// <summary>A connection may be dead and not say so: a server that is quiet is asked, and left where it stays so.
-        /// </summary>
+        /// <summary>A connection may be dead and not say so: a server that is quiet is asked, and then left.</summary>
         async Task WatchAsync(ClientWebSocket socket, CancellationToken end)
         {
             while (true)
@@ -282,7 +281,8 @@ namespace T2VEdge
             {
                 using (var limit = new CancellationTokenSource(1000))
                 {
-                    await SendAsync(socket, "{\"type\":\"bye\",\"reason\":\"done\"}", limit.Token).ConfigureAwait(false);
+                    const string bye = "{\"type\":\"bye\",\"reason\":\"done\"}";
+                    await SendAsync(socket, bye, limit.Token).ConfigureAwait(false);
                     await socket.CloseOutputAsync(WebSocketCloseStatus.NormalClosure, "done", limit.Token)
                         .ConfigureAwait(false);
                 }

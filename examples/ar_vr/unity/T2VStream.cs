@@ -9,7 +9,7 @@ public sealed class T2VStream : MonoBehaviour
 {
     [Tooltip("Where t2v-edge serve listens.")]
     [SerializeField] string url = "ws://127.0.0.1:8765/live";
-    [Tooltip("The server's token, where it asks for one. What is typed here is in the build: better set Token from code.")]
+    [Tooltip("The server's token, where it asks for one. What is typed here is in the build.")]
     [SerializeField] string token = "";
     [SerializeField] string caption = "a person is waving";
     [SerializeField, Range(1, 120)] int fps = 30;
