@@ -10,8 +10,8 @@
 
 namespace {
 
-constexpr const char* kUsage = R"(usage: t2v-view URL [CAPTION] [--seconds N] [--fps N] [--size WxH] [--raw] [--ppm FILE]
-                [--timeout N]
+constexpr const char* kUsage = R"(usage: t2v-view URL [CAPTION] [--seconds N] [--fps N] [--size WxH]
+                [--raw] [--ppm FILE] [--timeout N]
 
 Shows CAPTION, and each line of standard input from then on. Frames a second go to standard error.
   --raw        every frame to standard output, as RGB
