@@ -45,9 +45,9 @@ def command(*words):
 def prepare(line, bundle_path, seconds):
     """The command for the tiny bundle, for frames of another size, and for a time that ends."""
     program = f"{shlex.quote(sys.executable)} -m t2v_edge"
-    line = line.replace("t2v-edge run BUNDLE", f"{program} run {shlex.quote(str(bundle_path))} --threads 1 "
-                                               f"--engine onnxruntime --size {SIDE}x{SIDE}")
-    line = re.sub(" --seconds [0-9]+", "", line).replace("--fps 30", f"--fps 30 --seconds {seconds}")
+    line = line.replace("t2v-edge run BUNDLE", f"{program} run {shlex.quote(str(bundle_path))}")
+    options = f"--fps 30 --seconds {seconds} --size {SIDE}x{SIDE} --threads 1 --engine onnxruntime"
+    line = re.sub(" --seconds [0-9]+", "", line).replace("--fps 30", options)
     return line.replace("256x256", f"{SIDE}x{SIDE}").replace("=256", f"={SIDE}")
 
 
