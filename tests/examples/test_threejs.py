@@ -37,7 +37,7 @@ def why_not():
     if not (ROOT / "t2v_edge/web/t2v-edge.js").is_file():
         return "the JavaScript module is not in this checkout: t2v_edge/web/t2v-edge.js"
     if None in modules():
-        return "playwright-core or three is not here: npm install --prefix out/web playwright-core three@0.180.0"
+        return "playwright-core or three is not here: npm install --prefix out/web playwright-core three@0.187.0"
     return None
 
 
