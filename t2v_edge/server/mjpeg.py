@@ -89,7 +89,7 @@ class MjpegDoor:
     @property
     def port(self) -> int:
         """The port that is bound."""
-        sockets = getattr(self._server, "sockets", ())
+        sockets: Any = getattr(self._server, "sockets", None)
         port: int = sockets[0].getsockname()[1]
         return port
 
