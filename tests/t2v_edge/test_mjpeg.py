@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 from contextlib import asynccontextmanager
 from fractions import Fraction
 from urllib.parse import quote
@@ -172,10 +173,19 @@ def test_what_cannot_be_served_has_a_status_and_a_remedy(path, status, words):
     asyncio.run(scenario())
 
 
-def test_a_caption_that_shows_nothing_does_not_leave_its_reader_without_an_answer():
+def test_a_text_stage_that_takes_long_does_not_leave_a_reader_without_an_answer():
+    read_on = threading.Event()
+
+    class Slow(Paced):
+        def set_caption(self, caption):
+            assert read_on.wait(TIMEOUT_S)
+            return super().set_caption(caption)
+
     async def scenario():
-        async with mjpeg(limits=Limits(hello_s=0.4)) as server, asking(server, "/stream.mjpg?caption=...") as (_, s, _):
-            assert s == 200
+        async with mjpeg(Slow, limits=Limits(hello_s=0.4)) as server, asking(server, PERSON) as (reader, status, _):
+            assert status == 200 and server.made[0].caption is None
+            read_on.set()
+            await read_part(reader)
     asyncio.run(scenario())
 
 
