@@ -56,6 +56,8 @@ BAD_FRAMING = {
         GO_ON, b"x" * 1000, 0), "close": frame(CLOSE, b"\x03\xf0token: wrong"), "half a frame": b"\x82\x7e\xff",
     "garbage": bytes(range(255, 0, -1)) * 20,
 }
+# A frame, and behind it word of a newer caption: nobody may show the frame after that.
+OVERTAKEN = {"overtaken": frame(BINARY, HEADER + PIXELS) + frame(TEXT, write(Showing(1, 1, 0, "newer")).encode())}
 # Right in themselves, and without end.
 FLOODS = {"pings": frame(PING, b"x") * 1000, "texts": frame(TEXT, write(Showing(0, 0, 0, "x")).encode()) * 100,
           "frames": frame(BINARY, HEADER + PIXELS) * 100}
@@ -103,7 +105,8 @@ def _mistreat(connection, kind):
             connection.sendall(_accept(head))
             connection.recv(4096)  # the hello
             showing = frame(TEXT, write(Showing(0, 0, 0, "x")).encode())
-            connection.sendall(frame(TEXT, WELCOME) + showing + {**BAD_FRAMES, **BAD_FRAMING, **FLOODS}[kind])
+            behind = {**BAD_FRAMES, **BAD_FRAMING, **OVERTAKEN, **FLOODS}[kind]
+            connection.sendall(frame(TEXT, WELCOME) + showing + behind)
         if kind in FLOODS:
             threading.Thread(target=_flood, args=(connection, FLOODS[kind]), daemon=True).start()
         if kind == "half a frame":

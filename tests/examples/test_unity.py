@@ -104,6 +104,13 @@ def test_a_wrong_token_is_said_and_not_tried_again(program):
         assert client.hear() == "ended"
 
 
+def test_a_frame_that_nobody_took_before_a_newer_caption_was_shown_is_not_given(program):
+    with serving_badly("overtaken") as url, start(program, url, "raw") as client:
+        wait_for(client, "newer|")
+        client.say("peek")
+        assert client.hear() == "none"
+
+
 @pytest.mark.parametrize("kind", [*BAD_FRAMES, "masked", "endless text", "garbage", "wrong accept",
                                   "not found"])
 def test_what_a_server_sends_that_is_no_frame_is_refused_and_another_connection_is_tried(program, kind):

@@ -28,6 +28,11 @@ static class Drive
             string[] parts = line.Split(new[] { ' ' }, 2);
             if (parts[0] == "caption") client.SetCaption(parts[1]);
             else if (parts[0] == "take") Take(client, int.Parse(parts[1]));
+            else if (parts[0] == "peek")
+            {
+                T2VFrame frame;
+                Console.WriteLine(client.TryTakeFrame(out frame) ? "frame" : "none");
+            }
             else if (parts[0] == "ended") Console.WriteLine(running.Wait(10000) ? "ended" : "running");
             else Console.WriteLine((client.Showing ?? "") + "|" + client.Status);
             Console.Out.Flush();
