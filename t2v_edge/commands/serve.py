@@ -29,10 +29,12 @@ EXAMPLES = """examples:
   t2v-edge serve BUNDLE --fps 30 --size 512x512 --format webp --quality 70
   T2V_EDGE_TOKEN=$(openssl rand -hex 24) t2v-edge serve BUNDLE --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
   t2v-edge serve BUNDLE --origin https://app.example       # pages of this site may connect as well
+  t2v-edge serve BUNDLE --mjpeg 8766                       # and http://127.0.0.1:8766/stream.mjpg for players
 
 docs/protocol.md says how clients talk to it; t2v_edge.client is one in Python. GET /healthz and GET /metrics (for
 Prometheus) are plain HTTP on the same port. Without a token only this machine may connect. Ctrl-C and SIGTERM end it
-well: clients are told. With --json the first line is {"event": "serving", "url": ...}, the last has "stopped"."""
+well: clients are told. With --json the first line is {"event": "serving", "url": ...}, with "mjpeg" where it is served,
+the last has "stopped"."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -49,6 +51,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="the certificate's key")
     parser.add_argument("--origin", action="append", default=[], metavar="ORIGIN",
                         help="pages of https://HOST may connect as well; may be given many times")
+    parser.add_argument("--mjpeg", type=int, metavar="PORT",
+                        help="also serve MJPEG over HTTP on this port, 0 for any free one (default: not)")
     parser.add_argument("--max-clients", type=int, default=Limits.clients,
                         help=f"sessions at once (default: {Limits.clients})")
     parser.add_argument("--max-messages", type=float, default=Limits.messages_per_s, metavar="N",
@@ -74,6 +78,10 @@ def run(args: argparse.Namespace) -> int:
     # What was asked for is checked before the bundle is loaded.
     if not 0 <= args.port <= 65535:
         raise UsageError(f"--port is {args.port}, expected 0 to 65535")
+    if args.mjpeg is not None:
+        if not 0 <= args.mjpeg <= 65535:
+            raise UsageError(f"--mjpeg is {args.mjpeg}, expected 0 to 65535")
+        check_format(JPEG)
     if not 1 <= args.quality <= 100:
         raise UsageError(f"--quality is {args.quality}, expected 1 to 100")
     check_format(args.format)
@@ -93,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"--seed is {args.seed}, expected 0 to {MAX_SEED}")
         settings = Settings(fps, size, args.seed, args.format, args.quality)
         open_stream(pipeline, settings).close()  # whatever is wrong with the settings is said now, and not to clients
-        asyncio.run(_serve(pipeline, ServerOptions(settings, access, args.port, tls, limits), args.json))
+        asyncio.run(_serve(pipeline, ServerOptions(settings, access, args.port, tls, limits, args.mjpeg), args.json))
     return 0
 
 
@@ -119,8 +127,10 @@ async def _serve(pipeline: Pipeline, options: ServerOptions, as_json: bool) -> N
         with suppress(NotImplementedError):  # not on Windows: there Ctrl-C interrupts
             loop.add_signal_handler(number, end, number)
     async with server:
-        _say(as_json, f"serving {manifest.name} at {server.url}, Ctrl-C stops", event="serving", bundle=manifest.name,
-             url=server.url)
+        more = {} if server.mjpeg is None else {"mjpeg": server.mjpeg.url}
+        also = "".join(f", MJPEG at {url}" for url in more.values())
+        _say(as_json, f"serving {manifest.name} at {server.url}{also}, Ctrl-C stops", event="serving",
+             bundle=manifest.name, url=server.url, **more)
         await stop.wait()
     _say(as_json, _summary(server), event="stopped", sessions=server.metrics.value("t2v_sessions_total"),
          captions=server.metrics.value("t2v_captions_total"), frames=server.metrics.value("t2v_frames_sent_total"))

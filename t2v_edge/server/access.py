@@ -67,6 +67,14 @@ class Access:
         here = _split(f"{page[0]}://{host}")
         return page == here and _is_address(page[1])
 
+    def allows_host(self, host: str) -> bool:
+        """Whether a request to `host` (the Host header) may be a page's own: an address, localhost, or listed."""
+        here = _split(f"http://{host}")
+        if here is None:
+            return False
+        listed = {_split(allowed) for allowed in self.origins}
+        return _is_address(here[1]) or here[1] in {page[1] for page in listed if page is not None}
+
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach what is bound to `host`."""

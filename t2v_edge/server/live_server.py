@@ -23,6 +23,7 @@ from t2v_edge.protocol import CLOSE_CODES, MAX_MESSAGE_BYTES, Bye, Error, Hello,
 from t2v_edge.server.access import Access
 from t2v_edge.server.limits import Limits
 from t2v_edge.server.metrics import CONTENT_TYPE, Labels, Metrics
+from t2v_edge.server.mjpeg import MjpegDoor
 from t2v_edge.server.playback import Stream
 from t2v_edge.server.session import BYE, GONE, Session, Shop
 from t2v_edge.server.sockets import keep_short
@@ -37,7 +38,7 @@ class ServerOptions:
     """Where and how to serve.
 
     settings: what clients get that ask for nothing else; all of them are given. port: 0 for any free one. tls: None for
-    plain TCP.
+    plain TCP. mjpeg_port: where MJPEG over HTTP is served as well, 0 for any free port, None for not at all.
     """
 
     settings: Settings
@@ -45,6 +46,7 @@ class ServerOptions:
     port: int = 8765
     tls: Optional[ssl.SSLContext] = None
     limits: Limits = Limits()
+    mjpeg_port: Optional[int] = None
 
 
 class LiveServer:
@@ -68,6 +70,7 @@ class LiveServer:
         self._stopping = False
         self._server: Any = None
         self._shop: Optional[Shop] = None
+        self.mjpeg = None if options.mjpeg_port is None else MjpegDoor(self, options.mjpeg_port)
 
     async def __aenter__(self) -> LiveServer:
         limits, access = self.options.limits, self.options.access
@@ -85,6 +88,12 @@ class LiveServer:
             self._close_pools()
             raise ServerError(f"{access.host}:{self.options.port} cannot be bound ({error}); choose another --host or "
                               "--port, or 0 for any free port") from error
+        if self.mjpeg is not None:
+            try:
+                await self.mjpeg.open()
+            except ServerError:
+                await self.__aexit__(None, None, None)
+                raise
         return self
 
     async def __aexit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException],
@@ -95,6 +104,8 @@ class LiveServer:
             session.stop(_STOPPING)
         if self._partings:
             await asyncio.wait(self._partings, timeout=2 * self.options.limits.stop_s)
+        if self.mjpeg is not None:
+            await self.mjpeg.close()
         self._server.close()
         await self._server.wait_closed()
         self._close_pools()
@@ -190,10 +201,14 @@ class LiveServer:
             return
         finally:
             self._waiting -= 1
+        await self.play(socket, *opened)
+
+    async def play(self, socket: Any, session: Session, version: int) -> None:
+        """Run an admitted session to its end, and say goodbye."""
         parting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._partings.add(parting)
         try:
-            await self._play(socket, *opened)
+            await self._play(socket, session, version)
         finally:
             self._partings.discard(parting)
             parting.cancel()
@@ -219,17 +234,21 @@ class LiveServer:
         if not socket.t2v_known and not self.options.access.knows(hello.token):
             raise ProtocolError("token", "the token is missing or wrong", "send the server's token in hello")
         version = negotiate(hello.versions)
+        return self.admit(socket, hello.settings), version
+
+    def admit(self, socket: Any, asked: Settings) -> Session:
+        """A session that is to be run, which holds its place from here on; raises `ProtocolError`."""
         if self._stopping:
             raise _STOPPING
         if len(self._sessions) >= self.options.limits.clients:
             raise self._full()
         assert self._shop is not None
-        wanted = {f.name: getattr(hello.settings, f.name) for f in fields(hello.settings)}
+        wanted = {f.name: getattr(asked, f.name) for f in fields(asked)}
         settings = replace(self.options.settings, **{k: v for k, v in wanted.items() if v is not None})
         session = Session(socket, secrets.token_hex(4), self._shop, settings)
         self._sessions.add(session)
         self.metrics.count("t2v_sessions_total")
-        return session, version
+        return session
 
     async def _close(self, socket: Any, why: ProtocolError, texts: list[str]) -> None:
         """Say why, and close; a client that does not listen is cut off."""

@@ -21,3 +21,17 @@ def keep_short(connection: Optional[socket.socket]) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if lowat is not None:
             connection.setsockopt(socket.IPPROTO_TCP, lowat, UNSENT_BYTES)
+
+
+def keep_alive(connection: Optional[socket.socket], idle_s: float) -> None:
+    """Let the kernel find out within about two times `idle_s` that the other side is gone, though nothing is sent."""
+    if connection is None:
+        return
+    with suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    times = (("TCP_KEEPIDLE", idle_s), ("TCP_KEEPINTVL", idle_s / 3), ("TCP_KEEPCNT", 3))
+    for name, value in times:
+        option = getattr(socket, name, None)  # not every system has all of them
+        if option is not None:
+            with suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, option, max(1, int(value)))
