@@ -120,7 +120,7 @@ async def _serve(pipeline: Pipeline, options: ServerOptions, as_json: bool) -> N
             loop.add_signal_handler(number, end, number)
     async with server:
         _say(as_json, f"serving {manifest.name} at {server.url}, Ctrl-C stops", event="serving", bundle=manifest.name,
-             url=server.url)
+             url=server.url, engines=pipeline.engines, variants=pipeline.variants)
         await stop.wait()
     _say(as_json, _summary(server), event="stopped", sessions=server.metrics.value("t2v_sessions_total"),
          captions=server.metrics.value("t2v_captions_total"), frames=server.metrics.value("t2v_frames_sent_total"))

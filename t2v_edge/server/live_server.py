@@ -19,10 +19,11 @@ from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 from t2v_edge.errors import ProtocolError, ServerError
+from t2v_edge.live_stats import LiveCounts
 from t2v_edge.protocol import CLOSE_CODES, MAX_MESSAGE_BYTES, Bye, Error, Hello, Settings, negotiate, read_client, write
 from t2v_edge.server.access import Access
 from t2v_edge.server.limits import Limits
-from t2v_edge.server.metrics import CONTENT_TYPE, Labels, Metrics
+from t2v_edge.server.metrics import CONTENT_TYPE, Labels, Metrics, frame_gauges, process_gauges
 from t2v_edge.server.playback import Stream
 from t2v_edge.server.session import BYE, GONE, Session, Shop
 from t2v_edge.server.sockets import keep_short
@@ -64,7 +65,8 @@ class LiveServer:
         self._sessions: set[Session] = set()
         self._partings: set[asyncio.Future[Any]] = set()
         self._waiting = 0
-        self._past = [0, 0]  # frames made and not sent, of sessions that have ended
+        # Of sessions that have ended: what their streams counted, and frames that were not sent.
+        self._past, self._past_unsent = LiveCounts(), 0
         self._stopping = False
         self._server: Any = None
         self._shop: Optional[Shop] = None
@@ -72,7 +74,7 @@ class LiveServer:
     async def __aenter__(self) -> LiveServer:
         limits, access = self.options.limits, self.options.access
         workers = max(2, min(8, os.cpu_count() or 2))
-        self._shop = Shop(self._open_stream, ThreadPoolExecutor(workers, "encode"), ThreadPoolExecutor(workers, "call"),
+        self._shop = Shop(self._open, ThreadPoolExecutor(workers, "encode"), ThreadPoolExecutor(workers, "call"),
                           limits, self.metrics)
         try:
             # Frames are compressed already. A write limit of one byte: a message is sent when the kernel has all of it.
@@ -167,14 +169,20 @@ class LiveServer:
     def _metrics_text(self) -> str:
         gauges: dict[tuple[str, Labels], float] = {
             ("t2v_clients", ()): len(self._sessions), ("t2v_fps", ()): sum((s.fps for s in self._sessions), 0.0)}
-        made, unsent = self._past
+        counts, unsent = self._past, self._past_unsent
         for session in self._sessions:
-            for stage, depth in session.depths.items():
-                key = "t2v_queue_depth", (("stage", stage),)
-                gauges[key] = gauges.get(key, 0) + depth
-            made, unsent = made + session.counts[0], unsent + session.counts[1]
-        gauges["t2v_frames_made_total", ()], gauges["t2v_frames_dropped_total", ()] = made, unsent
-        return self.metrics.to_text(gauges)
+            live = session.live
+            counts, unsent = live.after(counts), unsent + session.counts[1]
+            tallies = {("t2v_queue_depth", (("stage", stage),)): depth for stage, depth in session.depths.items()}
+            tallies["t2v_quality_clients", (("divisor", str(live.divisor)),)] = 1
+            for key, value in tallies.items():
+                gauges[key] = gauges.get(key, 0) + value
+        return self.metrics.to_text({**gauges, **frame_gauges(counts, unsent), **process_gauges()})
+
+    def _open(self, settings: Settings) -> Stream:
+        stream = self._open_stream(settings)
+        stream.tell_times(self.metrics.time)
+        return stream
 
     # A WebSocket, from its opening to its end.
 
@@ -203,7 +211,8 @@ class LiveServer:
             why = await session.run(version, self._bundle, self._base_fps)
         finally:
             self._sessions.discard(session)
-            self._past = [past + more for past, more in zip(self._past, session.counts)]
+            self._past = session.live.after(self._past)
+            self._past_unsent += session.counts[1]
         _LOG.info("session %s ended: %s", session.name, why.code)
         await self._close(socket, why, session.farewell())
 

@@ -10,6 +10,7 @@ from typing import Any, Callable, Optional, Protocol, TypeVar
 
 from t2v_edge.errors import EngineError
 from t2v_edge.frame import Frame
+from t2v_edge.live_stats import LiveCounts
 from t2v_edge.protocol import Control, Settings
 from t2v_edge.server.encode import check_format
 
@@ -33,6 +34,13 @@ class Stream(Protocol):
     def reset(self, seed: Optional[int] = None) -> int: ...
 
     def close(self) -> None: ...
+
+    @property
+    def counts(self) -> LiveCounts: ...
+
+    def tell_times(self, tell: Callable[[str, float], None]) -> None:
+        """Tell each (stage, milliseconds) from now on, from any thread."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +77,7 @@ class Playback:
         self._pump: Optional[asyncio.Task[None]] = None
         self._caption: Optional[str] = None
         self._first = 0  # the session's generation of the stream's generation 0
+        self._past = LiveCounts()
 
     async def open(self) -> None:
         """Open the first stream, which waits for a caption."""
@@ -86,6 +95,11 @@ class Playback:
     async def close(self) -> None:
         """Close the stream, once what was begun is done."""
         await self._finish(self._close())
+
+    @property
+    def counts(self) -> LiveCounts:
+        """Of all its streams up to now."""
+        return self._past if self._stream is None else self._stream.counts.after(self._past)
 
     def is_current(self, made: Made) -> bool:
         """Whether a frame may still be sent."""
@@ -126,6 +140,7 @@ class Playback:
             await asyncio.gather(pump, return_exceptions=True)
         if stream is not None:
             await self._call(stream.close)
+            self._past = replace(stream.counts.after(self._past), queued=0)
 
     @property
     def _open_one(self) -> Stream:

@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 
 from t2v_edge.captions import CaptionEvent, CaptionMerger
 from t2v_edge.errors import CaptionError, ProtocolError, T2VError, UsageError
+from t2v_edge.live_stats import LiveCounts
 from t2v_edge.protocol import (
     Bye,
     Caption,
@@ -128,12 +129,18 @@ class Session:
 
     @property
     def depths(self) -> dict[str, int]:
-        return {"captions": int(self._wanted is not None), "send": self._outbox.depth}
+        return {"text": int(self._wanted is not None), "render": self._playback.counts.queued,
+                "encode": self._outbox.frames, "send": self._outbox.texts}
 
     @property
     def counts(self) -> tuple[int, int]:
         """Frames made, and frames made and not sent."""
         return self._playback.made, self._playback.made - self._sent
+
+    @property
+    def live(self) -> LiveCounts:
+        """What its streams count."""
+        return self._playback.counts
 
     def farewell(self) -> list[str]:
         """Messages that were not sent yet."""
@@ -201,9 +208,8 @@ class Session:
                     self._refuse(error)
 
     async def _show(self, wanted: _Wanted) -> None:
-        before, start = self._playback.generation, time.perf_counter()
+        before = self._playback.generation
         generation = await self._playback.show(wanted.text)
-        self._shop.metrics.time("encode_caption", 1000 * (time.perf_counter() - start))
         if generation > before or not (self._awaited or self._latencies):
             self._awaited.append((generation, wanted.received_s))
         self._say(Showing(generation, wanted.segment, wanted.revision, wanted.text))
@@ -222,7 +228,7 @@ class Session:
         metrics, frame = self._shop.metrics, made.frame
         start = time.perf_counter()
         payload = await self._loop.run_in_executor(self._shop.encoders, encode, frame.pixels, made.format, made.quality)
-        metrics.time("encode_frame", 1000 * (time.perf_counter() - start))
+        metrics.time("encode", 1000 * (time.perf_counter() - start))
         if not self._playback.is_current(made):
             return  # out of date meanwhile: not worth sending, though the answer that says so is behind it
         height, width = frame.pixels.shape[:2]
@@ -269,8 +275,9 @@ class Session:
         self._say(Error.of(refusal))
 
     def _stats(self) -> Stats:
+        latency = Latency.of(list(self._latencies))
         return Stats(self._loop.time() - self._start_s, self.fps, self._sent, self._outbox.dropped, self._captions,
-                     self._playback.generation, Latency.of(list(self._latencies)).median_ms)
+                     self._playback.generation, latency.median_ms, latency.p95_ms, self.live.divisor)
 
     def _why(self, tasks: list[asyncio.Future[Any]]) -> ProtocolError:
         """Why the session's tasks ended."""
