@@ -182,8 +182,8 @@ def _sentences(run: Run) -> list[str]:
              f"{seen.old} of an old caption, {seen.replaced} of it left out"]
     if run.jitter_ms is not None:
         drift = "" if run.drift_frames is None else f"; drift {run.drift_frames:+.2f} frames"
-        lines.append(f"jitter p95 {run.jitter_ms:.1f} ms, {run.jitter_frames:.2f} frames; longest gap {seen.gap_ms:.0f} "
-                     f"ms{drift}")
+        lines.append(f"jitter p95 {run.jitter_ms:.1f} ms, {run.jitter_frames:.2f} frames{drift}; longest gap "
+                     f"{seen.gap_ms:.0f} ms")
     if seen.lost or seen.overtaken:
         lines.append(f"{seen.lost} captions without a frame, {seen.overtaken} left out for a newer one")
     if server.own_p95_ms is not None:

@@ -137,8 +137,8 @@ def stage_times(samples: Samples) -> dict[str, Latency]:
     """Each stage's latency, as the server measured it; percentiles are of its last thousand."""
     stages = {}
     for stage, count in labelled(samples, "t2v_latency_ms_count", "stage").items():
-        times = [samples.get(("t2v_latency_ms", (("stage", stage), ("quantile", at)))) for at in ("0.5", "0.95", "0.99")]
-        stages[stage] = Latency(int(count), *times)
+        keys = [("t2v_latency_ms", (("stage", stage), ("quantile", at))) for at in ("0.5", "0.95", "0.99")]
+        stages[stage] = Latency(int(count), *(samples.get(key) for key in keys))
     return stages
 
 

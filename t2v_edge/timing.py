@@ -70,8 +70,8 @@ class StreamStats:
 
 
 class Stopwatch:
-    """Collects durations of named stages, in a bounded window each. tell: is told each (stage, milliseconds) as well, in
-    the thread that took it."""
+    """Collects durations of named stages, in a bounded window each. tell: is told each as well, (stage, milliseconds),
+    in the thread that took it."""
 
     tell: Optional[Callable[[str, float], None]] = None
 

@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     if args.bundle is None:
         raise UsageError("there is nothing to measure; give a bundle")
     seconds = BenchOptions.seconds if args.seconds is None else args.seconds
-    options = BenchOptions(args.fps, seconds, args.seed, args.engine, args.variant, args.threads, args.batch, args.ahead)
+    options = BenchOptions(args.fps, seconds, args.seed, args.engine, args.variant, args.threads,
+                           args.batch, args.ahead)
     bar = PhaseBar("bench")
     try:
         report: BenchReport = bench(args.bundle, options, bar.advance)

@@ -74,7 +74,8 @@ def run_live(args: argparse.Namespace) -> int:
     if args.server is not None and args.bundle is not None:
         raise UsageError("a bundle and --server: the server has its own; leave one of them out")
     options = LiveBenchOptions(
-        script=make_script(args.captions, args.seconds, args.every, args.switches), clients=1 if args.clients is None else args.clients,
+        script=make_script(args.captions, args.seconds, args.every, args.switches),
+        clients=1 if args.clients is None else args.clients,
         mute=args.mute or 0, flood=args.flood or 0, fps=args.fps, size=args.size, format=args.format,
         server=args.server, arguments=_server_arguments(args), cafile=None if args.tls_ca is None else str(args.tls_ca),
         token=read_token(args.token_file), seed=args.seed)

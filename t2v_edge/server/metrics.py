@@ -23,17 +23,17 @@ _HELP = {
     "t2v_captions_total": ("counter", "Captions received."),
     "t2v_frames_made_total": ("counter", "Frames rendered."),
     "t2v_frames_sent_total": ("counter", "Frames sent."),
-    "t2v_frames_dropped_total": ("counter", "Frames rendered and not sent: stale (of an old caption), overtaken (a newer "
-                                            "one was there), unwatched (nobody took them), unsent (the client was slow, "
-                                            "or the caption changed while they were encoded)."),
+    "t2v_frames_dropped_total": ("counter", "Frames rendered and not sent, by reason: stale, of an old caption; "
+                                            "overtaken by a newer one; unwatched; unsent, for a slow client or a new "
+                                            "caption."),
     "t2v_frames_missed_total": ("counter", "Frames of the schedule that were never made, for want of time."),
     "t2v_frames_late_total": ("counter", "Frames done more than half a frame after they were due."),
     "t2v_bytes_sent_total": ("counter", "Bytes of frames sent."),
     "t2v_clients": ("gauge", "Sessions open now."),
     "t2v_fps": ("gauge", "Frames sent a second, all clients together, over the last seconds."),
     "t2v_quality_clients": ("gauge", "Sessions by divisor: every so many frames one is made, 1 where all are."),
-    "t2v_queue_depth": ("gauge", "What waits for each stage, all clients together: captions for text, frames done before "
-                                 "their time for render, frames for encode, messages for send."),
+    "t2v_queue_depth": ("gauge", "What waits, all clients together: captions for text, rendered frames until they are "
+                                 "due, frames for encode, messages for send."),
     "t2v_latency_ms": ("summary", "Milliseconds of each stage; caption: from being taken to its first frame sent."),
     "process_resident_memory_bytes": ("gauge", "Memory of this process."),
     "process_cpu_seconds_total": ("counter", "Processor time of this process, user and system."),
