@@ -104,12 +104,14 @@ class Record:
     def hear(self, showing: Showing) -> None:
         """The server has taken a caption."""
         self._shown = max(self._shown, showing.generation)
-        while self._waiting and self._waiting[0].segment < showing.segment and self._waiting[0].generation is None:
-            self._waiting.popleft()
-            self._overtaken += 1
-        for said in self._waiting:
+        waiting, self._waiting = self._waiting, deque(maxlen=KEPT)
+        for said in waiting:
             if said.segment == showing.segment:
                 said.generation = showing.generation
+            if said.generation is None and said.segment < showing.segment:
+                self._overtaken += 1
+            else:
+                self._waiting.append(said)
         self._answer()
 
     def see(self, header: FrameHeader, at_s: float) -> None:
