@@ -277,7 +277,7 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
 
     def _end(self) -> None:
         self._closed = True
-        self._core.queue.clear()
+        self._core.abandon()
         self._signal()
 
     def _signal(self) -> None:

@@ -66,11 +66,13 @@ def test_what_cannot_be_served_is_said_before_anything_is_bound(bundle_path, cap
 
 def test_every_stage_of_a_real_stream_is_in_the_metrics_and_what_a_client_had_stays_in_them(pipeline):
     def values_of(body):
-        return {key: float(value) for key, value in (line.rsplit(" ", 1) for line in body.splitlines() if line[0] != "#")}
+        lines = (line.rsplit(" ", 1) for line in body.splitlines() if line[0] != "#")
+        return {key: float(value) for key, value in lines}
 
     async def scenario():
         async with serving(lambda settings: open_stream(pipeline, settings)) as server:
-            async with talking(server, Hello(settings=Settings(Fraction(60), (16, 16))), "a person is waving") as client:
+            hello = Hello(settings=Settings(Fraction(60), (16, 16)))
+            async with talking(server, hello, "a person is waving") as client:
                 await client.frames(10)
                 await client.say(Control("set", Settings(fps=Fraction(120))))
                 await client.hear_a(State)
@@ -85,7 +87,7 @@ def test_every_stage_of_a_real_stream_is_in_the_metrics_and_what_a_client_had_st
     for values in (during, after):
         made, sent = values["t2v_frames_made_total"], values["t2v_frames_sent_total"]
         dropped = sum(value for key, value in values.items() if key.startswith("t2v_frames_dropped_total"))
-        assert sent >= 20 and 0 <= made - sent - dropped <= 4, "but for those under way, every frame is accounted for"
+        assert sent >= 20 and 0 <= made - sent - dropped <= 2, "but for those that wait, every frame is accounted for"
         assert values["t2v_frames_missed_total"] >= 0 and values["t2v_frames_late_total"] >= 0
     assert after["t2v_frames_made_total"] >= during["t2v_frames_made_total"], "counters never go down"
     assert during['t2v_quality_clients{divisor="1"}'] == 1 and 't2v_quality_clients{divisor="1"}' not in after
