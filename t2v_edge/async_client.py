@@ -218,7 +218,7 @@ class AsyncClient:
                 self._socket.transport.abort()
         self._fail_waiters(ClientError("the client is closed; connect again"))
 
-    async def __aenter__(self) -> AsyncClient:
+    async def __aenter__(self: C) -> C:
         return self
 
     async def __aexit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException],

@@ -23,7 +23,7 @@ from t2v_edge.bench_live_foes import Foes, Tally
 from t2v_edge.bench_live_record import Record, add_up, cue_offset, jitter_ms, latency
 from t2v_edge.bench_live_report import LiveReport, Run, ServerSide
 from t2v_edge.bench_live_script import CAPTIONS, Script
-from t2v_edge.bench_live_server import Sampler, Target, ask, labelled, serving, stage_times
+from t2v_edge.bench_live_server import Sampler, Samples, Target, Trend, ask, labelled, serving, stage_times
 from t2v_edge.bundle import Bundle
 from t2v_edge.clock import exact
 from t2v_edge.errors import ClientError, ProtocolError, T2VError, UsageError
@@ -209,7 +209,7 @@ class _Bench:
         self._advance(phase, 1.0)
 
 
-async def _server_side(target: Target, viewers: Sequence[Viewer], trend: Any) -> ServerSide:
+async def _server_side(target: Target, viewers: Sequence[Viewer], trend: Trend) -> ServerSide:
     """What the server says of the run; what it does not say any more is left out."""
     medians, tails = [], []
     for viewer in viewers:
@@ -217,7 +217,7 @@ async def _server_side(target: Target, viewers: Sequence[Viewer], trend: Any) ->
             stats = await viewer.stats()
             medians.append(stats.latency_ms)
             tails.append(stats.latency_p95_ms)
-    samples = {}
+    samples: Samples = {}
     with contextlib.suppress(ClientError):
         samples = await ask(target)
     qualities, refused = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
-from typing import Callable, Optional
+from typing import Optional
 
 from t2v_edge.async_client import AsyncClient, ClientOptions
 from t2v_edge.bench_live_record import Record
@@ -18,13 +18,15 @@ POLL_S = 0.05
 
 
 class Viewer(AsyncClient):
-    """One viewer. What it sees is in `record`, from `meet` on. now: seconds of the clock that frames are noted by."""
-
-    now: Callable[[], float] = staticmethod(time.monotonic)
+    """One viewer. What it sees is in `seen`, from `meet` on."""
 
     def __init__(self, options: ClientOptions) -> None:
         super().__init__(options)
         self.record: Optional[Record] = None
+
+    def now(self) -> float:
+        """Seconds of the clock that frames are noted by."""
+        return time.monotonic()
 
     @property
     def seen(self) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import signal
 import sys
@@ -33,6 +34,9 @@ EXAMPLES = """examples:
 docs/protocol.md says how clients talk to it; t2v_edge.client is one in Python. GET /healthz and GET /metrics (for
 Prometheus) are plain HTTP on the same port. Without a token only this machine may connect. Ctrl-C and SIGTERM end it
 well: clients are told. With --json the first line is {"event": "serving", "url": ...}, the last has "stopped"."""
+
+
+IDLE_S = 2.0
 
 
 def add_parser(subparsers: Any) -> None:
@@ -98,14 +102,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def open_stream(pipeline: Pipeline, settings: Settings) -> LiveStream:
-    """One client's stream, which waits for its first caption."""
-    return pipeline.live(fps=settings.fps, size=settings.size, seed=settings.seed or 0)
+    """One client's stream, which waits for its first caption, and makes nothing where nobody asks for frames."""
+    return pipeline.live(fps=settings.fps, size=settings.size, seed=settings.seed or 0, idle_after_s=IDLE_S)
 
 
 async def _serve(pipeline: Pipeline, options: ServerOptions, as_json: bool) -> None:
     from t2v_edge.server.live_server import LiveServer
 
     manifest = pipeline.manifest
+    # What is loaded by now stays: looking through it for garbage takes longer than a frame may.
+    gc.collect()
+    gc.freeze()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     server = LiveServer(lambda settings: open_stream(pipeline, settings), manifest.name, Fraction(manifest.video.fps),

@@ -209,6 +209,8 @@ class LiveServer:
     async def _play(self, socket: Any, session: Session, version: int) -> None:
         try:
             why = await session.run(version, self._bundle, self._base_fps)
+            if why.code == "too_fast":
+                await asyncio.sleep(self.options.limits.penalty_s)
         finally:
             self._sessions.discard(session)
             self._past = session.live.after(self._past)

@@ -58,11 +58,12 @@ class Playback:
     """Lives on the event loop; what may take a while runs in `callers`, one thing at a time, as it was asked for.
 
     settings: in force; all are given. generation: the newest; frames of a lower one are out of date. made: frames given
-    to `take` up to now. failed: set where the stream fails. Its methods raise what `open_stream` and the stream raise.
+    to `take` up to now. wanted: while it is not set, no frame is asked for. failed: set where the stream fails. Its
+    methods raise what `open_stream` and the stream raise.
     """
 
     def __init__(self, open_stream: Callable[[Settings], Stream], callers: Executor, settings: Settings,
-                 take: Callable[[Made], None]) -> None:
+                 take: Callable[[Made], None], wanted: asyncio.Event) -> None:
         self.settings = settings
         self.generation = 0
         self.paused = False
@@ -72,6 +73,7 @@ class Playback:
         self._open_stream = open_stream
         self._callers = callers
         self._take = take
+        self._wanted = wanted
         self._lock = asyncio.Lock()
         self._stream: Optional[Stream] = None
         self._pump: Optional[asyncio.Task[None]] = None
@@ -190,6 +192,7 @@ class Playback:
                 self._take(Made(frame, first + frame.generation, self.made, self.settings.format or "raw",
                                 self.settings.quality or 1))
                 self.made += 1
+                await self._wanted.wait()
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this session and no other
             if not self.failed.done():
                 self.failed.set_result(error)

@@ -44,6 +44,10 @@ BYE, GONE = "bye", "gone"
 _LOG = logging.getLogger(__name__)
 _LATENCIES = 1024
 _AWAITED = 256
+TAKE_S = 0.05
+"""From taking one caption of a client to taking the next, the newest: all clients share the text stage."""
+SLOW_S = 1.0
+"""When a message has waited that long for its client to read, no more frames are asked for until it has gone."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,9 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._start_s = self._loop.time()
         self._outbox: Outbox[Made] = Outbox()
-        self._playback = Playback(shop.open_stream, shop.callers, settings, self._outbox.put_frame)
+        self._reads = asyncio.Event()
+        self._reads.set()
+        self._playback = Playback(shop.open_stream, shop.callers, settings, self._outbox.put_frame, self._reads)
         self._rate = RateLimit(shop.limits.messages_per_s, shop.limits.burst, self._start_s)
         self._merger = CaptionMerger()
         self._newest = (0, 0)
@@ -196,16 +202,18 @@ class Session:
         self._want(self._merger.poll(now), now)
 
     async def _take_captions(self) -> None:
-        """Encode captions, the newest when there is more than one."""
+        """Encode captions, the newest when there is more than one, and not faster than `TAKE_S`."""
         while True:
             await self._wanted_event.wait()
             self._wanted_event.clear()
             wanted, self._wanted = self._wanted, None
             if wanted is not None:
+                begun_s = self._loop.time()
                 try:
                     await self._show(wanted)
                 except T2VError as error:
                     self._refuse(error)
+                await asyncio.sleep(begun_s + TAKE_S - self._loop.time())
 
     async def _show(self, wanted: _Wanted) -> None:
         before = self._playback.generation
@@ -248,15 +256,18 @@ class Session:
             metrics.time("caption", elapsed_ms)
 
     async def _push(self, data: Union[str, bytes]) -> None:
-        """Send, and cut the connection of a client that does not read.
+        """Send; for a client that does not read make no more frames, and after a while cut its connection.
 
         websockets' own pings cannot see to that: they wait in the same queue, behind what is not read.
         """
-        guard = self._loop.call_later(self._shop.limits.stall_s, self._abort)
+        guards = (self._loop.call_later(SLOW_S, self._reads.clear),
+                  self._loop.call_later(self._shop.limits.stall_s, self._abort))
         try:
             await self._socket.send(data)
         finally:
-            guard.cancel()
+            for guard in guards:
+                guard.cancel()
+            self._reads.set()
 
     def _abort(self) -> None:
         self.stop(ProtocolError("too_slow", "the client does not read what it is sent", "read faster, or ask for less"))
