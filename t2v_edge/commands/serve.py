@@ -63,6 +63,8 @@ def add_parser(subparsers: Any) -> None:
     for_clients.add_argument("--seed", type=int, default=0, help="same seed, same motion (default: 0)")
     for_clients.add_argument("--format", choices=FORMATS, default=JPEG, help=f"of frames (default: {JPEG})")
     for_clients.add_argument("--quality", type=int, default=85, help="of jpeg and webp, 1 to 100 (default: 85)")
+    parser.add_argument("--no-adaptive", dest="adaptive", action="store_false",
+                        help="never step down to a lower rate where the device does not keep up; frames are late then")
     add_engine_arguments(parser)
     parser.add_argument("--json", action="store_true", help="say what happens as lines of JSON")
     parser.set_defaults(run=run)
@@ -97,16 +99,17 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"--seed is {args.seed}, expected 0 to {MAX_SEED}")
         settings = Settings(fps, size, args.seed, args.format, args.quality)
         open_stream(pipeline, settings).close()  # whatever is wrong with the settings is said now, and not to clients
-        asyncio.run(_serve(pipeline, ServerOptions(settings, access, args.port, tls, limits), args.json))
+        asyncio.run(_serve(pipeline, ServerOptions(settings, access, args.port, tls, limits), args.adaptive, args.json))
     return 0
 
 
-def open_stream(pipeline: Pipeline, settings: Settings) -> LiveStream:
+def open_stream(pipeline: Pipeline, settings: Settings, adaptive: bool = True) -> LiveStream:
     """One client's stream, which waits for its first caption, and makes nothing where nobody asks for frames."""
-    return pipeline.live(fps=settings.fps, size=settings.size, seed=settings.seed or 0, idle_after_s=IDLE_S)
+    return pipeline.live(fps=settings.fps, size=settings.size, seed=settings.seed or 0, adaptive=adaptive,
+                         idle_after_s=IDLE_S)
 
 
-async def _serve(pipeline: Pipeline, options: ServerOptions, as_json: bool) -> None:
+async def _serve(pipeline: Pipeline, options: ServerOptions, adaptive: bool, as_json: bool) -> None:
     from t2v_edge.server.live_server import LiveServer
 
     manifest = pipeline.manifest
@@ -115,8 +118,8 @@ async def _serve(pipeline: Pipeline, options: ServerOptions, as_json: bool) -> N
     gc.freeze()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    server = LiveServer(lambda settings: open_stream(pipeline, settings), manifest.name, Fraction(manifest.video.fps),
-                        options)
+    server = LiveServer(lambda settings: open_stream(pipeline, settings, adaptive), manifest.name,
+                        Fraction(manifest.video.fps), options)
 
     def end(number: int) -> None:
         stop.set()

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import pytest
 
-from t2v_edge.cli import main
+from t2v_edge.cli import main, make_parser
 from t2v_edge.commands.serve import open_stream
 from t2v_edge.protocol import Bye, Control, Hello, Settings, Showing, State
 from tests.t2v_edge.live_samples import TIMEOUT_S, a_neighbour, fetch, serving, talking, until
@@ -91,6 +91,15 @@ def test_every_stage_of_a_real_stream_is_in_the_metrics_and_what_a_client_had_st
         assert values["t2v_frames_missed_total"] >= 0 and values["t2v_frames_late_total"] >= 0
     assert after["t2v_frames_made_total"] >= during["t2v_frames_made_total"], "counters never go down"
     assert during['t2v_quality_clients{divisor="1"}'] == 1 and 't2v_quality_clients{divisor="1"}' not in after
+
+
+def test_quality_is_adapted_unless_it_is_told_not_to(pipeline):
+    settings = Settings(Fraction(60), (16, 16))
+    for adaptive in (True, False):
+        with open_stream(pipeline, settings, adaptive) as stream:
+            assert stream.options.adaptive is adaptive
+    assert make_parser("serve").parse_args(["serve", "b"]).adaptive
+    assert not make_parser("serve").parse_args(["serve", "b", "--no-adaptive"]).adaptive
 
 
 def test_streams_of_one_pipeline_are_each_clients_own(pipeline):
