@@ -74,6 +74,8 @@ class Foes:
         process, self._process = self._process, None
         if process is None:
             return
+        assert process.stdin is not None
+        process.stdin.close()
         try:
             said, _ = await asyncio.wait_for(process.communicate(), 2 * PATIENCE_S)
             with contextlib.suppress(ValueError, TypeError):

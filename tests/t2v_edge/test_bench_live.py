@@ -289,7 +289,8 @@ def test_frames_of_an_old_caption_and_a_lost_stream_break_every_run():
 
 def test_people_are_told_all_that_machines_are():
     text = replace(report(alone=report().run), failed=["jitter: too much"]).to_text()
-    for words in ("2 clients at 30 fps, 256x256 jpeg, 60 s", "29.9, 15.0; 3 missed, 1 dropped, 2 late", "drift -0.25",
+    for words in ("2 clients at 30 fps, 256x256 jpeg, 60 s", "drift -0.25",
+                  "29.9, 15.0; 3 missed, 1 dropped, 0 late; 0 of an old caption, 2 of it left out",
                   "+5.0 MiB an hour", "2 clients at 1/2 of the rate", "not kept: jitter", "p95 is +0 %",
                   "median 20.0, p95 40.0"):
         assert words in text

@@ -104,7 +104,7 @@ def test_a_stream_that_is_lost_ends_the_run_and_what_was_measured_is_said(capsys
 
 
 def test_beside_adversaries_the_others_are_measured_twice(capsys):
-    with InBackground(limits=Limits(stall_s=0.5)) as server:
+    with InBackground(limits=Limits(stall_s=0.5, penalty_s=0.1)) as server:
         found = run_json(capsys, "--server", server.url, "--seconds", "1", "--every", "0.2", "--clients", "2",
                          "--mute", "1", "--flood", "1", "--max-slowdown", "1000000")
         refused = server.metrics.value("t2v_refused_total", code="too_fast")
@@ -117,8 +117,7 @@ def test_beside_adversaries_the_others_are_measured_twice(capsys):
 
 def test_foes_of_each_kind_are_borne_and_leave_when_they_are_told():
     async def scenario():
-        big = {"make": lambda settings: FakeStream(settings), "limits": Limits(stall_s=0.3)}
-        async with serving(**big) as server, a_neighbour(server):
+        async with serving(limits=Limits(stall_s=0.3, penalty_s=0.1)) as server, a_neighbour(server):
             async with Foes(server.url, None, None, mute=1, flood=1) as foes:
                 await until(lambda: server.metrics.value("t2v_refused_total", code="too_fast") >= 2)
             assert foes.tally.flood_sessions >= 2 and foes.tally.mute_sessions >= 1
