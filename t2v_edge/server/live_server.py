@@ -29,6 +29,7 @@ from t2v_edge.server.session import BYE, GONE, Session, Shop
 from t2v_edge.server.sockets import keep_short
 
 PATH = "/live"
+FLOOD_PARTS_S = 0.5
 _LOG = logging.getLogger(__name__)
 _STOPPING = ProtocolError("stopping", "the server stops", "connect again later")
 
@@ -246,8 +247,11 @@ class LiveServer:
         """Say why, and close; a client that does not listen is cut off."""
         if why.code not in (BYE, GONE, _STOPPING.code):
             self.metrics.count("t2v_refused_total", code=why.code)
+        # What a flood has sent is not read any more, so that its answer to a farewell would never be seen.
+        stop_s = self.options.limits.stop_s
+        patience_s = min(FLOOD_PARTS_S, stop_s) if why.code == "too_fast" else stop_s
         try:
-            await asyncio.wait_for(self._part(socket, why, texts), self.options.limits.stop_s)
+            await asyncio.wait_for(self._part(socket, why, texts), patience_s)
         except (asyncio.TimeoutError, ConnectionClosed):
             pass
         finally:
