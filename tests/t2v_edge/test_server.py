@@ -220,9 +220,11 @@ def test_captions_that_come_fast_are_taken_one_in_a_while_the_newest(monkeypatch
         async with serving() as server, talking(server) as client:
             for number in range(20):
                 await client.caption(f"a person {number}")
-            first, second = await client.hear_a(Showing), await client.hear_a(Showing)
-            assert (first.segment, second.segment) != (0, 1) and second.segment == 19
-            assert server.made[0].generation == second.generation == 1
+                await asyncio.sleep(0.01)
+            taken = [(await client.hear_a(Showing)).segment]
+            while taken[-1] != 19:
+                taken.append((await client.hear_a(Showing)).segment)
+            assert len(taken) <= 4, "one each third of a second, where all came in one"
     asyncio.run(scenario())
 
 
