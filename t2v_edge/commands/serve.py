@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     limits = Limits(clients=args.max_clients, messages_per_s=args.max_messages,
                     burst=max(1, int(2 * args.max_messages)))
     tls = open_tls(args.tls_cert, args.tls_key)
-    with Pipeline.open(args.bundle, args.engine, args.variant, args.threads) as pipeline:
+    with Pipeline.open(args.bundle, args.engine, args.variant, args.threads, callers=args.max_clients) as pipeline:
         video = pipeline.manifest.video
         fps = Fraction(video.fps) if args.fps is None else exact(args.fps, "fps")
         size = args.size or (video.width, video.height)
