@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import ssl
 import time
@@ -160,6 +161,7 @@ class _Bench:
             loop = asyncio.get_running_loop()
             await self._progress(loop.time(), WARM_S, f"{phase}: warming up")
             sampler = await stack.enter_async_context(Sampler(target, SAMPLE_S))
+            gc.collect()  # not in the midst of frames, as far as that can be helped
             start_s, cpu = loop.time(), time.process_time()
             for viewer in viewers:
                 viewer.seen.begin()
