@@ -56,6 +56,7 @@ _ERRORS = 16
 _NOTHING = Settings()
 Rate = Union[int, float, Fraction, str, None]
 T = TypeVar("T")
+C = TypeVar("C", bound="AsyncClient")
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +132,10 @@ class AsyncClient:
         self._stats: deque[asyncio.Future[Stats]] = deque()
 
     @classmethod
-    async def connect(cls, url: str, *, token: Optional[str] = None, fps: Rate = None,
+    async def connect(cls: type[C], url: str, *, token: Optional[str] = None, fps: Rate = None,
                       size: Optional[tuple[int, int]] = None, seed: Optional[int] = None, format: Optional[str] = None,
                       quality: Optional[int] = None, tls: Optional[ssl.SSLContext] = None, timeout_s: float = 10.0,
-                      retry_s: float = 0.0) -> AsyncClient:
+                      retry_s: float = 0.0) -> C:
         """Connect and be welcomed; what is None is as the server likes it. Raises `ClientError` or `ProtocolError`."""
         settings = Settings(None if fps is None else exact(fps, "fps"), size, seed, format, quality)
         client = cls(ClientOptions(url, token, settings, tls, timeout_s, retry_s))
@@ -217,7 +218,7 @@ class AsyncClient:
                 self._socket.transport.abort()
         self._fail_waiters(ClientError("the client is closed; connect again"))
 
-    async def __aenter__(self) -> AsyncClient:
+    async def __aenter__(self: C) -> C:
         return self
 
     async def __aexit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException],

@@ -15,7 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from fractions import Fraction
 from types import TracebackType
-from typing import TYPE_CHECKING, Optional, Union
+from typing import TYPE_CHECKING, Callable, Optional, Union
 
 from t2v_edge.clock import Clock, exact
 from t2v_edge.errors import EngineError
@@ -23,7 +23,7 @@ from t2v_edge.frame import Frame
 from t2v_edge.live_core import LiveCore, Pending
 from t2v_edge.live_maker import Maker, Order
 from t2v_edge.live_options import BLOCK, LiveOptions, check_seed
-from t2v_edge.live_stats import LiveStats
+from t2v_edge.live_stats import LiveCounts, LiveStats
 from t2v_edge.spec import STAGES
 from t2v_edge.timing import Stopwatch
 from t2v_edge.waiting import SystemClock, WaitClock
@@ -149,12 +149,23 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
     @property
     def stats(self) -> LiveStats:
         """Counts and latencies up to now."""
+        stages = {stage: self._watch.latency(stage) for stage in STAGES}  # before the lock that frames are made under
         with self._changed:
             core, book = self._core, self._core.ledger
-            stages = {stage: self._watch.latency(stage) for stage in STAGES}
             return LiveStats(book.shown, book.rendered, dict(book.dropped), book.late, book.anchors, book.fps,
                              book.switch, len(core.queue), core.generation, core.quality.level, core.quality.divisor,
                              self._maker.steps, stages)
+
+    @property
+    def counts(self) -> LiveCounts:
+        """Counts alone, for whoever asks often."""
+        with self._changed:
+            core, book = self._core, self._core.ledger
+            return LiveCounts(book.rendered, dict(book.dropped), book.late, len(core.queue), core.quality.divisor)
+
+    def tell_times(self, tell: Callable[[str, float], None]) -> None:
+        """From now on tell every run of a stage, (stage, milliseconds), in the thread that ran it."""
+        self._watch.tell = tell
 
     # The consumer.
 
@@ -266,7 +277,7 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
 
     def _end(self) -> None:
         self._closed = True
-        self._core.queue.clear()
+        self._core.abandon()
         self._signal()
 
     def _signal(self) -> None:

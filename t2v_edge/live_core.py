@@ -94,6 +94,11 @@ class LiveCore:
         self._consumers -= 1
         self._seen_s = now_s
 
+    def abandon(self) -> None:
+        """Nobody comes for the frames that wait."""
+        self.ledger.dropped[UNWATCHED] += len(self.queue)
+        self.queue.clear()
+
     # The consumer's side.
 
     def take(self, now_s: float) -> Union[Frame, Pending]:
@@ -119,8 +124,7 @@ class LiveCore:
         idle_s = self._idle_s()
         if self.pacer.running and idle_s is not None and now_s >= idle_s:
             self._unwatched = True
-            self.ledger.dropped[UNWATCHED] += len(self.queue)
-            self.queue.clear()
+            self.abandon()
             self._settle(now_s)
         if not self.pacer.running or self.condition is None:
             return Pending(None)

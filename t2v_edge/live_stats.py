@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from t2v_edge.timing import WINDOW, Latency
@@ -49,6 +49,22 @@ class LiveStats:
             "motion_steps": self.motion_steps,
             "stages": {stage: latency.to_json() for stage, latency in self.stages.items()},
         }
+
+
+@dataclass(frozen=True)
+class LiveCounts:
+    """What of `LiveStats` costs nothing to tell: counts since the start, frames that wait, and the divisor in force."""
+
+    rendered: int = 0
+    dropped: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    late: int = 0
+    queued: int = 0
+    divisor: int = 1
+
+    def after(self, before: LiveCounts) -> LiveCounts:
+        """Counts of a stream and of those before it together."""
+        dropped = {reason: self.dropped[reason] + before.dropped[reason] for reason in REASONS}
+        return LiveCounts(self.rendered + before.rendered, dropped, self.late + before.late, self.queued, self.divisor)
 
 
 class Ledger:

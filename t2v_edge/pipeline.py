@@ -79,6 +79,7 @@ class Pipeline:
         variant: Optional[str] = None,
         threads: Optional[int] = None,
         batch: int = 1,
+        callers: int = 1,
     ) -> Pipeline:
         """Verify the bundle at `path` and load it.
 
@@ -88,10 +89,10 @@ class Pipeline:
         minute or more. The same engines give the same frames; those of different engines differ by rounding. variant:
         one variant for every stage that has it (the others keep the manifest's default), or None for the manifest's
         default, or for TensorRT for what measured fastest. threads: CPU threads an operator may use, None for the
-        engine's choice. batch: frames that the renderer makes at once, on TensorRT alone. Raises `BundleError`,
-        `EngineError` or `UsageError`.
+        engine's choice. batch: frames that the renderer makes at once, on TensorRT alone. callers: streams that will
+        play at the same time, for which an engine may make room. Raises `BundleError`, `EngineError` or `UsageError`.
         """
-        options = EngineOptions(threads)
+        options = EngineOptions(threads, callers)
         check_engine(engine)
         with Bundle.open(path) as bundle, ExitStack() as opened:
             manifest = bundle.manifest

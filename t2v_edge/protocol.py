@@ -189,8 +189,9 @@ class State:
 class Stats:
     """The session up to now.
 
-    fps: frames sent a second, over the last seconds. dropped: frames that this client was too slow for. latency_ms: the
-    median time from a caption being taken to its first frame being sent; None before there is one.
+    fps: frames sent a second, over the last seconds. dropped: frames that this client was too slow for. latency_ms,
+    latency_p95_ms: from a caption being taken to its first frame being sent, the median and the 95th percentile; None
+    before there is one. divisor: every so many frames one is made, more than 1 where the server does not keep up.
     """
 
     type: ClassVar[str] = "stats"
@@ -201,13 +202,17 @@ class Stats:
     captions: int
     generation: int
     latency_ms: Optional[float] = None
+    latency_p95_ms: Optional[float] = None
+    divisor: Optional[int] = None
 
     @classmethod
     def read(cls, fields: Fields) -> Stats:
         return cls(fields.number("seconds", 0, MAX_SECONDS), fields.number("fps", 0, MAX_SECONDS),
                    fields.whole("sent", 0, MAX_WHOLE), fields.whole("dropped", 0, MAX_WHOLE),
                    fields.whole("captions", 0, MAX_WHOLE), fields.whole("generation", 0, MAX_WHOLE),
-                   fields.optional_number("latency_ms", 0, MAX_SECONDS))
+                   fields.optional_number("latency_ms", 0, MAX_SECONDS),
+                   fields.optional_number("latency_p95_ms", 0, MAX_SECONDS),
+                   fields.optional_whole("divisor", 1, MAX_FPS))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -70,7 +70,10 @@ class StreamStats:
 
 
 class Stopwatch:
-    """Collects durations of named stages, in a bounded window each."""
+    """Collects durations of named stages, in a bounded window each. tell: is told each as well, (stage, milliseconds),
+    in the thread that took it."""
+
+    tell: Optional[Callable[[str, float], None]] = None
 
     def __init__(self, stages: tuple[str, ...]) -> None:
         self._windows: dict[str, deque[float]] = {stage: deque(maxlen=WINDOW) for stage in stages}
@@ -85,6 +88,9 @@ class Stopwatch:
     def add(self, stage: str, elapsed_ms: float) -> None:
         self._windows[stage].append(elapsed_ms)
         self._counts[stage] += 1
+        tell = self.tell
+        if tell is not None:
+            tell(stage, elapsed_ms)
 
     def latency(self, stage: str) -> Latency:
         return Latency.of(list(self._windows[stage]), self._counts[stage])

@@ -33,7 +33,9 @@ LAYERS = (
     ("rollout", "stream", "live", "live_core", "live_maker", "live_options", "live_stats", "player", "proof", "build",
      "build_report"),
     ("pipeline",),
-    ("sinks", "report", "trial", "doctor", "bench", "bench_report", "server", "async_client", "client"),
+    ("sinks", "report", "trial", "doctor", "bench", "bench_report", "server", "async_client", "client",
+     "bench_live", "bench_live_client", "bench_live_foes", "bench_live_record", "bench_live_report", "bench_live_script",
+     "bench_live_server"),
     ("cli", "commands", "__main__"),
 )
 LAYER_OF = {name: height for height, names in enumerate(LAYERS) for name in names}

@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any, Optional, TextIO
+
+from t2v_edge.errors import SinkError
+from t2v_edge.files import write_atomic
+from t2v_edge.strict_json import dumps
 
 _REFRESH_S = 0.1
 _WIDTH = 28
@@ -17,6 +22,14 @@ def print_result(data: Any, text: str, as_json: bool, out: Optional[TextIO] = No
     stream.write(json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) if as_json else text)
     stream.write("\n")
     stream.flush()
+
+
+def write_report(data: Any, path: Path) -> None:
+    """Write `data` as JSON, whole or not at all; raises `SinkError` where it cannot be."""
+    try:
+        write_atomic(path, dumps(data))
+    except OSError as error:
+        raise SinkError(f"the report {path} cannot be written ({error}); give another --report") from error
 
 
 class Progress:
@@ -55,3 +68,22 @@ class Progress:
         if self._on:
             self._out.write("\r\x1b[K")
             self._out.flush()
+
+
+class PhaseBar:
+    """A progress bar for each phase, one after another."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._phase: Optional[str] = None
+        self._progress: Optional[Progress] = None
+
+    def advance(self, phase: str, share: float) -> None:
+        if phase != self._phase or self._progress is None:
+            self.close()
+            self._phase, self._progress = phase, Progress(f"{self._label}: {phase}", 100, unit="%/s")
+        self._progress.update(int(100 * share))
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import signal
 import sys
@@ -37,6 +38,9 @@ well: clients are told. With --json the first line is {"event": "serving", "url"
 the last has "stopped"."""
 
 
+IDLE_S = 2.0
+
+
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "serve", help="serve live streams: captions in, frames out, over WebSockets",
@@ -63,6 +67,8 @@ def add_parser(subparsers: Any) -> None:
     for_clients.add_argument("--seed", type=int, default=0, help="same seed, same motion (default: 0)")
     for_clients.add_argument("--format", choices=FORMATS, default=JPEG, help=f"of frames (default: {JPEG})")
     for_clients.add_argument("--quality", type=int, default=85, help="of jpeg and webp, 1 to 100 (default: 85)")
+    parser.add_argument("--no-adaptive", dest="adaptive", action="store_false",
+                        help="never step down to a lower rate where the device does not keep up; frames are late then")
     add_engine_arguments(parser)
     parser.add_argument("--json", action="store_true", help="say what happens as lines of JSON")
     parser.set_defaults(run=run)
@@ -89,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     limits = Limits(clients=args.max_clients, messages_per_s=args.max_messages,
                     burst=max(1, int(2 * args.max_messages)))
     tls = open_tls(args.tls_cert, args.tls_key)
-    with Pipeline.open(args.bundle, args.engine, args.variant, args.threads) as pipeline:
+    with Pipeline.open(args.bundle, args.engine, args.variant, args.threads, callers=args.max_clients) as pipeline:
         video = pipeline.manifest.video
         fps = Fraction(video.fps) if args.fps is None else exact(args.fps, "fps")
         size = args.size or (video.width, video.height)
@@ -101,23 +107,28 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"--seed is {args.seed}, expected 0 to {MAX_SEED}")
         settings = Settings(fps, size, args.seed, args.format, args.quality)
         open_stream(pipeline, settings).close()  # whatever is wrong with the settings is said now, and not to clients
-        asyncio.run(_serve(pipeline, ServerOptions(settings, access, args.port, tls, limits, args.mjpeg), args.json))
+        options = ServerOptions(settings, access, args.port, tls, limits, args.mjpeg)
+        asyncio.run(_serve(pipeline, options, args.adaptive, args.json))
     return 0
 
 
-def open_stream(pipeline: Pipeline, settings: Settings) -> LiveStream:
-    """One client's stream, which waits for its first caption."""
-    return pipeline.live(fps=settings.fps, size=settings.size, seed=settings.seed or 0)
+def open_stream(pipeline: Pipeline, settings: Settings, adaptive: bool = True) -> LiveStream:
+    """One client's stream, which waits for its first caption, and makes nothing where nobody asks for frames."""
+    return pipeline.live(fps=settings.fps, size=settings.size, seed=settings.seed or 0, adaptive=adaptive,
+                         idle_after_s=IDLE_S)
 
 
-async def _serve(pipeline: Pipeline, options: ServerOptions, as_json: bool) -> None:
+async def _serve(pipeline: Pipeline, options: ServerOptions, adaptive: bool, as_json: bool) -> None:
     from t2v_edge.server.live_server import LiveServer
 
     manifest = pipeline.manifest
+    # What is loaded by now stays: looking through it for garbage takes longer than a frame may.
+    gc.collect()
+    gc.freeze()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    server = LiveServer(lambda settings: open_stream(pipeline, settings), manifest.name, Fraction(manifest.video.fps),
-                        options)
+    server = LiveServer(lambda settings: open_stream(pipeline, settings, adaptive), manifest.name,
+                        Fraction(manifest.video.fps), options)
 
     def end(number: int) -> None:
         stop.set()
@@ -130,7 +141,7 @@ async def _serve(pipeline: Pipeline, options: ServerOptions, as_json: bool) -> N
         more = {} if server.mjpeg is None else {"mjpeg": server.mjpeg.url}
         also = "".join(f", MJPEG at {url}" for url in more.values())
         _say(as_json, f"serving {manifest.name} at {server.url}{also}, Ctrl-C stops", event="serving",
-             bundle=manifest.name, url=server.url, **more)
+             bundle=manifest.name, url=server.url, engines=pipeline.engines, variants=pipeline.variants, **more)
         await stop.wait()
     _say(as_json, _summary(server), event="stopped", sessions=server.metrics.value("t2v_sessions_total"),
          captions=server.metrics.value("t2v_captions_total"), frames=server.metrics.value("t2v_frames_sent_total"))

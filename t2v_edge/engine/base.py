@@ -20,11 +20,15 @@ MAX_THREADS = 256
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine runs. `threads`: CPU threads inside one operator, or None for the engine's own choice."""
+    """How an engine runs. `threads`: CPU threads inside one operator, or None for the engine's own choice. `callers`:
+    threads that may run it at the same time, for which some engines make room."""
 
     threads: Optional[int] = None
+    callers: int = 1
 
     def __post_init__(self) -> None:
+        if self.callers < 1:
+            raise UsageError(f"callers is {self.callers}, expected 1 or more")
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
             raise UsageError(f"threads is {self.threads}, expected 1 to {MAX_THREADS}")
 

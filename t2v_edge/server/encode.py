@@ -18,10 +18,11 @@ def encode(pixels: npt.NDArray[np.uint8], kind: str, quality: int) -> bytes:
     import cv2
 
     flag = cv2.IMWRITE_JPEG_QUALITY if kind == JPEG else cv2.IMWRITE_WEBP_QUALITY
-    done, data = cv2.imencode(_SUFFIXES[kind], pixels[:, :, ::-1], (flag, quality))
+    # A reversed view is copied value by value, under the interpreter's lock: 0.58 ms a frame of 256x256 against 0.19.
+    done, data = cv2.imencode(_SUFFIXES[kind], cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), (flag, quality))
     if not done:
         raise ProtocolError("internal", f"OpenCV could not encode a frame as {kind}", "take the format raw")
-    return bytes(data)
+    return data.tobytes()
 
 
 def check_format(kind: str) -> None:

@@ -12,7 +12,8 @@ class Limits:
     """Each is positive; raises `UsageError`.
 
     clients: sessions at once. waiting: connections that have not said hello yet. messages_per_s, burst: of one client;
-    more ends its session. hello_s: for the handshake, and then for the hello. stall_s: how long one message may wait
+    more ends its session, whose place stays taken for `penalty_s`, so that who comes straight back has to wait as well.
+    hello_s: for the handshake, and then for the hello. stall_s: how long one message may wait
     for a client to read. ping_s: between pings, and how long an answer may take. stop_s: for clients to leave when the
     server stops.
     """
@@ -25,6 +26,7 @@ class Limits:
     stall_s: float = 20.0
     ping_s: float = 15.0
     stop_s: float = 5.0
+    penalty_s: float = 1.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -19,16 +19,18 @@ from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 from t2v_edge.errors import ProtocolError, ServerError
+from t2v_edge.live_stats import LiveCounts
 from t2v_edge.protocol import CLOSE_CODES, MAX_MESSAGE_BYTES, Bye, Error, Hello, Settings, negotiate, read_client, write
 from t2v_edge.server.access import Access
 from t2v_edge.server.limits import Limits
-from t2v_edge.server.metrics import CONTENT_TYPE, Labels, Metrics
+from t2v_edge.server.metrics import CONTENT_TYPE, Labels, Metrics, frame_gauges, process_gauges
 from t2v_edge.server.mjpeg import MjpegDoor
 from t2v_edge.server.playback import Stream
 from t2v_edge.server.session import BYE, GONE, Session, Shop
 from t2v_edge.server.sockets import keep_short
 
 PATH = "/live"
+FLOOD_PARTS_S = 0.5
 _LOG = logging.getLogger(__name__)
 _STOPPING = ProtocolError("stopping", "the server stops", "connect again later")
 
@@ -66,7 +68,8 @@ class LiveServer:
         self._sessions: set[Session] = set()
         self._partings: set[asyncio.Future[Any]] = set()
         self._waiting = 0
-        self._past = [0, 0]  # frames made and not sent, of sessions that have ended
+        # Of sessions that have ended: what their streams counted, and frames that were not sent.
+        self._past, self._past_unsent = LiveCounts(), 0
         self._stopping = False
         self._server: Any = None
         self._shop: Optional[Shop] = None
@@ -75,7 +78,7 @@ class LiveServer:
     async def __aenter__(self) -> LiveServer:
         limits, access = self.options.limits, self.options.access
         workers = max(2, min(8, os.cpu_count() or 2))
-        self._shop = Shop(self._open_stream, ThreadPoolExecutor(workers, "encode"), ThreadPoolExecutor(workers, "call"),
+        self._shop = Shop(self._open, ThreadPoolExecutor(workers, "encode"), ThreadPoolExecutor(workers, "call"),
                           limits, self.metrics)
         try:
             # Frames are compressed already. A write limit of one byte: a message is sent when the kernel has all of it.
@@ -178,14 +181,20 @@ class LiveServer:
     def _metrics_text(self) -> str:
         gauges: dict[tuple[str, Labels], float] = {
             ("t2v_clients", ()): len(self._sessions), ("t2v_fps", ()): sum((s.fps for s in self._sessions), 0.0)}
-        made, unsent = self._past
+        counts, unsent = self._past, self._past_unsent
         for session in self._sessions:
-            for stage, depth in session.depths.items():
-                key = "t2v_queue_depth", (("stage", stage),)
-                gauges[key] = gauges.get(key, 0) + depth
-            made, unsent = made + session.counts[0], unsent + session.counts[1]
-        gauges["t2v_frames_made_total", ()], gauges["t2v_frames_dropped_total", ()] = made, unsent
-        return self.metrics.to_text(gauges)
+            live = session.live
+            counts, unsent = live.after(counts), unsent + session.counts[1]
+            tallies = {("t2v_queue_depth", (("stage", stage),)): depth for stage, depth in session.depths.items()}
+            tallies["t2v_quality_clients", (("divisor", str(live.divisor)),)] = 1
+            for key, value in tallies.items():
+                gauges[key] = gauges.get(key, 0) + value
+        return self.metrics.to_text({**gauges, **frame_gauges(counts, unsent), **process_gauges()})
+
+    def _open(self, settings: Settings) -> Stream:
+        stream = self._open_stream(settings)
+        stream.tell_times(self.metrics.time)
+        return stream
 
     # A WebSocket, from its opening to its end.
 
@@ -216,9 +225,12 @@ class LiveServer:
     async def _play(self, socket: Any, session: Session, version: int) -> None:
         try:
             why = await session.run(version, self._bundle, self._base_fps)
+            if why.code == "too_fast":
+                await asyncio.sleep(self.options.limits.penalty_s)
         finally:
             self._sessions.discard(session)
-            self._past = [past + more for past, more in zip(self._past, session.counts)]
+            self._past = session.live.after(self._past)
+            self._past_unsent += session.counts[1]
         _LOG.info("session %s ended: %s", session.name, why.code)
         await self._close(socket, why, session.farewell())
 
@@ -254,8 +266,11 @@ class LiveServer:
         """Say why, and close; a client that does not listen is cut off."""
         if why.code not in (BYE, GONE, _STOPPING.code):
             self.metrics.count("t2v_refused_total", code=why.code)
+        # What a flood has sent is not read any more, so that its answer to a farewell would never be seen.
+        stop_s = self.options.limits.stop_s
+        patience_s = min(FLOOD_PARTS_S, stop_s) if why.code == "too_fast" else stop_s
         try:
-            await asyncio.wait_for(self._part(socket, why, texts), self.options.limits.stop_s)
+            await asyncio.wait_for(self._part(socket, why, texts), patience_s)
         except (asyncio.TimeoutError, ConnectionClosed):
             pass
         finally:

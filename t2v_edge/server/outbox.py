@@ -13,7 +13,7 @@ T = TypeVar("T")
 class Outbox(Generic[T]):
     """Messages go first and none is lost; a frame that is not taken in time makes room for the next. On the event loop.
 
-    dropped: frames that made room. depth: how much waits.
+    dropped: frames that made room. texts, frames: how much waits.
     """
 
     def __init__(self) -> None:
@@ -23,8 +23,12 @@ class Outbox(Generic[T]):
         self._wake = asyncio.Event()
 
     @property
-    def depth(self) -> int:
-        return len(self._texts) + (self._frame is not None)
+    def texts(self) -> int:
+        return len(self._texts)
+
+    @property
+    def frames(self) -> int:
+        return int(self._frame is not None)
 
     def put_text(self, text: str) -> bool:
         """Queue a message; False where `MAX_TEXTS` wait already, which means that the client does not read."""

@@ -10,6 +10,7 @@ from typing import Any, Callable, Optional, Protocol, TypeVar
 
 from t2v_edge.errors import EngineError
 from t2v_edge.frame import Frame
+from t2v_edge.live_stats import LiveCounts
 from t2v_edge.protocol import Control, Settings
 from t2v_edge.server.encode import check_format
 
@@ -34,6 +35,13 @@ class Stream(Protocol):
 
     def close(self) -> None: ...
 
+    @property
+    def counts(self) -> LiveCounts: ...
+
+    def tell_times(self, tell: Callable[[str, float], None]) -> None:
+        """Tell each (stage, milliseconds) from now on, from any thread."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Made:
@@ -50,11 +58,12 @@ class Playback:
     """Lives on the event loop; what may take a while runs in `callers`, one thing at a time, as it was asked for.
 
     settings: in force; all are given. generation: the newest; frames of a lower one are out of date. made: frames given
-    to `take` up to now. failed: set where the stream fails. Its methods raise what `open_stream` and the stream raise.
+    to `take` up to now. wanted: while it is not set, no frame is asked for. failed: set where the stream fails. Its
+    methods raise what `open_stream` and the stream raise.
     """
 
     def __init__(self, open_stream: Callable[[Settings], Stream], callers: Executor, settings: Settings,
-                 take: Callable[[Made], None]) -> None:
+                 take: Callable[[Made], None], wanted: asyncio.Event) -> None:
         self.settings = settings
         self.generation = 0
         self.paused = False
@@ -64,11 +73,13 @@ class Playback:
         self._open_stream = open_stream
         self._callers = callers
         self._take = take
+        self._wanted = wanted
         self._lock = asyncio.Lock()
         self._stream: Optional[Stream] = None
         self._pump: Optional[asyncio.Task[None]] = None
         self._caption: Optional[str] = None
         self._first = 0  # the session's generation of the stream's generation 0
+        self._past = LiveCounts()
 
     async def open(self) -> None:
         """Open the first stream, which waits for a caption."""
@@ -86,6 +97,11 @@ class Playback:
     async def close(self) -> None:
         """Close the stream, once what was begun is done."""
         await self._finish(self._close())
+
+    @property
+    def counts(self) -> LiveCounts:
+        """Of all its streams up to now."""
+        return self._past if self._stream is None else self._stream.counts.after(self._past)
 
     def is_current(self, made: Made) -> bool:
         """Whether a frame may still be sent."""
@@ -126,6 +142,7 @@ class Playback:
             await asyncio.gather(pump, return_exceptions=True)
         if stream is not None:
             await self._call(stream.close)
+            self._past = replace(stream.counts.after(self._past), queued=0)
 
     @property
     def _open_one(self) -> Stream:
@@ -175,6 +192,7 @@ class Playback:
                 self._take(Made(frame, first + frame.generation, self.made, self.settings.format or "raw",
                                 self.settings.quality or 1))
                 self.made += 1
+                await self._wanted.wait()
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this session and no other
             if not self.failed.done():
                 self.failed.set_result(error)

@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 
 from t2v_edge.captions import CaptionEvent, CaptionMerger
 from t2v_edge.errors import CaptionError, ProtocolError, T2VError, UsageError
+from t2v_edge.live_stats import LiveCounts
 from t2v_edge.protocol import (
     Bye,
     Caption,
@@ -43,6 +44,10 @@ BYE, GONE = "bye", "gone"
 _LOG = logging.getLogger(__name__)
 _LATENCIES = 1024
 _AWAITED = 256
+TAKE_S = 0.05
+"""From taking one caption of a client to taking the next, the newest: all clients share the text stage."""
+SLOW_S = 1.0
+"""When a message has waited that long for its client to read, no more frames are asked for until it has gone."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,9 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._start_s = self._loop.time()
         self._outbox: Outbox[Made] = Outbox()
-        self._playback = Playback(shop.open_stream, shop.callers, settings, self._outbox.put_frame)
+        self._reads = asyncio.Event()
+        self._reads.set()
+        self._playback = Playback(shop.open_stream, shop.callers, settings, self._outbox.put_frame, self._reads)
         self._rate = RateLimit(shop.limits.messages_per_s, shop.limits.burst, self._start_s)
         self._merger = CaptionMerger()
         self._newest = (0, 0)
@@ -128,12 +135,18 @@ class Session:
 
     @property
     def depths(self) -> dict[str, int]:
-        return {"captions": int(self._wanted is not None), "send": self._outbox.depth}
+        return {"text": int(self._wanted is not None), "render": self._playback.counts.queued,
+                "encode": self._outbox.frames, "send": self._outbox.texts}
 
     @property
     def counts(self) -> tuple[int, int]:
         """Frames made, and frames made and not sent."""
         return self._playback.made, self._playback.made - self._sent
+
+    @property
+    def live(self) -> LiveCounts:
+        """What its streams count."""
+        return self._playback.counts
 
     def farewell(self) -> list[str]:
         """Messages that were not sent yet."""
@@ -189,21 +202,22 @@ class Session:
         self._want(self._merger.poll(now), now)
 
     async def _take_captions(self) -> None:
-        """Encode captions, the newest when there is more than one."""
+        """Encode captions, the newest when there is more than one, and not faster than `TAKE_S`."""
         while True:
             await self._wanted_event.wait()
             self._wanted_event.clear()
             wanted, self._wanted = self._wanted, None
             if wanted is not None:
+                begun_s = self._loop.time()
                 try:
                     await self._show(wanted)
                 except T2VError as error:
                     self._refuse(error)
+                await asyncio.sleep(begun_s + TAKE_S - self._loop.time())
 
     async def _show(self, wanted: _Wanted) -> None:
-        before, start = self._playback.generation, time.perf_counter()
+        before = self._playback.generation
         generation = await self._playback.show(wanted.text)
-        self._shop.metrics.time("encode_caption", 1000 * (time.perf_counter() - start))
         if generation > before or not (self._awaited or self._latencies):
             self._awaited.append((generation, wanted.received_s))
         self._say(Showing(generation, wanted.segment, wanted.revision, wanted.text))
@@ -222,7 +236,7 @@ class Session:
         metrics, frame = self._shop.metrics, made.frame
         start = time.perf_counter()
         payload = await self._loop.run_in_executor(self._shop.encoders, encode, frame.pixels, made.format, made.quality)
-        metrics.time("encode_frame", 1000 * (time.perf_counter() - start))
+        metrics.time("encode", 1000 * (time.perf_counter() - start))
         if not self._playback.is_current(made):
             return  # out of date meanwhile: not worth sending, though the answer that says so is behind it
         height, width = frame.pixels.shape[:2]
@@ -242,15 +256,18 @@ class Session:
             metrics.time("caption", elapsed_ms)
 
     async def _push(self, data: Union[str, bytes]) -> None:
-        """Send, and cut the connection of a client that does not read.
+        """Send; for a client that does not read make no more frames, and after a while cut its connection.
 
         websockets' own pings cannot see to that: they wait in the same queue, behind what is not read.
         """
-        guard = self._loop.call_later(self._shop.limits.stall_s, self._abort)
+        guards = (self._loop.call_later(SLOW_S, self._reads.clear),
+                  self._loop.call_later(self._shop.limits.stall_s, self._abort))
         try:
             await self._socket.send(data)
         finally:
-            guard.cancel()
+            for guard in guards:
+                guard.cancel()
+            self._reads.set()
 
     def _abort(self) -> None:
         self.stop(ProtocolError("too_slow", "the client does not read what it is sent", "read faster, or ask for less"))
@@ -269,8 +286,9 @@ class Session:
         self._say(Error.of(refusal))
 
     def _stats(self) -> Stats:
+        latency = Latency.of(list(self._latencies))
         return Stats(self._loop.time() - self._start_s, self.fps, self._sent, self._outbox.dropped, self._captions,
-                     self._playback.generation, Latency.of(list(self._latencies)).median_ms)
+                     self._playback.generation, latency.median_ms, latency.p95_ms, self.live.divisor)
 
     def _why(self, tasks: list[asyncio.Future[Any]]) -> ProtocolError:
         """Why the session's tasks ended."""

@@ -15,6 +15,7 @@ from websockets.asyncio.client import connect
 
 from t2v_edge.errors import CaptionError, UsageError
 from t2v_edge.frame import Frame
+from t2v_edge.live_stats import LiveCounts
 from t2v_edge.protocol import Caption, FrameHeader, Hello, Settings, Showing, Welcome, read_server, write
 from t2v_edge.server.live_server import LiveServer, ServerOptions
 
@@ -35,6 +36,11 @@ class FakeStream:
         self.generation = -1
         self.caption = None
         self.threads = set()
+        self.counts = LiveCounts()
+        self.tell = None
+
+    def tell_times(self, tell):
+        self.tell = tell
 
     def set_caption(self, caption):
         self.threads.add(threading.current_thread())

@@ -24,7 +24,8 @@ PLAY = """
     skipped = 0
     needs = {"engine.openvino": "openvino", "engine.cuda": "cuda", "engine.tensorrt": "cuda", "engine.resident": "cuda",
              "build": "cuda", "server.session": "websockets", "server.live_server": "websockets",
-             "async_client": "websockets", "client": "websockets"}
+             "async_client": "websockets", "client": "websockets", "bench_live": "websockets",
+             "bench_live_client": "websockets", "bench_live_foes": "websockets", "bench_live_report": "websockets"}
     for module in pkgutil.walk_packages(t2v_edge.__path__, "t2v_edge."):
         needed = needs.get(module.name[len("t2v_edge."):])
         if needed and importlib.util.find_spec(needed) is None:

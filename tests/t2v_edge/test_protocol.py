@@ -63,7 +63,8 @@ from_server = st.one_of(
     st.builds(Welcome, st.integers(1, 65535), names, texts, rates, settings),
     st.builds(Showing, wholes, wholes, wholes, texts),
     st.builds(State, st.booleans(), wholes, settings),
-    st.builds(Stats, st.floats(0, 1e9), st.floats(0, 1e9), wholes, wholes, wholes, wholes, seconds),
+    st.builds(Stats, st.floats(0, 1e9), st.floats(0, 1e9), wholes, wholes, wholes, wholes, seconds, seconds,
+              st.none() | st.integers(1, 240)),
     st.builds(Error, names, texts, texts, st.booleans()), st.builds(Bye, texts))
 headers = st.builds(
     FrameHeader, st.sampled_from(FORMATS[1:]), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), wholes,

@@ -9,10 +9,10 @@ from fractions import Fraction
 
 import pytest
 
-from t2v_edge.cli import main
+from t2v_edge.cli import main, make_parser
 from t2v_edge.commands.serve import open_stream
 from t2v_edge.protocol import Bye, Control, Hello, Settings, Showing, State
-from tests.t2v_edge.live_samples import TIMEOUT_S, a_neighbour, serving, talking
+from tests.t2v_edge.live_samples import TIMEOUT_S, a_neighbour, fetch, serving, talking, until
 from tests.t2v_edge.test_cli import start
 
 
@@ -62,6 +62,44 @@ def test_what_cannot_be_served_is_said_before_anything_is_bound(bundle_path, cap
     monkeypatch.delenv("T2V_EDGE_TOKEN", raising=False)
     assert main(["serve", str(bundle_path), "--port", "0", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_every_stage_of_a_real_stream_is_in_the_metrics_and_what_a_client_had_stays_in_them(pipeline):
+    def values_of(body):
+        lines = (line.rsplit(" ", 1) for line in body.splitlines() if line[0] != "#")
+        return {key: float(value) for key, value in lines}
+
+    async def scenario():
+        async with serving(lambda settings: open_stream(pipeline, settings)) as server:
+            hello = Hello(settings=Settings(Fraction(60), (16, 16)))
+            async with talking(server, hello, "a person is waving") as client:
+                await client.frames(10)
+                await client.say(Control("set", Settings(fps=Fraction(120))))
+                await client.hear_a(State)
+                await client.frames(10)
+                during = values_of((await fetch(server, "/metrics"))[2])
+            await until(lambda: server.client_count == 0)
+            return during, values_of((await fetch(server, "/metrics"))[2])
+
+    during, after = asyncio.run(scenario())
+    for stage, least in (("text", 0), ("motion", 6), ("render", 20), ("encode", 20), ("send", 20)):
+        assert during.get(f't2v_latency_ms_count{{stage="{stage}"}}', 0) >= least, stage
+    for values in (during, after):
+        made, sent = values["t2v_frames_made_total"], values["t2v_frames_sent_total"]
+        dropped = sum(value for key, value in values.items() if key.startswith("t2v_frames_dropped_total"))
+        assert sent >= 20 and 0 <= made - sent - dropped <= 2, "but for those that wait, every frame is accounted for"
+        assert values["t2v_frames_missed_total"] >= 0 and values["t2v_frames_late_total"] >= 0
+    assert after["t2v_frames_made_total"] >= during["t2v_frames_made_total"], "counters never go down"
+    assert during['t2v_quality_clients{divisor="1"}'] == 1 and 't2v_quality_clients{divisor="1"}' not in after
+
+
+def test_quality_is_adapted_unless_it_is_told_not_to(pipeline):
+    settings = Settings(Fraction(60), (16, 16))
+    for adaptive in (True, False):
+        with open_stream(pipeline, settings, adaptive) as stream:
+            assert stream.options.adaptive is adaptive
+    assert make_parser("serve").parse_args(["serve", "b"]).adaptive
+    assert not make_parser("serve").parse_args(["serve", "b", "--no-adaptive"]).adaptive
 
 
 def test_streams_of_one_pipeline_are_each_clients_own(pipeline):

@@ -20,7 +20,7 @@ from t2v_edge.server import session
 from t2v_edge.server.encode import encode
 from t2v_edge.server.limits import Limits
 from t2v_edge.server.sockets import UNSENT_BYTES
-from tests.t2v_edge.live_samples import DEFAULTS, TIMEOUT_S, fetch, serving, talking, until
+from tests.t2v_edge.live_samples import DEFAULTS, TIMEOUT_S, fetch, knock, masked, serving, talking, until
 
 
 def test_a_caption_becomes_frames_of_its_generation():
@@ -205,10 +205,54 @@ def test_health_and_metrics_are_plain_http():
     assert values["t2v_clients"] == "1" and values["t2v_sessions_total"] == "1"
     assert values["t2v_captions_total"] == "1" and values['t2v_refused_total{code="unknown_type"}'] == "1"
     assert int(values["t2v_frames_sent_total"]) >= 5 and float(values["t2v_fps"]) > 0
-    assert {'t2v_queue_depth{stage="captions"}', 't2v_queue_depth{stage="send"}'} <= values.keys()
-    for stage in ("caption", "encode_caption", "encode_frame", "send"):
+    assert {f't2v_queue_depth{{stage="{stage}"}}' for stage in ("text", "render", "encode", "send")} <= values.keys()
+    assert values['t2v_quality_clients{divisor="1"}'] == "1"
+    assert float(values["process_resident_memory_bytes"]) > 1 << 20
+    for stage in ("caption", "encode", "send"):
         assert float(values[f't2v_latency_ms{{stage="{stage}",quantile="0.95"}}']) >= 0
         assert int(values[f't2v_latency_ms_count{{stage="{stage}"}}']) >= 1
+
+
+def test_captions_that_come_fast_are_taken_one_in_a_while_the_newest(monkeypatch):
+    monkeypatch.setattr(session, "TAKE_S", 0.3)
+
+    async def scenario():
+        async with serving() as server, talking(server) as client:
+            for number in range(20):
+                await client.caption(f"a person {number}")
+                await asyncio.sleep(0.01)
+            taken = [(await client.hear_a(Showing)).segment]
+            while taken[-1] != 19:
+                taken.append((await client.hear_a(Showing)).segment)
+            assert len(taken) <= 4, "one each third of a second, where all came in one"
+    asyncio.run(scenario())
+
+
+def test_for_a_client_that_does_not_read_no_frames_are_made_until_it_does(monkeypatch):
+    monkeypatch.setattr(session, "SLOW_S", 0.1)
+
+    async def scenario():
+        async with serving(limits=Limits(stall_s=60)) as server:
+            reader, writer, _ = await knock(server)
+            reader._transport.pause_reading()
+            writer.write(masked('{"type":"hello","versions":[1],"size":[1024,1024]}'))
+            writer.write(masked('{"type":"caption","segment":0,"revision":0,"text":"a person"}'))
+            await until(lambda: server._sessions and not next(iter(server._sessions))._reads.is_set())
+            stuck = next(iter(server._sessions))
+            before = stuck.counts[0]
+            await asyncio.sleep(0.3)
+            assert stuck.counts[0] <= before + 1, "thirty frames would have been made"
+            reader._transport.resume_reading()
+            reading = asyncio.ensure_future(_read_all(reader))
+            await until(lambda: stuck.counts[0] > before + 10)
+            reading.cancel()
+            writer.close()
+    asyncio.run(scenario())
+
+
+async def _read_all(reader):
+    while await reader.read(1 << 20):
+        pass
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system cannot be told")

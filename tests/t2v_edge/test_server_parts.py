@@ -22,15 +22,15 @@ def test_messages_go_first_and_in_order_and_of_frames_the_newest():
         for frame in (1, 2, 3):
             outbox.put_frame(frame)
         assert outbox.put_text("a") and outbox.put_text("b")
-        assert (outbox.depth, outbox.dropped) == (3, 2)
+        assert (outbox.texts, outbox.frames, outbox.dropped) == (2, 1, 2)
         assert [await outbox.get() for _ in range(3)] == ["a", "b", 3]
         waiting = asyncio.ensure_future(outbox.get())
         await asyncio.sleep(0)
-        assert not waiting.done() and outbox.depth == 0
+        assert not waiting.done() and (outbox.texts, outbox.frames) == (0, 0)
         outbox.put_frame(4)
         assert await waiting == 4 and outbox.dropped == 2
         assert [outbox.put_text(str(i)) for i in range(MAX_TEXTS + 1)] == [True] * MAX_TEXTS + [False]
-        assert outbox.drain() == [str(i) for i in range(MAX_TEXTS)] and outbox.depth == 0
+        assert outbox.drain() == [str(i) for i in range(MAX_TEXTS)] and outbox.texts == 0
     asyncio.run(scenario())
 
 
