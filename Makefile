@@ -1,4 +1,4 @@
-# make demo | test | test-aarch64 | check | clean     Everything runs in .venv, made on demand; nothing else is touched.
+# make demo | test | test-web | test-aarch64 | check | clean     Everything runs in .venv, made on demand; nothing else is touched.
 # PYTHON=python3.12 picks another interpreter, VENV=path another place.
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ EXPORT_FILES := $(shell find t2v_edge export/t2v_export devices -type f -name '*
 DEMO_FIRST := 一个人正在打篮球
 DEMO_THEN := a woman in a red shirt and blue jeans is dancing
 
-.PHONY: demo test test-aarch64 check lint types clean install help
+.PHONY: demo test test-web test-aarch64 check lint types clean install help
 
 help:
 	@sed -n 's/^# //p' Makefile | head -2
@@ -56,6 +56,21 @@ demo: $(STAMP) $(BUNDLE)/manifest.json
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The page in headless Chromium. What npm installs goes into $(OUT)/web.
+WEB := $(OUT)/web
+CHROMIUM ?= $(or $(shell command -v chromium chromium-browser google-chrome 2>/dev/null | head -1),/usr/bin/chromium)
+
+test-web: $(STAMP) $(WEB)/.installed
+	@test -x "$(CHROMIUM)" || { echo "$(CHROMIUM) is not here: apt install chromium, or make test-web CHROMIUM=PATH" >&2; exit 1; }
+	CHROMIUM=$(CHROMIUM) T2V_EDGE_NODE_MODULES=$(abspath $(WEB)/node_modules) $(BIN)/python -m pytest tests/web $(PYTEST_ARGS)
+
+$(WEB)/.installed: tests/web/package.json tests/web/package-lock.json tests/web/.npmrc
+	@command -v npm >/dev/null || { echo "npm is not here: install Node.js 20 or later with npm" >&2; exit 1; }
+	@mkdir -p $(WEB)
+	@cp $^ $(WEB)/
+	cd $(WEB) && npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@
 
 # The wheel and the INT8 bundle in an arm64 userland under emulation: minutes, as root (see tests/aarch64/run.sh).
 test-aarch64: $(STAMP)

@@ -173,7 +173,7 @@ def _dial(host: Optional[str], port: Optional[int]) -> socket.socket:
     raise last or OSError(f"{host} is nowhere")
 
 
-async def _main() -> int:
+async def _main() -> None:
     loop = asyncio.get_running_loop()
     plan = json.loads(await loop.run_in_executor(None, sys.stdin.readline))
     tally = Tally()
@@ -187,8 +187,7 @@ async def _main() -> int:
     playing.cancel()
     await asyncio.gather(playing, return_exceptions=True)
     sys.stdout.write(json.dumps(asdict(tally)) + "\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(_main()))
+    asyncio.run(_main())

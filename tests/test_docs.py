@@ -13,7 +13,7 @@ from t2v_edge.cli import make_parser
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "devices/README.md", "docs/formats.md", "docs/comparing.md",
              "docs/decisions.md", "docs/quantization.md", "docs/benchmarking.md", "docs/captions.md", "docs/live.md",
-             "docs/protocol.md", "benchmarks/README.md")
+             "docs/protocol.md", "docs/web.md", "benchmarks/README.md")
 
 
 def commands_of_the_readme() -> list[str]:
@@ -36,7 +36,8 @@ def commands_of(document: str) -> list[str]:
     return [line for line in lines if line.startswith("t2v-edge ")]
 
 
-@pytest.mark.parametrize("line", [*commands_of("docs/benchmarking.md"), *commands_of("docs/captions.md")])
+@pytest.mark.parametrize("line", [line for page in ("benchmarking", "captions", "web")
+                                  for line in commands_of(f"docs/{page}.md")])
 def test_documented_command_of_a_page_is_one_the_command_line_takes(line: str) -> None:
     words = shlex.split(line, comments=True)
     make_parser(words[1]).parse_args(words[1:])

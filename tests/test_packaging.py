@@ -34,8 +34,8 @@ LAYERS = (
      "build_report"),
     ("pipeline",),
     ("sinks", "report", "trial", "doctor", "bench", "bench_report", "server", "async_client", "client",
-     "bench_live", "bench_live_client", "bench_live_foes", "bench_live_record", "bench_live_report", "bench_live_script",
-     "bench_live_server"),
+     "bench_live", "bench_live_client", "bench_live_foes", "bench_live_record", "bench_live_report",
+     "bench_live_script", "bench_live_server"),
     ("cli", "commands", "__main__"),
 )
 LAYER_OF = {name: height for height, names in enumerate(LAYERS) for name in names}
@@ -201,6 +201,18 @@ def test_profiles_and_captions_load_from_the_layout_of_an_installed_wheel(tmp_pa
     assert Path(file).is_relative_to(tmp_path)
     assert tuple(names.split()) == list_profiles()
     assert int(captions) >= 100
+
+
+def test_the_page_loads_from_the_layout_of_an_installed_wheel(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGES["t2v_edge"], tmp_path / "t2v_edge", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "import t2v_edge.server.pages as p; p.Pages(); print(p.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path)
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    names = [path.name for path in (ROOT / "t2v_edge/web").iterdir()]
+    assert not set(names) & {pattern.rstrip("/") for pattern in ignored}, "what git ignores is not in the wheel"
 
 
 def test_no_file_of_the_packages_is_past_400_lines() -> None:

@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from t2v_edge.server.live_server import LiveServer, ServerOptions
 
 EXAMPLES = """examples:
-  t2v-edge serve BUNDLE                                    # for this machine: ws://127.0.0.1:8765/live
+  t2v-edge serve BUNDLE                                    # then open http://127.0.0.1:8765/ on this machine
   t2v-edge serve BUNDLE --fps 30 --size 512x512 --format webp --quality 70
   T2V_EDGE_TOKEN=$(openssl rand -hex 24) t2v-edge serve BUNDLE --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
   t2v-edge serve BUNDLE --origin https://app.example       # pages of this site may connect as well
   t2v-edge serve BUNDLE --mjpeg 8766                       # and http://127.0.0.1:8766/stream.mjpg for players
 
-docs/protocol.md says how clients talk to it; t2v_edge.client is one in Python. GET /healthz and GET /metrics (for
-Prometheus) are plain HTTP on the same port. Without a token only this machine may connect. Ctrl-C and SIGTERM end it
-well: clients are told. With --json the first line is {"event": "serving", "url": ...}, with "mjpeg" where it is served,
-the last has "stopped"."""
+The page at / takes typed and spoken captions and enters VR and AR (docs/web.md). docs/protocol.md says how clients talk
+to /live; t2v_edge.client is one in Python. GET /healthz and GET /metrics (for Prometheus) are plain HTTP on the same
+port. Without a token only this machine may connect. Ctrl-C and SIGTERM end it well: clients are told. With --json the
+first line is {"event": "serving", "url": ..., "page": ...}, with "mjpeg" where it is served, the last has "stopped"."""
 
 
 IDLE_S = 2.0
@@ -139,9 +139,11 @@ async def _serve(pipeline: Pipeline, options: ServerOptions, adaptive: bool, as_
             loop.add_signal_handler(number, end, number)
     async with server:
         more = {} if server.mjpeg is None else {"mjpeg": server.mjpeg.url}
-        also = "".join(f", MJPEG at {url}" for url in more.values())
-        _say(as_json, f"serving {manifest.name} at {server.url}{also}, Ctrl-C stops", event="serving",
-             bundle=manifest.name, url=server.url, engines=pipeline.engines, variants=pipeline.variants, **more)
+        also = "".join(f"; MJPEG at {url}" for url in more.values())
+        _say(as_json,
+             f"serving {manifest.name} at {server.url}; open {server.page_url} in a browser{also}; Ctrl-C stops",
+             event="serving", bundle=manifest.name, url=server.url, page=server.page_url, engines=pipeline.engines,
+             variants=pipeline.variants, **more)
         await stop.wait()
     _say(as_json, _summary(server), event="stopped", sessions=server.metrics.value("t2v_sessions_total"),
          captions=server.metrics.value("t2v_captions_total"), frames=server.metrics.value("t2v_frames_sent_total"))

@@ -25,6 +25,7 @@ from t2v_edge.server.access import Access
 from t2v_edge.server.limits import Limits
 from t2v_edge.server.metrics import CONTENT_TYPE, Labels, Metrics, frame_gauges, process_gauges
 from t2v_edge.server.mjpeg import MjpegDoor
+from t2v_edge.server.pages import Pages, only_reading
 from t2v_edge.server.playback import Stream
 from t2v_edge.server.session import BYE, GONE, Session, Shop
 from t2v_edge.server.sockets import keep_short
@@ -62,6 +63,7 @@ class LiveServer:
                  options: ServerOptions) -> None:
         self.options = options
         self.metrics = Metrics()
+        self._pages = Pages()
         self._open_stream = open_stream
         self._bundle = bundle[:256]
         self._base_fps = base_fps
@@ -84,7 +86,7 @@ class LiveServer:
             # Frames are compressed already. A write limit of one byte: a message is sent when the kernel has all of it.
             self._server = await serve(
                 self._handle, access.host, self.options.port, ssl=self.options.tls, compression=None,
-                server_header=None, process_request=self._answer, max_size=MAX_MESSAGE_BYTES, max_queue=4,
+                server_header=None, process_request=only_reading(self._answer), max_size=MAX_MESSAGE_BYTES, max_queue=4,
                 write_limit=1, open_timeout=limits.hello_s, ping_interval=limits.ping_s, ping_timeout=limits.ping_s,
                 close_timeout=limits.stop_s)
         except OSError as error:
@@ -136,6 +138,12 @@ class LiveServer:
         shown = f"[{host}]" if ":" in host else host
         return f"{'ws' if self.options.tls is None else 'wss'}://{shown}:{self.port}{PATH}"
 
+    @property
+    def page_url(self) -> str:
+        """Where a browser on this machine finds the page."""
+        return self.url.replace("ws", "http", 1)[:-len(PATH)].replace("//0.0.0.0:", "//127.0.0.1:").replace(
+            "//[::]:", "//[::1]:") + "/"
+
     # Plain HTTP, and whether a WebSocket may be opened at all.
 
     def _answer(self, connection: Any, request: Any) -> Any:
@@ -157,7 +165,8 @@ class LiveServer:
             response.headers["Content-Type"] = CONTENT_TYPE
             return response
         if path != PATH:
-            return connection.respond(HTTPStatus.NOT_FOUND, f"not here; the stream is at {PATH}\n")
+            return self._pages.answer(connection, request) or connection.respond(
+                HTTPStatus.NOT_FOUND, f"not here; the page is at / and the stream at {PATH}\n")
         if not self.options.access.allows_origin(headers.get("origin"), headers.get("host")):
             return self._turn_away(connection, HTTPStatus.FORBIDDEN, "origin",
                                    "this page may not connect; start the server with --origin and the page's own")

@@ -33,6 +33,7 @@ def test_the_command_serves_until_it_is_told_to_stop_and_tells_its_clients(bundl
     process, serving_line = start_server(bundle_path, "--fps", "30")
     try:
         assert serving_line["event"] == "serving" and serving_line["bundle"] == "tiny"
+        assert serving_line["page"] == serving_line["url"].replace("ws:", "http:").replace("/live", "/")
 
         async def scenario():
             async with talking(At(serving_line["url"]), text="a person is walking") as client:
