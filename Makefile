@@ -57,13 +57,13 @@ demo: $(STAMP) $(BUNDLE)/manifest.json
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# The page in headless Chromium. What npm installs goes into $(OUT)/web.
+# The page and the examples in headless Chromium. What npm installs goes into $(OUT)/web.
 WEB := $(OUT)/web
 CHROMIUM ?= $(or $(shell command -v chromium chromium-browser google-chrome 2>/dev/null | head -1),/usr/bin/chromium)
 
 test-web: $(STAMP) $(WEB)/.installed
 	@test -x "$(CHROMIUM)" || { echo "$(CHROMIUM) is not here: apt install chromium, or make test-web CHROMIUM=PATH" >&2; exit 1; }
-	CHROMIUM=$(CHROMIUM) T2V_EDGE_NODE_MODULES=$(abspath $(WEB)/node_modules) $(BIN)/python -m pytest tests/web $(PYTEST_ARGS)
+	CHROMIUM=$(CHROMIUM) T2V_EDGE_NODE_MODULES=$(abspath $(WEB)/node_modules) $(BIN)/python -m pytest tests/web tests/examples $(PYTEST_ARGS)
 
 $(WEB)/.installed: tests/web/package.json tests/web/package-lock.json tests/web/.npmrc
 	@command -v npm >/dev/null || { echo "npm is not here: install Node.js 20 or later with npm" >&2; exit 1; }

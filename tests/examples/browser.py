@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.examples.ar_vr import EXAMPLES, ROOT
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
-REMEDY = "npm install --prefix out/web playwright-core three@0.187.0"
+REMEDY = "make test-web installs it into out/web"
 
 
 def node_modules(package):
