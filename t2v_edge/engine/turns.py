@@ -45,14 +45,18 @@ class Turns(Generic[T]):
             else:
                 self._waiting.append(turn)
                 self._deal()
-        turn.come.wait()
-        if turn.thing is None:
-            yield None
-            return
         try:
+            turn.come.wait()
             yield turn.thing
-        finally:
-            with self._lock:
+        finally:  # of an interrupted wait as well
+            self._leave(turn)
+
+    def _leave(self, turn: _Turn[T]) -> None:
+        """Give back what was borrowed, or wait no more."""
+        with self._lock:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+            if turn.thing is not None:
                 self._in_use -= 1
                 if turn.thing is not self._alone:
                     self._crowd.append(turn.thing)

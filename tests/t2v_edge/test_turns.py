@@ -85,6 +85,24 @@ def test_a_failure_gives_back_what_was_borrowed_and_after_closing_there_is_none(
     assert len(got) == 1
 
 
+def test_who_is_interrupted_while_waiting_takes_nothing_from_the_others(monkeypatch):
+    class Interrupted(threading.Event):
+        def wait(self, timeout=None):
+            raise KeyboardInterrupt
+
+    turns, got = Turns("wide"), []
+    held = Borrower(turns, got)
+    assert held.has.wait(20)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("t2v_edge.engine.turns.threading.Event", Interrupted)
+        turns.take().__enter__()
+    assert not turns._waiting
+    held.done()
+    with turns.take() as thing:
+        assert thing == "wide"
+    in_thread(turns.close)()
+
+
 @pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
 def test_callers_beside_each_other_get_the_frames_that_each_would_get_alone(build_graph, specs, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1}, raising=False)
