@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   t2v-edge serve BUNDLE                                    # then open http://127.0.0.1:8765/ on this machine
-  t2v-edge serve BUNDLE --fps 30 --size 512x512 --format webp --quality 70
+  t2v-edge serve BUNDLE --fps 60 --size 512x512 --format webp --quality 70
   T2V_EDGE_TOKEN=$(openssl rand -hex 24) t2v-edge serve BUNDLE --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem
   t2v-edge serve BUNDLE --origin https://app.example       # pages of this site may connect as well
   t2v-edge serve BUNDLE --mjpeg 8766                       # and http://127.0.0.1:8766/stream.mjpg for players
@@ -62,7 +62,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--max-messages", type=float, default=Limits.messages_per_s, metavar="N",
                         help=f"messages a second that a client may send (default: {Limits.messages_per_s:g})")
     for_clients = parser.add_argument_group("what clients get that ask for nothing else")
-    for_clients.add_argument("--fps", help="frames a second (default: the model's own)")
+    for_clients.add_argument("--fps", default="30", help="frames a second (default: 30)")
     for_clients.add_argument("--size", type=parse_size, metavar="WxH", help="frame size (default: the model's own)")
     for_clients.add_argument("--seed", type=int, default=0, help="same seed, same motion (default: 0)")
     for_clients.add_argument("--format", choices=FORMATS, default=JPEG, help=f"of frames (default: {JPEG})")
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     tls = open_tls(args.tls_cert, args.tls_key)
     with Pipeline.open(args.bundle, args.engine, args.variant, args.threads, callers=args.max_clients) as pipeline:
         video = pipeline.manifest.video
-        fps = Fraction(video.fps) if args.fps is None else exact(args.fps, "fps")
+        fps = exact(args.fps, "fps")
         size = args.size or (video.width, video.height)
         if not MIN_FPS <= fps <= MAX_FPS:
             raise UsageError(f"--fps is {fps}, expected {MIN_FPS} to {MAX_FPS}")
