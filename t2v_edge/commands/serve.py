@@ -151,7 +151,7 @@ async def _serve(pipeline: Pipeline, options: ServerOptions, adaptive: bool, as_
 
 def _summary(server: LiveServer) -> str:
     sessions, frames = (server.metrics.value(f"t2v_{what}_total") for what in ("sessions", "frames_sent"))
-    return f"stopped: {sessions} sessions, {frames} frames sent"
+    return f"stopped; sessions: {sessions}, frames sent: {frames}"
 
 
 def _say(as_json: bool, text: str, **values: Any) -> None:
