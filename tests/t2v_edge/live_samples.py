@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import shutil
+import subprocess
 import threading
 from contextlib import asynccontextmanager
 from fractions import Fraction
 
 import numpy as np
+import pytest
 import websockets
 from websockets.asyncio.client import connect
 
@@ -23,6 +26,19 @@ DEFAULTS = Settings(Fraction(100), (8, 6), 0, "raw", 85)
 # Loopback needs no proxy, whatever the environment says; older versions of websockets know of none.
 DIRECT = {"proxy": None} if int(websockets.__version__.split(".")[0]) >= 15 else {}
 TIMEOUT_S = 30  # of anything that should happen at once: generous, because machines that test are busy
+
+
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None,
+                                   reason="openssl makes the certificate: apt install openssl")
+
+
+def make_certificate(folder):
+    """(certificate, key): files of a certificate for 127.0.0.1, signed by itself."""
+    key, certificate = folder / "key.pem", folder / "cert.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate,
+                    "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"], check=True,
+                   capture_output=True)
+    return certificate, key
 
 
 class FakeStream:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 import ssl
-import subprocess
 from dataclasses import replace
 
 import pytest
@@ -24,7 +22,9 @@ from tests.t2v_edge.live_samples import (
     a_neighbour,
     fetch,
     knock,
+    make_certificate,
     masked,
+    needs_openssl,
     serving,
     talking,
     until,
@@ -345,12 +345,9 @@ def test_the_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
             read_token(bad)
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+@needs_openssl
 def test_over_tls_the_same_is_said(tmp_path):
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate,
-                    "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"], check=True,
-                   capture_output=True)
+    certificate, key = make_certificate(tmp_path)
     trust = ssl.create_default_context(cafile=str(certificate))
 
     async def scenario():

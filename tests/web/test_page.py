@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-
 import pytest
 
 from t2v_edge.commands.serve import open_stream
@@ -12,6 +9,7 @@ from t2v_edge.pipeline import Pipeline
 from t2v_edge.server.access import Access, open_tls
 from t2v_edge.server.limits import Limits
 from tests.t2v_edge.conftest import make_tiny
+from tests.t2v_edge.live_samples import make_certificate, needs_openssl
 from tests.web.web_samples import Server, run_scenario, why_no_browser
 
 WHY_NOT = why_no_browser()
@@ -23,12 +21,9 @@ def test_typing_a_caption_changes_the_picture(tmp_path):
         run_scenario("captions", server, tmp_path)
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate: apt install openssl")
+@needs_openssl
 def test_over_tls_the_page_is_the_same(tmp_path):
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
-                    "/CN=t2v-edge", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
-                   check=True, capture_output=True)
+    certificate, key = make_certificate(tmp_path)
     with Server(tls=open_tls(certificate, key)) as server:
         assert server.server.page_url.startswith("https://")
         run_scenario("captions", server, tmp_path)
