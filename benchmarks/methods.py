@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FP32, INT8 = "fp32", "int8"
-OURS = "ours"
+OURS, OURS_ALONE = "ours", "ours-one-by-one"
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,8 @@ class Method:
 
     `runner`: what runs it (torch, torch-compile, onnxruntime, openvino, ours). `graphs`: the folder of a model's
     `Material` that it runs; "" where it runs the checkpoint or the bundle itself. `precision`: of the renderer; ours is
-    what its bundle says.
+    what its bundle says. `ahead`: whether frames are made beside each other, each on one thread, as the engine's
+    documentation advises for throughput.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Method:
     runner: str
     graphs: str
     precision: str
+    ahead: bool = False
 
 
 METHODS = (
@@ -33,7 +35,10 @@ METHODS = (
     Method("nncf-openvino-int8", "NNCF on ONNX, OpenVINO", "openvino", "nncf-onnx", INT8),
     Method("openvino-fp32", "OpenVINO FP32", "openvino", "plain", FP32),
     Method("openvino-int8", "OpenVINO INT8 (NNCF)", "openvino", "nncf-openvino", INT8),
-    Method(OURS, "t2v-edge", OURS, "", INT8),
+    Method("nncf-openvino-ahead", "NNCF on ONNX, OpenVINO throughput", "openvino", "nncf-onnx", INT8, ahead=True),
+    Method("openvino-int8-ahead", "OpenVINO INT8 (NNCF) throughput", "openvino", "nncf-openvino", INT8, ahead=True),
+    Method(OURS_ALONE, "t2v-edge, frame by frame", OURS, "", INT8),
+    Method(OURS, "t2v-edge", OURS, "", INT8, ahead=True),
 )
 
 

@@ -115,7 +115,7 @@ def _start(model: Model, how: Method, work: Path, options: Options, probe: bool 
 
 def render_macs(model: Model, how: Method) -> int:
     """Multiply-accumulates of the renderer as a contender runs it."""
-    if how.name == OURS:
+    if how.runner == OURS:
         with Bundle.open(model.material / "bundle") as bundle:
             variant = bundle.manifest.default["render"]
             return graph_cost(onnx.load_from_string(bundle.graph(variant, "render"))).macs

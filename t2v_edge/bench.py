@@ -104,7 +104,8 @@ def bench(
     with Bundle.open(path) as bundle:
         manifest_sha256 = bundle.manifest_sha256
     start = clock.now()
-    with Pipeline.open(path, options.engine, options.variant, options.threads, options.batch) as pipeline:
+    with Pipeline.open(path, options.engine, options.variant, options.threads, options.batch,
+                       ahead=options.ahead) as pipeline:
         open_ms = 1000 * (clock.now() - start)
         _warm_up(pipeline, options, advance, clock)
         text, first = _first_frames(pipeline, options, advance, clock)

@@ -33,6 +33,8 @@ from t2v_edge.stream import FrameStream, StreamOptions
 from t2v_edge.tokenizer import CaptionTokenizer, normalise
 
 CACHED_CONDITIONS = 64
+MOST_BESIDE = 8
+"""Frames of one stream that are made at the same time on a processor: each more takes memory of its own."""
 _LOG = logging.getLogger(__name__)
 DECIDED = 2 / 3
 """Of a group of probabilities, what one must exceed to be taken for certain: to be twice as likely as all others."""
@@ -80,6 +82,7 @@ class Pipeline:
         threads: Optional[int] = None,
         batch: int = 1,
         callers: int = 1,
+        ahead: bool = False,
     ) -> Pipeline:
         """Verify the bundle at `path` and load it.
 
@@ -90,8 +93,11 @@ class Pipeline:
         one variant for every stage that has it (the others keep the manifest's default), or None for the manifest's
         default, or for TensorRT for what measured fastest. threads: CPU threads an operator may use, None for the
         engine's choice. batch: frames that the renderer makes at once, on TensorRT alone. callers: streams that will
-        play at the same time, for which an engine may make room. Raises `BundleError`, `EngineError` or `UsageError`.
+        play at the same time, for which an engine may make room. ahead: whether there will be streams with `ahead`,
+        for which it may as well. Raises `BundleError`, `EngineError` or `UsageError`.
         """
+        if ahead:
+            callers = max(callers, min(MOST_BESIDE, os.cpu_count() or 1))
         options = EngineOptions(threads, callers)
         check_engine(engine)
         with Bundle.open(path) as bundle, ExitStack() as opened:
@@ -211,9 +217,10 @@ class Pipeline:
         """Close a live stream with the pipeline at the latest."""
         self._live.add(live)
 
-    def player(self, draws: Draws, smoothing: float) -> Player:
-        """What one stream runs on: the GPU where motion and render share a queue there, else the host. Closed with the
-        pipeline at the latest. Raises `EngineError`."""
+    def player(self, draws: Draws, smoothing: float, ahead: bool = False) -> Player:
+        """What one stream runs on: the GPU where motion and render share a queue there, else the host, which makes
+        frames beside each other if they are made `ahead`. Closed with the pipeline at the latest. Raises
+        `EngineError`."""
         if self._closed:
             raise EngineError("the pipeline is closed; open it again")
         motion, render = self._loaded["motion"], self._loaded["render"]
@@ -224,7 +231,8 @@ class Pipeline:
 
             player = ResidentPlayer(cast(Any, motion), cast(Any, render), draws, smoothing)
         else:
-            player = HostPlayer(self.run, self.manifest.stages["motion"].states, draws, smoothing)
+            beside = getattr(render, "beside", 1) if ahead else 1
+            player = HostPlayer(self.run, self.manifest.stages["motion"].states, draws, smoothing, beside)
         self._players.add(player)
         return player
 

@@ -23,12 +23,14 @@ Pixels = npt.NDArray[Any]
 @dataclass(frozen=True)
 class RolloutOptions:
     """seed: of every random draw. size: (width, height) of frames, None for the model's own. smoothing: of motion, see
-    `clock.Smoother`. blend_steps: base steps over which a caption change blends, None for the model's own."""
+    `clock.Smoother`. blend_steps: base steps over which a caption change blends, None for the model's own. ahead:
+    whether several groups of frames will be on their way."""
 
     seed: int = 0
     size: Optional[tuple[int, int]] = None
     smoothing: float = 0.0
     blend_steps: Optional[int] = None
+    ahead: bool = False
 
 
 class Rollout:
@@ -43,7 +45,7 @@ class Rollout:
         self.size = options.size or (video.width, video.height)
         self._resize = _resizer((video.width, video.height), self.size)
         self._draws = Draws(stages["motion"], stages["render"], options.seed)
-        self.player = pipeline.player(self._draws, options.smoothing)
+        self.player = pipeline.player(self._draws, options.smoothing, options.ahead)
         self.rows, self.slots = self.player.rows, self.player.slots
         self._blend = Blend(video.blend_steps if options.blend_steps is None else options.blend_steps)
         self._watch = watch

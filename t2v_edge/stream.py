@@ -33,9 +33,10 @@ class StreamOptions:
     positive number, a fraction as text ("30000/1001") or None for the model's own. seconds: how long, None for
     endless. seed: of every random draw. size: (width, height) of the frames shown, None for the model's own.
     smoothing: of motion, 0 to below 1, see `clock.Smoother`. blend_steps: base frames over which a caption change
-    blends, None for the model's own. ahead: whether the frames after the one that is given are already being made; on a
-    GPU copying then overlaps rendering, and a caption that is set shows one group of frames later. Raises `UsageError`
-    for values out of range.
+    blends, None for the model's own. ahead: whether the frames after the one that is given are already being made. More
+    come in a second, and the same ones: on a GPU copying then overlaps rendering, on a processor some engines make
+    frames beside each other. But a caption that is set shows later, by as many groups of frames as are on their way
+    besides the one that is waited for: one on a GPU, five on two cores. Raises `UsageError` for values out of range.
     """
 
     captions: tuple[tuple[float, str], ...]
@@ -102,7 +103,7 @@ class FrameStream(Iterator[Frame]):
         self._pipeline = pipeline
         self._watch = Stopwatch(STAGES)
         self._rollout = Rollout(pipeline, RolloutOptions(options.seed, options.size, options.smoothing,
-                                                         options.blend_steps), self._watch)
+                                                         options.blend_steps, options.ahead), self._watch)
         self.size = self._rollout.size
         # All captions are checked now, so that a bad one fails before anything is shown.
         self._schedule = deque((self.clock.step_of(exact(at, "caption time")), normalise(caption))
@@ -119,6 +120,7 @@ class FrameStream(Iterator[Frame]):
         self._planned = 0
         self._index = 0
         self._busy_s = 0.0
+        self._begun: Optional[float] = None
         self._first_frame_ms: Optional[float] = None
 
     @property
@@ -167,7 +169,11 @@ class FrameStream(Iterator[Frame]):
             self._fill()
         frame = self._ready.popleft()
         self._index += 1
-        self._busy_s += time.perf_counter() - start
+        end = time.perf_counter()
+        if self._begun is None:
+            self._begun = start
+        # Of frames made ahead the time between two calls is part of their making.
+        self._busy_s = end - self._begun if self.options.ahead else self._busy_s + end - start
         if self._first_frame_ms is None:
             self._first_frame_ms = 1000 * self._busy_s
         return frame

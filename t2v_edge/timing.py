@@ -47,10 +47,11 @@ class Latency:
 
 @dataclass(frozen=True)
 class StreamStats:
-    """A stream's own time, without what its consumer spends between frames.
+    """A stream's own time, without what its consumer spends between frames; that counts where frames are made ahead.
 
     fps: frames made a second of that time. first_frame_ms: from the first caption's tokens to the first pixels.
-    motion_steps: base steps run. stages: latency by stage, percentiles of the last `WINDOW` runs.
+    motion_steps: base steps run. stages: latency by stage, percentiles of the last `WINDOW` runs; of frames made ahead,
+    render's is what sending them off and waiting for them took.
     """
 
     frames: int

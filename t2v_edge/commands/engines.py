@@ -20,4 +20,4 @@ def add_making_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1,
                         help="frames that the renderer makes at once, on TensorRT (default: 1)")
     parser.add_argument("--ahead", action="store_true",
-                        help="make the next frames while this one is shown: more a second, on a GPU")
+                        help="make the next frames while this one is shown: more a second, and a later caption")

@@ -94,8 +94,10 @@ def run(args: argparse.Namespace) -> int:
     if args.sheet is not None and args.sheet.suffix.lower() != ".png":
         raise UsageError(f"the contact sheet {args.sheet} must end with .png")
     plan = plan_captions(args)
+    args.ahead = args.ahead or target not in (WINDOW, "-")  # a file gets the same frames, sooner
     start = time.perf_counter()
-    with Pipeline.open(args.bundle, args.engine, args.variant, args.threads, args.batch) as pipeline:
+    with Pipeline.open(args.bundle, args.engine, args.variant, args.threads, args.batch,
+                       ahead=args.ahead) as pipeline:
         open_s = time.perf_counter() - start
         stream = open_stream(pipeline, args, plan, target)
         _warn_truncated(pipeline, stream)

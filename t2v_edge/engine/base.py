@@ -36,6 +36,9 @@ class EngineOptions:
 class Engine(Protocol):
     """A loaded graph. `run` may be called from several threads; close it, or use it as a context manager.
 
+    Calls from several threads take turns, unless the engine has an attribute `beside`: so many then run at the same
+    time.
+
     Arrays given to `run` are read during the call only. Arrays it returns belong to the caller: an engine that
     reuses buffers copies before it returns.
     """

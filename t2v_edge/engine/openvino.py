@@ -46,7 +46,7 @@ class OpenVinoEngine:
 
     With `options.callers` the renderer has, besides the request that all threads work on, one for each core, of one
     thread: for callers that come while another one runs. They finish more in all (99 against 62 frames a second, four
-    callers on two busy cores), and give the same frames.
+    callers on two busy cores), and give the same frames. `beside`: callers that run at the same time.
 
     Raises `EngineError` where the graph cannot be loaded or is not what `spec` says.
     """
@@ -73,6 +73,7 @@ class OpenVinoEngine:
         self.spec = spec
         self._check("takes", compiled.inputs, spec.inputs)
         self._check("gives", compiled.outputs, spec.outputs)
+        self.beside = max(1, len(crowd))
         self._turns: Turns[Any] = Turns(request, crowd)
 
     def _check(self, verb: str, ports: Iterable[Any], wanted: tuple[TensorSpec, ...]) -> None:
