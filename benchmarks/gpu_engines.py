@@ -1,6 +1,7 @@
 """Bundles through this runtime's TensorRT engines on an NVIDIA GPU: ``python -m benchmarks.gpu_engines``.
 
-    python -m benchmarks.gpu_engines out/reference out/small --batches 1,8 -o engines.json \
+    python -m benchmarks.gpu_build out/reference out/small -o builds.json
+    python -m benchmarks.gpu_engines out/reference out/small --builds builds.json --batches 1,8 -o engines.json \
         --captions calibration/captions/heldout.jsonl --frames /tmp/frames -n 1200
 
 Needs no PyTorch and runs on Python 3.9, as a TensorRT host does. Of each bundle: `build`, what `t2v-edge build` says
@@ -28,11 +29,12 @@ from typing import Any, Optional
 
 import numpy as np
 
+from benchmarks.gpu_build import Job, settings_of
 from t2v_edge.build import Builder, BuildOptions
 from t2v_edge.bundle import Bundle
 from t2v_edge.engine.cuda import free_bytes
-from t2v_edge.engine.trt import BuildSettings
-from t2v_edge.errors import T2VError
+from t2v_edge.engine.trt import BuildSettings, TensorRt
+from t2v_edge.errors import EngineError, T2VError
 from t2v_edge.files import write_atomic
 from t2v_edge.machine import machine, versions
 from t2v_edge.pipeline import Pipeline
@@ -180,7 +182,7 @@ def main() -> int:
     parser.add_argument("--batches", default="1,8", help="frames that the renderer makes at once (1,8)")
     parser.add_argument("--tactics", help="tactic sources, comma-separated, or none")
     parser.add_argument("--level", type=int)
-    parser.add_argument("--jobs", type=int, default=1, help="engines built at once (1)")
+    parser.add_argument("--builds", type=Path, help="what benchmarks.gpu_build wrote: its seconds, and its refusals")
     parser.add_argument("--count", type=int, default=2000, help="frames of a timed stream (2000)")
     parser.add_argument("--captions", type=Path, help="JSON lines with text")
     parser.add_argument("-n", type=int, default=1200, help="captions whose frames are written (1200)")
@@ -189,38 +191,60 @@ def main() -> int:
     parser.add_argument("--no-spoil", action="store_true")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    tactics = None if args.tactics is None else tuple(t for t in args.tactics.split(",") if t != "none")
+    Prebuilt.builds = {} if args.builds is None else json.loads(args.builds.read_text())
     results, captions = Results(args.output), read_captions(args.captions, args.n)
+    settings = settings_of(args.level, args.tactics)
     for path in args.bundles:
-        for batch in map(int, args.batches.split(",")):
-            settings = BuildSettings(batch, None, args.level, tactics)
-            with Bundle.open(path) as bundle:
-                results.part(path.name, f"build {batch}", partial(_build, bundle, args.engine, settings, args.jobs))
-                variants = [v for v in ("fp32", "fp16", "int8") if v in bundle.manifest.variants]
-            _streams(results, path, args, batch, captions)
-            if batch == 1:
-                for variant in variants:
-                    _alone(results, path, args, settings, variant, captions)
+        results.part(path.name, "build 1", partial(_build, path, args.engine, settings))
+        _streams(results, path, args, 1, None, captions)
+        with Bundle.open(path) as bundle:
+            variants = [v for v in ("fp32", "fp16", "int8") if v in bundle.manifest.variants]
+        for variant in variants:
+            _alone(results, path, args, settings, variant, captions)
     if not args.no_spoil:
         path = args.bundles[-1]
         with Bundle.open(path) as bundle:
-            builder = Builder(bundle, BuildOptions(args.engine, None, BuildSettings(1, None, args.level, tactics)))
+            builder = Builder(bundle, BuildOptions(args.engine, ("fp32",), settings))
             results.part(path.name, "cache", lambda: spoil(builder))
+    # Last, for these are built only now: of what was chosen for one frame at once.
+    for path in args.bundles:
+        chosen = results.data["bundles"][path.name]["build 1"].get("stages", {}).get("render", {}).get("variant")
+        for batch in (int(count) for count in args.batches.split(",") if int(count) > 1 and chosen is not None):
+            several = settings_of(args.level, args.tactics, batch)
+            results.part(path.name, f"build {batch}", partial(_build, path, args.engine, several, (chosen,)))
+            _streams(results, path, args, batch, chosen, captions)
     return 0
 
 
-def _build(bundle: Bundle, engine: str, settings: BuildSettings, jobs: int) -> dict[str, Any]:
-    builder = Builder(bundle, BuildOptions(engine, None, settings, jobs=jobs),
-                      say=lambda what: print(f"  {what}", flush=True))
-    report = builder.build()
+class Prebuilt(Builder):
+    """A builder that takes what `benchmarks.gpu_build` built with the seconds it took, and what was refused there as
+    refused, so that nothing is built twice."""
+
+    builds: dict[str, Any] = {}
+
+    def _engine(self, variant: str, stage: str, api: TensorRt) -> tuple[bytes, bool, float]:
+        known = self.builds if self._settings(stage).batch == 1 else {}
+        found = known.get(Job(str(self.bundle.path), variant, stage).key)
+        if found is not None and found["refused"]:
+            raise EngineError(found["refused"])
+        data, kept, seconds = super()._engine(variant, stage, api)
+        return (data, False, found["seconds"]) if kept and found is not None else (data, kept, seconds)
+
+
+def _build(path: Path, engine: str, settings: BuildSettings, variants: Optional[tuple[str, ...]] = None) -> Any:
+    with Bundle.open(path) as bundle:
+        options = BuildOptions(engine, variants, settings)
+        report = Prebuilt(bundle, options, say=lambda what: print(" ", what, flush=True)).build()
     print(report.to_text(), flush=True)
     return report.to_json()
 
 
-def _streams(results: Results, path: Path, args: argparse.Namespace, batch: int, captions: list[str]) -> None:
+def _streams(
+    results: Results, path: Path, args: argparse.Namespace, batch: int, variant: Optional[str], captions: list[str]
+) -> None:
     """The chosen engines of a batch."""
     before = free_bytes()
-    with Pipeline.open(path, args.engine, batch=batch) as pipeline:
+    with Pipeline.open(path, args.engine, variant, batch=batch) as pipeline:
         used = before - free_bytes()
         for ahead in (False, True):
             name = f"stream {batch}" + (" ahead" if ahead else "")
@@ -238,9 +262,7 @@ def _alone(
     results: Results, path: Path, args: argparse.Namespace, settings: BuildSettings, variant: str, captions: list[str]
 ) -> None:
     """One variant wherever a stage has it and it is right there."""
-    with Bundle.open(path) as bundle:
-        builder = Builder(bundle, BuildOptions(args.engine, (variant,), settings))
-        results.part(path.name, f"build {variant}", lambda: builder.build().to_json())
+    results.part(path.name, f"build {variant}", partial(_build, path, args.engine, settings, (variant,)))
     with Pipeline.open(path, args.engine, variant) as pipeline:
         if not hasattr(pipeline._loaded["render"], "queue"):
             results.part(path.name, f"stream {variant}", lambda: {"engines": pipeline.engines})

@@ -107,7 +107,8 @@ def demands(contenders: Sequence[Mapping[str, Any]]) -> list[Demand]:
         eager = fps.get((TEACHER, "torch-eager"), math.nan)
         found.append(Demand(f"{rate}: student over the teacher in PyTorch eager", EAGER_RATIO, ours / eager))
         for model, wanted in ((TEACHER, PEER_RATIO), (STUDENT, 1 - NOISE)):
-            best = max((v for (m, how), v in fps.items() if m == model and how not in (OURS, OURS_ALONE)), default=math.nan)
+            peers = [value for (m, how), value in fps.items() if m == model and how not in (OURS, OURS_ALONE)]
+            best = max(peers, default=math.nan)
             found.append(Demand(f"{rate}: student over the best peer on the {model}", wanted, ours / best))
     return found
 

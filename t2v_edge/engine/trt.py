@@ -134,8 +134,8 @@ class TensorRt:
             raise EngineError(self._parse_error(parser))
         config = builder.create_builder_config()
         self._configure(config, precision, settings)
-        if not self.strongly_typed and precision == "fp16":
-            self._keep_types(network, config)
+        if not self.strongly_typed and precision != "fp32":
+            self._keep_types(network, config, precision)
         cache = None if self.rtx else config.create_timing_cache(timing_cache)
         if cache is not None and not config.set_timing_cache(cache, False):
             # of another GPU or version: measured anew
@@ -175,19 +175,26 @@ class TensorRt:
         if settings.tactic_sources is not None and not self.rtx:
             config.set_tactic_sources(_mask(trt.TacticSource, settings.tactic_sources))
 
-    def _keep_types(self, network: Any, config: Any) -> None:
+    def _keep_types(self, network: Any, config: Any, precision: str) -> None:
         """Let layers run in the types that the graph gives them: what the export left in float32, it left for a reason.
 
         TensorRT 8.6 took float16 for the limb maps of the reference model's renderer, and frames were off by 82 levels
-        of 255; as the graph has it, by 1.
+        of 255; as the graph has it, by 1. A graph that quantizes has all the rest in float32: of that the arithmetic
+        is kept so which limb maps are made of, but what stands next to a quantization becomes one with it.
         """
         trt = self.module
+        kind = trt.LayerType
         config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
-        untyped = (trt.LayerType.CONSTANT, trt.LayerType.CAST, trt.LayerType.SHAPE)
-        for position in range(network.num_layers):
-            layer = network.get_layer(position)
+        layers = [network.get_layer(position) for position in range(network.num_layers)]
+        ends = {tensor for layer in layers if layer.type in (kind.QUANTIZE, kind.DEQUANTIZE)
+                for tensor in _tensors(layer)}
+        for layer in layers:
             made = layer.get_output(0).dtype
-            if layer.type not in untyped and made in (trt.DataType.FLOAT, trt.DataType.HALF):
+            if layer.type in (kind.CONSTANT, kind.CAST, kind.SHAPE) or made not in (trt.DataType.FLOAT,
+                                                                                  trt.DataType.HALF):
+                continue
+            if precision == "fp16" or (layer.type in (kind.ELEMENTWISE, kind.UNARY, kind.REDUCE)
+                                       and ends.isdisjoint(_tensors(layer))):
                 layer.precision = made
                 layer.set_output_type(0, made)
 
@@ -254,6 +261,13 @@ def _mask(sources: Any, names: Sequence[str]) -> int:
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+def _tensors(layer: Any) -> set[str]:
+    """Names of what a layer reads and gives; an input that is left out is None."""
+    read = [layer.get_input(position) for position in range(layer.num_inputs)]
+    given = [layer.get_output(position) for position in range(layer.num_outputs)]
+    return {tensor.name for tensor in read + given if tensor is not None}
 
 
 def _line(text: str) -> str:

@@ -163,12 +163,21 @@ class _Layer:
 
     def __init__(self, node, kinds, trt):
         self.name = node.name
-        self.type = trt.LayerType.CAST if node.op_type == "Cast" else trt.LayerType.ELEMENTWISE
-        self.output = types.SimpleNamespace(dtype=kinds.get(node.output[0], trt.DataType.INT32))
+        kind = {"Cast": "CAST", "QuantizeLinear": "QUANTIZE", "DequantizeLinear": "DEQUANTIZE", "Conv": "CONVOLUTION"}
+        self.type = trt.LayerType[kind.get(node.op_type, "ELEMENTWISE")]
+        self.read = [types.SimpleNamespace(name=name) if name else None for name in node.input]
+        self.given = [types.SimpleNamespace(name=name, dtype=kinds.get(name, trt.DataType.INT32))
+                      for name in node.output]
         self.precision, self.outputs = None, {}
 
+    num_inputs = property(lambda self: len(self.read))
+    num_outputs = property(lambda self: len(self.given))
+
+    def get_input(self, position):
+        return self.read[position]
+
     def get_output(self, position):
-        return self.output
+        return self.given[position]
 
     def set_output_type(self, position, kind):
         self.outputs[position] = kind
@@ -296,7 +305,8 @@ def tensorrt_module(gpu, version="8.6.2"):
     module.BuilderFlag = enum.IntEnum("BuilderFlag", weak if int(version.split(".")[0]) < 11 else {"TF32": 4})
     module.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag",
                                                         {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1})
-    module.LayerType = enum.Enum("LayerType", ["CONSTANT", "CAST", "SHAPE", "ELEMENTWISE"])
+    module.LayerType = enum.Enum("LayerType", ["CONSTANT", "CAST", "SHAPE", "ELEMENTWISE", "UNARY", "REDUCE",
+                                                 "QUANTIZE", "DEQUANTIZE", "CONVOLUTION"])
     module.DataType = enum.Enum("DataType", ["FLOAT", "HALF", "INT32"])
     module.MemoryPoolType = enum.IntEnum("MemoryPoolType", {"WORKSPACE": 0})
     module.TacticSource = enum.IntEnum("TacticSource", {"CUBLAS": 0, "EDGE_MASK_CONVOLUTIONS": 3})

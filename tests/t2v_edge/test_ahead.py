@@ -61,7 +61,8 @@ def pixels(stream):
     return np.stack([frame.pixels for frame in stream])
 
 
-@pytest.mark.parametrize("options", [{"fps": 37}, {"smoothing": 0.5}, {"then": [(0.5, RUN)], "blend_steps": 3}], ids=str)
+@pytest.mark.parametrize("options", [
+    {"fps": 37}, {"smoothing": 0.5}, {"then": [(0.5, RUN)], "blend_steps": 3}], ids=str)
 def test_frames_made_beside_each_other_are_those_made_one_by_one(pipeline, makers, options):
     made, engine = makers
     wanted = pixels(pipeline.stream(WALK, seconds=1, seed=3, **options))

@@ -191,7 +191,8 @@ def test_spoilt_engines_are_built_again_before_a_stream_plays(bundle_path, tenso
 
 
 @pytest.mark.parametrize("version, flags, typed", [
-    ("8.6.2", [["FP16", KEPT], ["FP16", "INT8"]], False), ("10.3.0", [["FP16", KEPT], ["FP16", "INT8"]], False),
+    ("8.6.2", [["FP16", KEPT], ["FP16", "INT8", KEPT]], False),
+    ("10.3.0", [["FP16", KEPT], ["FP16", "INT8", KEPT]], False),
     ("10.16.0", [[], []], True), ("11.4.1", [[], []], True)])
 def test_precision_is_flags_before_10_12_and_types_after(bundle_path, monkeypatch, version, flags, typed):
     tensorrt = install(monkeypatch, FakeCuda(), version)
@@ -202,26 +203,44 @@ def test_precision_is_flags_before_10_12_and_types_after(bundle_path, monkeypatc
 
 
 def test_what_an_export_left_in_float32_runs_in_float32_among_float16(monkeypatch):
-    from t2v_edge.engine.trt import BuildSettings, find_api
-
     half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     nodes = [onnx.helper.make_node("Exp", ["x"], ["grown"], name="/exp"),
              onnx.helper.make_node("Cast", ["grown"], ["narrow"], name="/narrow", to=half),
              onnx.helper.make_node("Mul", ["narrow", "narrow"], ["squared"], name="/mul"),
              onnx.helper.make_node("Cast", ["squared"], ["y"], name="/widen", to=full),
              onnx.helper.make_node("ArgMax", ["squared"], ["best"], name="/argmax")]
-    shape = [1, 4]
-    graph = onnx.helper.make_graph(
-        nodes, "g", [onnx.helper.make_tensor_value_info("x", full, shape)],
-        [onnx.helper.make_tensor_value_info("y", full, shape),
-         onnx.helper.make_tensor_value_info("best", onnx.TensorProto.INT64, [1, 4])])
+    outputs = [onnx.helper.make_tensor_value_info("y", full, [1, 4]),
+               onnx.helper.make_tensor_value_info("best", onnx.TensorProto.INT64, [1, 4])]
+    told = told_types(monkeypatch, nodes, outputs, "fp16")
+    assert told == {"/exp": ("FLOAT", {0: "FLOAT"}), "/mul": ("HALF", {0: "HALF"}), "/narrow": (None, {}),
+                    "/widen": (None, {}), "/argmax": (None, {})}
+
+
+def told_types(monkeypatch, nodes, outputs, precision, weights=()):
+    """By layer the precision and the output types that TensorRT 8.6 is told; `nodes` read x, float32 (1, 4, 1, 1)."""
+    from t2v_edge.engine.trt import BuildSettings, find_api
+
+    given = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4, 1, 1])
+    constants = [onnx.numpy_helper.from_array(array, name) for name, array in weights]
+    graph = onnx.helper.make_graph(nodes, "g", [given], outputs, constants)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     tensorrt = install(monkeypatch, FakeCuda(), "8.6.2")
-    find_api("tensorrt").build(model.SerializeToString(), "fp16", 17, BuildSettings())
-    kinds = tensorrt.DataType
-    told = {layer.name: (layer.precision, layer.outputs) for layer in tensorrt.layers}
-    assert told == {"/exp": (kinds.FLOAT, {0: kinds.FLOAT}), "/mul": (kinds.HALF, {0: kinds.HALF}),
-                    "/narrow": (None, {}), "/widen": (None, {}), "/argmax": (None, {})}
+    find_api("tensorrt").build(model.SerializeToString(), precision, 17, BuildSettings())
+    return {layer.name: (layer.precision and layer.precision.name, {k: v.name for k, v in layer.outputs.items()})
+            for layer in tensorrt.layers}
+
+
+def test_among_int8_only_arithmetic_apart_from_what_is_quantized_keeps_float32(monkeypatch):
+    make = onnx.helper.make_node
+    nodes = [make("Mul", ["x", "x"], ["squared"], name="/limbs"), make("Exp", ["squared"], ["map"], name="/beside"),
+             make("QuantizeLinear", ["map", "scale", "zero"], ["bytes"], name="/quantize"),
+             make("DequantizeLinear", ["bytes", "scale", "zero"], ["again"], name="/dequantize"),
+             make("Conv", ["again", "w"], ["made"], name="/conv"), make("Conv", ["made", "w"], ["y"], name="/left")]
+    weights = (("scale", np.float32(0.1)), ("zero", np.int8(0)), ("w", np.ones((4, 4, 1, 1), np.float32)))
+    outputs = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4, 1, 1])]
+    told = told_types(monkeypatch, nodes, outputs, "int8", weights)
+    assert {name for name, types in told.items() if types != (None, {})} == {"/limbs"}
+    assert told["/limbs"] == ("FLOAT", {0: "FLOAT"})
 
 
 def test_an_older_tensorrt_and_an_opset_beyond_its_parser_are_refused(tmp_path, monkeypatch):
