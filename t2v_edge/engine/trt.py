@@ -118,8 +118,21 @@ class TensorRt:
         if opset > self.opset_cap:
             raise EngineError(f"the graph has opset {opset}, {self.name} {self.version_text} reads up to "
                               f"{self.opset_cap}; export for this device (--device) to have it capped")
+        made = None
+        held = precision != "fp32" and not self.strongly_typed
+        for loosely in (False, True) if held else (False,):
+            self.log.start()
+            made = self._attempt(graph, precision, settings, timing_cache, loosely if held else None)
+            if made is not None:
+                return made
+        raise EngineError(self._failed(f"cannot build the {precision} engine"))
+
+    def _attempt(
+        self, graph: bytes, precision: str, settings: BuildSettings, timing_cache: bytes, loosely: Optional[bool]
+    ) -> Optional[Built]:
+        """One build; None where TensorRT finds no engine. loosely: how layers are held to the graph's types, None for
+        not at all, see `_keep_types`."""
         trt = self.module
-        self.log.start()
         builder = trt.Builder(self.log)
         if builder is None:
             raise EngineError(self._failed("cannot make a builder"))
@@ -134,8 +147,8 @@ class TensorRt:
             raise EngineError(self._parse_error(parser))
         config = builder.create_builder_config()
         self._configure(config, precision, settings)
-        if not self.strongly_typed and precision != "fp32":
-            self._keep_types(network, config, precision)
+        if loosely is not None:
+            self._keep_types(network, config, precision, loosely)
         cache = None if self.rtx else config.create_timing_cache(timing_cache)
         if cache is not None and not config.set_timing_cache(cache, False):
             # of another GPU or version: measured anew
@@ -143,7 +156,7 @@ class TensorRt:
             config.set_timing_cache(cache, False)
         serialized = builder.build_serialized_network(network, config)
         if serialized is None:
-            raise EngineError(self._failed(f"cannot build the {precision} engine"))
+            return None
         return Built(bytes(serialized), b"" if cache is None else bytes(cache.serialize()))
 
     def load(self, engine: bytes) -> tuple[Any, Any]:
@@ -175,28 +188,46 @@ class TensorRt:
         if settings.tactic_sources is not None and not self.rtx:
             config.set_tactic_sources(_mask(trt.TacticSource, settings.tactic_sources))
 
-    def _keep_types(self, network: Any, config: Any, precision: str) -> None:
+    def _keep_types(self, network: Any, config: Any, precision: str, loosely: bool) -> None:
         """Let layers run in the types that the graph gives them: what the export left in float32, it left for a reason.
 
         TensorRT 8.6 took float16 for the limb maps of the reference model's renderer, and frames were off by 82 levels
-        of 255; as the graph has it, by 1. A graph that quantizes has all the rest in float32: of that the arithmetic
-        is kept so which limb maps are made of, but what stands next to a quantization becomes one with it.
+        of 255. A graph that quantizes has all the rest in float32: of that the arithmetic is kept so which limb maps
+        are made of, but what stands next to a quantization becomes one with it. loosely: not what only moves numbers,
+        for with reshapes held in float32 among float16 TensorRT 8.6 found no way to build.
         """
         trt = self.module
         kind = trt.LayerType
         config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
         layers = [network.get_layer(position) for position in range(network.num_layers)]
+        types = self._types(network, layers)
         ends = {tensor for layer in layers if layer.type in (kind.QUANTIZE, kind.DEQUANTIZE)
-                for tensor in _tensors(layer)}
+                for tensor in _names(layer)}
+        free = (kind.CONSTANT, kind.CAST, kind.SHAPE, *([kind.SHUFFLE] if loosely else []))
         for layer in layers:
-            made = layer.get_output(0).dtype
-            if layer.type in (kind.CONSTANT, kind.CAST, kind.SHAPE) or made not in (trt.DataType.FLOAT,
-                                                                                  trt.DataType.HALF):
+            made = types[layer.get_output(0).name]
+            if layer.type in free or made not in (trt.DataType.FLOAT, trt.DataType.HALF):
                 continue
             if precision == "fp16" or (layer.type in (kind.ELEMENTWISE, kind.UNARY, kind.REDUCE)
-                                       and ends.isdisjoint(_tensors(layer))):
+                                       and ends.isdisjoint(_names(layer))):
                 layer.precision = made
                 layer.set_output_type(0, made)
+
+    def _types(self, network: Any, layers: Sequence[Any]) -> dict[str, Any]:
+        """Tensor -> the type that the graph gives it. TensorRT itself says float32 of all that is floating, before
+        strong typing, but for constants and what a Cast makes: from there types are followed."""
+        kind, data = self.module.LayerType, self.module.DataType
+        floating = (data.FLOAT, data.HALF)
+        inputs = [network.get_input(position) for position in range(network.num_inputs)]
+        types = {tensor.name: tensor.dtype for tensor in inputs}
+        for layer in layers:
+            read, given = _tensors(layer)
+            found = [types[tensor.name] for tensor in read if types.get(tensor.name) in floating]
+            for tensor in given:
+                types[tensor.name] = tensor.dtype
+                if layer.type not in (kind.CONSTANT, kind.CAST, kind.DEQUANTIZE) and tensor.dtype in floating and found:
+                    types[tensor.name] = data.HALF if data.HALF in found else data.FLOAT
+        return types
 
     def _parse_error(self, parser: Any) -> str:
         said = []
@@ -263,11 +294,16 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
 
 
-def _tensors(layer: Any) -> set[str]:
-    """Names of what a layer reads and gives; an input that is left out is None."""
+def _tensors(layer: Any) -> tuple[list[Any], list[Any]]:
+    """What a layer reads, without inputs that are left out, and what it gives."""
     read = [layer.get_input(position) for position in range(layer.num_inputs)]
     given = [layer.get_output(position) for position in range(layer.num_outputs)]
-    return {tensor.name for tensor in read + given if tensor is not None}
+    return [tensor for tensor in read if tensor is not None], [tensor for tensor in given if tensor is not None]
+
+
+def _names(layer: Any) -> set[str]:
+    read, given = _tensors(layer)
+    return {tensor.name for tensor in read + given}
 
 
 def _line(text: str) -> str:

@@ -154,7 +154,8 @@ class _Logger:
 
 
 class _Tensor:
-    def __init__(self, info):
+    def __init__(self, info, kinds=None):
+        self.dtype = (kinds or {}).get(info.name)
         self.name, self.shape = info.name, tuple(d.dim_value for d in info.type.tensor_type.shape.dim)
 
 
@@ -163,10 +164,13 @@ class _Layer:
 
     def __init__(self, node, kinds, trt):
         self.name = node.name
-        kind = {"Cast": "CAST", "QuantizeLinear": "QUANTIZE", "DequantizeLinear": "DEQUANTIZE", "Conv": "CONVOLUTION"}
+        kind = {"Cast": "CAST", "QuantizeLinear": "QUANTIZE", "DequantizeLinear": "DEQUANTIZE", "Conv": "CONVOLUTION",
+                "Reshape": "SHUFFLE", "Constant": "CONSTANT"}
         self.type = trt.LayerType[kind.get(node.op_type, "ELEMENTWISE")]
         self.read = [types.SimpleNamespace(name=name) if name else None for name in node.input]
-        self.given = [types.SimpleNamespace(name=name, dtype=kinds.get(name, trt.DataType.INT32))
+        # As TensorRT before strong typing has it: all that is floating is said to be float32, but where it is cast.
+        said = {k: v if node.op_type in ("Cast", "Constant") else trt.DataType.FLOAT for k, v in kinds.items()}
+        self.given = [types.SimpleNamespace(name=name, dtype=said.get(name, trt.DataType.INT32))
                       for name in node.output]
         self.precision, self.outputs = None, {}
 
@@ -204,11 +208,11 @@ class _Parser:
     def parse(self, graph):
         model = onnx.load_from_string(graph)
         self.network.model = model
-        self.network.inputs = [_Tensor(info) for info in model.graph.input]
         trt, graph = self.network.trt, onnx.shape_inference.infer_shapes(model).graph
         floats = {onnx.TensorProto.FLOAT: trt.DataType.FLOAT, onnx.TensorProto.FLOAT16: trt.DataType.HALF}
-        kinds = {v.name: floats[v.type.tensor_type.elem_type] for v in (*graph.value_info, *graph.output)
-                 if v.type.tensor_type.elem_type in floats}
+        kinds = {v.name: floats[v.type.tensor_type.elem_type]
+                 for v in (*graph.input, *graph.value_info, *graph.output) if v.type.tensor_type.elem_type in floats}
+        self.network.inputs = [_Tensor(info, kinds) for info in model.graph.input]
         self.network.layers = [_Layer(node, kinds, trt) for node in graph.node]
         return True
 
@@ -306,7 +310,7 @@ def tensorrt_module(gpu, version="8.6.2"):
     module.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag",
                                                         {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1})
     module.LayerType = enum.Enum("LayerType", ["CONSTANT", "CAST", "SHAPE", "ELEMENTWISE", "UNARY", "REDUCE",
-                                                 "QUANTIZE", "DEQUANTIZE", "CONVOLUTION"])
+                                                 "QUANTIZE", "DEQUANTIZE", "CONVOLUTION", "SHUFFLE"])
     module.DataType = enum.Enum("DataType", ["FLOAT", "HALF", "INT32"])
     module.MemoryPoolType = enum.IntEnum("MemoryPoolType", {"WORKSPACE": 0})
     module.TacticSource = enum.IntEnum("TacticSource", {"CUBLAS": 0, "EDGE_MASK_CONVOLUTIONS": 3})

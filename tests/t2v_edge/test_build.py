@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import onnx
@@ -146,15 +147,16 @@ def test_what_is_kept_is_not_built_again_but_is_proved_again(bundle_path, tensor
 
 
 def test_several_jobs_build_at_once_what_one_builds_in_turn(bundle_path, tensorrt, monkeypatch):
-    together = threading.Barrier(3, timeout=30)
+    together, begun = threading.Barrier(3, timeout=30), count()
 
     def meet(graph):
-        together.wait()  # breaks unless three builds are under way
+        if next(begun) < 9:
+            together.wait()  # breaks unless three builds are under way
         return None if onnx.load_from_string(graph).graph.name == "motion" else graph
 
     monkeypatch.setattr(tensorrt, "spoil", meet)
     report = build(bundle_path, jobs=3)
-    assert len(tensorrt.builds) == 9
+    assert len(tensorrt.builds) == 9 + 2  # float16 and INT8 of what cannot be built are tried loosely as well
     assert [t.variant for t in report.stages["render"].tried] == ["fp32", "fp16", "int8"]
     assert all("cannot build" in t.refused for t in report.stages["motion"].tried)
     assert all(not t.refused and not t.kept for t in report.stages["render"].tried)
@@ -216,18 +218,40 @@ def test_what_an_export_left_in_float32_runs_in_float32_among_float16(monkeypatc
                     "/widen": (None, {}), "/argmax": (None, {})}
 
 
-def told_types(monkeypatch, nodes, outputs, precision, weights=()):
-    """By layer the precision and the output types that TensorRT 8.6 is told; `nodes` read x, float32 (1, 4, 1, 1)."""
+def told_types(monkeypatch, nodes, outputs, precision, weights=(), failures=0):
+    """By layer the precision and the output types that TensorRT 8.6 is told; `nodes` read x, float32 (1, 4, 1, 1).
+    So many attempts to build fail."""
     from t2v_edge.engine.trt import BuildSettings, find_api
 
     given = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4, 1, 1])
     constants = [onnx.numpy_helper.from_array(array, name) for name, array in weights]
     graph = onnx.helper.make_graph(nodes, "g", [given], outputs, constants)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
-    tensorrt = install(monkeypatch, FakeCuda(), "8.6.2")
+    tensorrt, attempts = install(monkeypatch, FakeCuda(), "8.6.2"), count()
+    tensorrt.spoil = lambda graph: None if next(attempts) < failures else graph
     find_api("tensorrt").build(model.SerializeToString(), precision, 17, BuildSettings())
     return {layer.name: (layer.precision and layer.precision.name, {k: v.name for k, v in layer.outputs.items()})
             for layer in tensorrt.layers}
+
+
+def test_reshapes_are_let_go_where_nothing_can_be_built_with_them(monkeypatch):
+    half, full, make = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT, onnx.helper.make_node
+    nodes = [make("Reshape", ["x", "shape"], ["flat"], name="/flat"), make("Exp", ["flat"], ["grown"], name="/exp"),
+             make("Cast", ["grown"], ["narrow"], name="/narrow", to=half),
+             make("Mul", ["narrow", "narrow"], ["squared"], name="/mul"),
+             make("Reshape", ["squared", "shape"], ["shaped"], name="/shape"),
+             make("Cast", ["shaped"], ["y"], name="/widen", to=full)]
+    outputs = [onnx.helper.make_tensor_value_info("y", full, [1, 4])]
+    weights = (("shape", np.array([1, 4])),)
+    exact = told_types(monkeypatch, nodes, outputs, "fp16", weights)
+    assert exact == {"/flat": ("FLOAT", {0: "FLOAT"}), "/exp": ("FLOAT", {0: "FLOAT"}), "/narrow": (None, {}),
+                     "/mul": ("HALF", {0: "HALF"}), "/shape": ("HALF", {0: "HALF"}), "/widen": (None, {})}
+    loose = told_types(monkeypatch, nodes, outputs, "fp16", weights, failures=1)
+    assert loose == {**exact, "/flat": (None, {}), "/shape": (None, {})}
+    with pytest.raises(EngineError, match="cannot build the fp16 engine"):
+        told_types(monkeypatch, nodes, outputs, "fp16", weights, failures=2)
+    with pytest.raises(EngineError, match="cannot build the fp32 engine"):
+        told_types(monkeypatch, nodes, outputs, "fp32", weights, failures=1)
 
 
 def test_among_int8_only_arithmetic_apart_from_what_is_quantized_keeps_float32(monkeypatch):
