@@ -217,14 +217,16 @@ def main() -> int:
 
 
 class Prebuilt(Builder):
-    """A builder that takes what `benchmarks.gpu_build` built with the seconds it took, and what was refused there as
-    refused, so that nothing is built twice."""
+    """A builder that takes what `benchmarks.gpu_build` built with the seconds it took, and what was refused there, or
+    not come to, as refused, so that nothing is built twice."""
 
     builds: dict[str, Any] = {}
 
     def _engine(self, variant: str, stage: str, api: TensorRt) -> tuple[bytes, bool, float]:
         known = self.builds if self._settings(stage).batch == 1 else {}
         found = known.get(Job(str(self.bundle.path), variant, stage).key)
+        if known and found is None:
+            raise EngineError("benchmarks.gpu_build did not come to it")
         if found is not None and found["refused"]:
             raise EngineError(found["refused"])
         data, kept, seconds = super()._engine(variant, stage, api)
