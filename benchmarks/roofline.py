@@ -52,8 +52,9 @@ def measured_in(results: Any, bundle: str, engine: str = "tensorrt") -> dict[str
                 walk(item, path)
             return
         named = (*path, *(item for item in value.values() if isinstance(item, str)))
-        stage = next((word for word in named if word in STAGES), None)
-        variant = next((word for word in named if word in PRECISIONS), None)
+        # The innermost counts: a stage that was chosen among variants names the chosen one around all of them.
+        stage = next((word for word in reversed(named) if word in STAGES), None)
+        variant = next((word for word in reversed(named) if word in PRECISIONS), None)
         other = [word for word in named if word in OTHER_ENGINES and word != engine]
         if isinstance(value.get("median_ms"), (int, float)) and bundle in named and stage and variant and not other:
             found.setdefault(variant, {})[stage] = float(value["median_ms"])
@@ -64,6 +65,12 @@ def measured_in(results: Any, bundle: str, engine: str = "tensorrt") -> dict[str
     if not found:
         raise ValueError(f"no median_ms of {bundle} by stage and variant")
     return found
+
+
+def one_by_one(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what `benchmarks.gpu_engines` kept, the builds for one frame at once, by bundle, and the ``gpu``."""
+    builds = {name: parts["build 1"] for name, parts in results["bundles"].items() if "stages" in parts["build 1"]}
+    return {**builds, "gpu": next((build["gpu"] for build in builds.values()), None)}
 
 
 def profile_of(results: Mapping[str, Any]) -> str:
@@ -106,6 +113,8 @@ def main(argv: list[str] | None = None) -> int:
             rows += checks_of(CPU, model, bundle.manifest, measured_by_peers(peers, model), "peers.json")
     if args.gpu:
         results = json.loads(args.gpu.read_text("utf-8"))
+        if "bundles" in results:
+            results = one_by_one(results)
         for path in args.gpu_bundle:
             with Bundle.open(path) as bundle:
                 name = bundle.manifest.name

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import onnx
 import pytest
 
 from t2v_edge.bundle import Bundle
 from t2v_edge.device import load_profile
+from t2v_edge.engine.onnx_bytes import float16_tensors
 from t2v_edge.engine.trt import RUNS, BuildSettings, find_api, installed
 from t2v_export.captions import DEFAULT_CAPTIONS
 from t2v_export.config import StageConfig
@@ -53,6 +55,14 @@ def checkpoint_of(name: str, folder: Path) -> Path:
     return example(name, folder) if name in ("mocogan", "tfgan") else ROOT / "checkpoints" / name
 
 
+def inferred_float16(graph: bytes) -> set[str]:
+    """What ONNX's own inference says is float16."""
+    made = onnx.shape_inference.infer_shapes(onnx.load_from_string(graph), strict_mode=True).graph
+    values = {v.name for v in (*made.input, *made.value_info, *made.output)
+              if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16}
+    return values | {w.name for w in made.initializer if w.data_type == onnx.TensorProto.FLOAT16}
+
+
 def check_all_build(checkpoint: Path, folder: Path, **changes) -> None:
     """Export for a Jetson, and build every graph that its TensorRT is to take: renderers also for several frames."""
     options = ExportOptions(measure=False, ship="all", allow_code=True, **changes)
@@ -64,9 +74,11 @@ def check_all_build(checkpoint: Path, folder: Path, **changes) -> None:
         assert set(RUNS) <= set(variants) and set(variants["int8-fp16"]) == {"text", "render"}
         for variant in RUNS:
             for stage, entry in variants[variant].items():
+                graph = bundle.graph(variant, stage)
+                assert float16_tensors(graph) == inferred_float16(graph), (variant, stage)
                 for batch in (1, LOOK_AHEAD) if stage == "render" else (1,):
                     settings = BuildSettings(batch=batch)
-                    built = api.build(bundle.graph(variant, stage), variant, entry.opset, settings)
+                    built = api.build(graph, variant, entry.opset, settings)
                     assert len(built.engine) > 10_000, (variant, stage, batch)
 
 

@@ -1,4 +1,5 @@
-"""What engines read and write in the bytes of an ONNX graph: its opset, and the batch for a builder that looks ahead.
+"""What engines read and write in the bytes of an ONNX graph: its opset, what it holds in float16, and the batch for a
+builder that looks ahead.
 
 Setting the batch on the parsed network is too late: TensorRT's parser makes constants of shapes that it knows, as of a
 DepthToSpace. Field numbers are those of onnx.proto3; the wire format is
@@ -17,6 +18,13 @@ MAX_BATCH = 127
 
 _OPSET_IMPORT, _VERSION = 8, 2
 _GRAPH, _INPUT, _OUTPUT, _TYPE, _TENSOR, _SHAPE, _DIM, _DIM_VALUE = 7, 11, 12, 2, 1, 2, 1, 1
+_NODE, _WEIGHT, _NODE_INPUT, _NODE_OUTPUT, _OPERATOR, _ATTRIBUTE = 1, 5, 1, 2, 4, 5
+_WEIGHT_TYPE, _WEIGHT_NAME, _NAME, _ELEMENT_TYPE, _INTEGER, _CONSTANT = 2, 8, 1, 1, 3, 5
+_FLOAT16 = 10
+_NO_FLOATS = frozenset(("Shape", "Size", "NonZero", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less",
+                        "LessOrEqual", "IsInf", "IsNaN", "QuantizeLinear"))
+"""Operators that give none, of whatever they take."""
+
 Buffer = Union[bytearray, memoryview]
 _VARINT, _FIXED64, _BYTES = 0, 1, 2
 
@@ -52,6 +60,52 @@ def opset_of(graph: bytes) -> int:
     except IndexError:
         return 0
     return max(found)
+
+
+def float16_tensors(graph: bytes) -> frozenset[str]:
+    """Names of all tensors of a graph, weights among them, that are float16.
+
+    They are followed from weights, inputs and casts, for an operator's floating types are one; a graph need not state
+    its types in between. Raises `EngineError` for a graph that cannot be read.
+    """
+    data, found = memoryview(graph), set()
+    try:
+        for start, end in _messages(data, 0, len(data), _GRAPH):
+            for place in _messages(data, start, end, _WEIGHT):
+                if _number(data, place, _WEIGHT_TYPE) == _FLOAT16:
+                    found.update(_texts(data, place, _WEIGHT_NAME))
+            for place in _messages(data, start, end, _INPUT):
+                (kind,) = _messages(data, *next(_messages(data, *place, _TYPE)), _TENSOR)
+                if _number(data, kind, _ELEMENT_TYPE) == _FLOAT16:
+                    found.update(_texts(data, place, _NAME))
+            for place in _messages(data, start, end, _NODE):
+                if _gives_float16(data, place, found):
+                    found.update(_texts(data, place, _NODE_OUTPUT))
+    except (IndexError, StopIteration, ValueError) as error:
+        raise EngineError("the graph is damaged; export the bundle again") from error
+    return frozenset(found)
+
+
+def _gives_float16(data: Buffer, node: tuple[int, int], known: set[str]) -> bool:
+    operator = "".join(_texts(data, node, _OPERATOR))
+    if operator == "Cast":
+        (to,) = (_number(data, place, _INTEGER) for place in _messages(data, *node, _ATTRIBUTE)
+                 if "to" in _texts(data, place, _NAME))
+        return to == _FLOAT16
+    if operator == "Constant":
+        held = (tensor for place in _messages(data, *node, _ATTRIBUTE) for tensor in _messages(data, *place, _CONSTANT))
+        return any(_number(data, tensor, _WEIGHT_TYPE) == _FLOAT16 for tensor in held)
+    return operator not in _NO_FLOATS and not known.isdisjoint(_texts(data, node, _NODE_INPUT))
+
+
+def _number(data: Buffer, place: tuple[int, int], wanted: int) -> int:
+    """An integer of a message, 0 where it is left out."""
+    return next((_varint(data, at)[0] for field, kind, at, _ in _fields(data, *place)
+                 if field == wanted and kind == _VARINT), 0)
+
+
+def _texts(data: Buffer, place: tuple[int, int], wanted: int) -> list[str]:
+    return [bytes(data[start:end]).decode("utf-8") for start, end in _messages(data, *place, wanted)]
 
 
 def _first_size(data: Buffer, value: tuple[int, int]) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Optional
 
-from t2v_edge.engine.onnx_bytes import with_batch
+from t2v_edge.engine.onnx_bytes import float16_tensors, with_batch
 from t2v_edge.errors import EngineError, UsageError
 
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
@@ -35,6 +35,9 @@ OPSET_CAPS = ((11, 25), (10, 20), (8, 17))
 
 RUNS = ("fp32", "fp16", "int8", "int8-fp16")
 """Precisions of graphs that TensorRT takes. `int8-u8` has unsigned activations, which it refuses or misreads."""
+
+UNNAMED = "(Unnamed Layer*"
+"""How TensorRT's parser names what it puts between an operator's inputs and outputs."""
 
 MAX_SAID = 3
 _LOG = logging.getLogger(__name__)
@@ -148,7 +151,8 @@ class TensorRt:
         config = builder.create_builder_config()
         self._configure(config, precision, settings)
         if loosely is not None:
-            self._keep_types(network, config, precision, loosely)
+            config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
+            self._keep_types(network, float16_tensors(graph), precision, loosely)
         cache = None if self.rtx else config.create_timing_cache(timing_cache)
         if cache is not None and not config.set_timing_cache(cache, False):
             # of another GPU or version: measured anew
@@ -188,19 +192,18 @@ class TensorRt:
         if settings.tactic_sources is not None and not self.rtx:
             config.set_tactic_sources(_mask(trt.TacticSource, settings.tactic_sources))
 
-    def _keep_types(self, network: Any, config: Any, precision: str, loosely: bool) -> None:
-        """Let layers run in the types that the graph gives them: what the export left in float32, it left for a reason.
+    def _keep_types(self, network: Any, halves: frozenset[str], precision: str, loosely: bool) -> None:
+        """Hold layers to the types that the graph gives them: what the export left in float32, it left for a reason.
 
         TensorRT 8.6 took float16 for the limb maps of the reference model's renderer, and frames were off by 82 levels
-        of 255. A graph that quantizes has all the rest in float32: of that the arithmetic is kept so which limb maps
-        are made of, but what stands next to a quantization becomes one with it. loosely: not what only moves numbers,
-        for with reshapes held in float32 among float16 TensorRT 8.6 found no way to build.
+        of 255. A graph that quantizes has all the rest in float32: of that the arithmetic is held which limb maps are
+        made of, but what stands next to a quantization becomes one with it. halves: the graph's tensors in float16.
+        loosely: not what only moves numbers, for with reshapes held in float32 TensorRT 8.6 found no way to build.
         """
         trt = self.module
         kind = trt.LayerType
-        config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
         layers = [network.get_layer(position) for position in range(network.num_layers)]
-        types = self._types(network, layers)
+        types = self._types(layers, halves)
         ends = {tensor for layer in layers if layer.type in (kind.QUANTIZE, kind.DEQUANTIZE)
                 for tensor in _names(layer)}
         free = (kind.CONSTANT, kind.CAST, kind.SHAPE, *([kind.SHUFFLE] if loosely else []))
@@ -213,20 +216,20 @@ class TensorRt:
                 layer.precision = made
                 layer.set_output_type(0, made)
 
-    def _types(self, network: Any, layers: Sequence[Any]) -> dict[str, Any]:
-        """Tensor -> the type that the graph gives it. TensorRT itself says float32 of all that is floating, before
-        strong typing, but for constants and what a Cast makes: from there types are followed."""
+    def _types(self, layers: Sequence[Any], halves: frozenset[str]) -> dict[str, Any]:
+        """Tensor -> its type in the graph. Before strong typing TensorRT says float32 of all that is floating, so it is
+        not asked; of what the parser put in between, all that is made of float16 is float16."""
         kind, data = self.module.LayerType, self.module.DataType
-        floating = (data.FLOAT, data.HALF)
-        inputs = [network.get_input(position) for position in range(network.num_inputs)]
-        types = {tensor.name: tensor.dtype for tensor in inputs}
+        types: dict[str, Any] = {}
         for layer in layers:
             read, given = _tensors(layer)
-            found = [types[tensor.name] for tensor in read if types.get(tensor.name) in floating]
+            mixed = any(types.get(tensor.name, data.HALF if tensor.name in halves else None) == data.HALF
+                        for tensor in read)
             for tensor in given:
-                types[tensor.name] = tensor.dtype
-                if layer.type not in (kind.CONSTANT, kind.CAST, kind.DEQUANTIZE) and tensor.dtype in floating and found:
-                    types[tensor.name] = data.HALF if data.HALF in found else data.FLOAT
+                named = layer.name if layer.type == kind.CONSTANT else tensor.name
+                half = named in halves or (named.startswith(UNNAMED) and mixed)
+                floating = tensor.dtype in (data.FLOAT, data.HALF)
+                types[tensor.name] = (data.HALF if half else data.FLOAT) if floating else tensor.dtype
         return types
 
     def _parse_error(self, parser: Any) -> str:

@@ -154,8 +154,7 @@ class _Logger:
 
 
 class _Tensor:
-    def __init__(self, info, kinds=None):
-        self.dtype = (kinds or {}).get(info.name)
+    def __init__(self, info):
         self.name, self.shape = info.name, tuple(d.dim_value for d in info.type.tensor_type.shape.dim)
 
 
@@ -168,9 +167,8 @@ class _Layer:
                 "Reshape": "SHUFFLE", "Constant": "CONSTANT"}
         self.type = trt.LayerType[kind.get(node.op_type, "ELEMENTWISE")]
         self.read = [types.SimpleNamespace(name=name) if name else None for name in node.input]
-        # As TensorRT before strong typing has it: all that is floating is said to be float32, but where it is cast.
-        said = {k: v if node.op_type in ("Cast", "Constant") else trt.DataType.FLOAT for k, v in kinds.items()}
-        self.given = [types.SimpleNamespace(name=name, dtype=said.get(name, trt.DataType.INT32))
+        # As TensorRT 8.6 has it: all that is floating is said to be float32.
+        self.given = [types.SimpleNamespace(name=name, dtype=kinds.get(name, trt.DataType.INT32))
                       for name in node.output]
         self.precision, self.outputs = None, {}
 
@@ -209,10 +207,10 @@ class _Parser:
         model = onnx.load_from_string(graph)
         self.network.model = model
         trt, graph = self.network.trt, onnx.shape_inference.infer_shapes(model).graph
-        floats = {onnx.TensorProto.FLOAT: trt.DataType.FLOAT, onnx.TensorProto.FLOAT16: trt.DataType.HALF}
-        kinds = {v.name: floats[v.type.tensor_type.elem_type]
-                 for v in (*graph.input, *graph.value_info, *graph.output) if v.type.tensor_type.elem_type in floats}
-        self.network.inputs = [_Tensor(info, kinds) for info in model.graph.input]
+        floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+        kinds = {v.name: trt.DataType.FLOAT for v in (*graph.value_info, *graph.output)
+                 if v.type.tensor_type.elem_type in floats}
+        self.network.inputs = [_Tensor(info) for info in model.graph.input]
         self.network.layers = [_Layer(node, kinds, trt) for node in graph.node]
         return True
 

@@ -8,6 +8,7 @@ import sys
 import threading
 from dataclasses import replace
 from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -252,6 +253,29 @@ def test_reshapes_are_let_go_where_nothing_can_be_built_with_them(monkeypatch):
         told_types(monkeypatch, nodes, outputs, "fp16", weights, failures=2)
     with pytest.raises(EngineError, match="cannot build the fp32 engine"):
         told_types(monkeypatch, nodes, outputs, "fp32", weights, failures=1)
+
+
+def test_what_a_parser_puts_in_between_has_the_type_of_what_it_is_made_of(monkeypatch):
+    from t2v_edge.engine.trt import find_api
+
+    tensorrt = install(monkeypatch, FakeCuda(), "8.6.2")
+    kind, data = tensorrt.LayerType, tensorrt.DataType
+
+    def layer(what, name, read, given, dtype=data.FLOAT):
+        tensors = [SimpleNamespace(name=n, dtype=dtype) for n in (*read, given)]
+        return SimpleNamespace(type=what, name=name, num_inputs=len(read), num_outputs=1,
+                               get_input=tensors.__getitem__, get_output=lambda at: tensors[-1])
+
+    between = "(Unnamed Layer* 3) [Shuffle]"
+    layers = [layer(kind.CONSTANT, "w", [], "w_output"), layer(kind.CONSTANT, "f", [], "f_output"),
+              layer(kind.SHUFFLE, between, ["w_output"], f"{between}_output"),
+              layer(kind.SHUFFLE, "(Unnamed Layer* 4)", ["f_output"], "(Unnamed Layer* 4)_output"),
+              layer(kind.ELEMENTWISE, "/add", ["x", f"{between}_output"], "sum"),
+              layer(kind.ELEMENTWISE, "/mul", ["sum"], "y"),
+              layer(kind.ELEMENTWISE, "/argmax", ["sum"], "best", data.INT32)]
+    types = find_api("tensorrt")._types(layers, frozenset(("w", "x", "sum")))
+    assert types == {"w_output": data.HALF, "f_output": data.FLOAT, f"{between}_output": data.HALF,
+                     "(Unnamed Layer* 4)_output": data.FLOAT, "sum": data.HALF, "y": data.FLOAT, "best": data.INT32}
 
 
 def test_among_int8_only_arithmetic_apart_from_what_is_quantized_keeps_float32(monkeypatch):

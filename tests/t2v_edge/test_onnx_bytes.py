@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from t2v_edge.engine.onnx_bytes import MAX_BATCH, opset_of, with_batch
+from t2v_edge.engine.onnx_bytes import MAX_BATCH, float16_tensors, opset_of, with_batch
 from t2v_edge.errors import EngineError
 
 
@@ -56,3 +57,30 @@ def test_sizes_that_are_open_are_refused():
 def test_opset_is_read_from_the_bytes():
     assert opset_of(graph(1, 1, 1)) == 17 and opset_of(graph(1, 1, 1, padding="x" * 1000)) == 17
     assert opset_of(b"") == 0 and opset_of(graph(1, 1, 1)[:20]) == 0
+
+
+def test_float16_is_followed_from_weights_inputs_and_casts():
+    half, make = TensorProto.FLOAT16, helper.make_node
+    weight = numpy_helper.from_array(np.ones((3, 3), np.float16), "weight")
+    scale = numpy_helper.from_array(np.float16(0.5), "scale")
+    nodes = [
+        make("Cast", ["x"], ["narrow"], to=half), make("MatMul", ["narrow", "weight"], ["product"]),
+        make("Constant", [], ["one"], value=scale), make("Add", ["product", "one"], ["sum"]),
+        make("Greater", ["sum", "product"], ["more"]), make("Where", ["more", "x", "x"], ["chosen"]),
+        make("ArgMax", ["sum"], ["best"], axis=1), make("Shape", ["sum"], ["shape"]),
+        make("Reshape", ["h", "shape"], ["shaped"]), make("Gather", ["x", "best"], ["picked"], axis=1),
+        make("Cast", ["shaped"], ["y"], to=TensorProto.FLOAT)]
+    x, h, y = (helper.make_tensor_value_info(n, kind, [1, 3])
+               for n, kind in (("x", TensorProto.FLOAT), ("h", half), ("y", TensorProto.FLOAT)))
+    model = helper.make_model(helper.make_graph(nodes, "g", [x, h], [y], [weight]))
+    assert float16_tensors(model.SerializeToString()) == {"weight", "h", "narrow", "product", "one", "sum", "shaped"}
+    assert float16_tensors(graph(1, 1, 1)) == frozenset()
+
+
+def test_float16_of_a_damaged_graph_is_refused():
+    node = helper.make_node("Cast", ["x"], ["y"])
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])
+    data = helper.make_model(helper.make_graph([node], "g", [value], [value])).SerializeToString()
+    for broken in (data, data[:-30]):
+        with pytest.raises(EngineError, match="the graph is damaged; export the bundle again"):
+            float16_tensors(broken)
