@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib
 
-from benchmarks.methods import OURS
+from benchmarks.methods import OURS, OURS_ALONE
 from benchmarks.results import MEASURED, STUDENT, TEACHER
 
 matplotlib.use("Agg")
@@ -18,7 +18,7 @@ from matplotlib import pyplot
 
 # Mid tones on a transparent ground: they stand out from white and from a dark page alike.
 INK, PEER, TEACHER_OURS, STUDENT_OURS = "#7d8590", "#8b9bb4", "#4c8dff", "#2ea043"
-TITLES = {TEACHER: "reference", STUDENT: "student"}
+PALE = 0.6
 RATE = "shown_fps"
 REAL_TIME = 60
 
@@ -33,7 +33,8 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
             rate = row["figures"][RATE]
             median = rate["median"]
             ours = STUDENT_OURS if row["model"] == STUDENT else TEACHER_OURS
-            axes.barh(place, median, height=0.72, color=ours if row["method"] == OURS else PEER)
+            axes.barh(place, median, height=0.72, color=ours if row["method"] in (OURS, OURS_ALONE) else PEER,
+                      alpha=PALE if row["method"] == OURS_ALONE else 1.0)
             axes.errorbar(median, place, xerr=[[median - rate["min"]], [rate["max"] - median]], color=INK, lw=1)
             weight = "bold" if row["method"] == OURS else "normal"
             axes.annotate(f"{median:.0f}", (rate["max"], place), (4, 0), textcoords="offset points", va="center",
@@ -43,8 +44,8 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         for label, row in zip(axes.get_yticklabels(), reversed(rows)):
             label.set_weight("bold" if row["method"] == OURS else "normal")
         size = results["models"][TEACHER]
-        axes.set_xlabel(f"frames a second, {size['width']}x{size['height']}, {results['machine']['cores']} cores "
-                        f"({results['machine']['cpu']}); dotted: {REAL_TIME}", color=INK)
+        axes.set_xlabel(f"frames a second, {size['width']}x{size['height']}, dotted: {REAL_TIME}; "
+                        f"{results['machine']['cores']} cores\n({results['machine']['cpu']})", color=INK)
         axes.tick_params(colors=INK, length=0)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
