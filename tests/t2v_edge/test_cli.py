@@ -18,6 +18,7 @@ import pytest
 import t2v_edge
 from t2v_edge.cli import main, make_parser
 from t2v_edge.commands.run import open_stream, plan_captions
+from t2v_edge.errors import UsageError
 from t2v_edge.pipeline import Pipeline
 
 ROOT = str(Path(t2v_edge.__file__).parents[1])
@@ -53,6 +54,20 @@ def test_run_twice_with_one_seed_gives_identical_pixels(bundle_path, capsys):
     once, again, other = (run_json(capsys, "run", bundle_path, WALK, "--seed", s)["pixels_sha256"] for s in seeds)
     assert {"machine", "versions"} <= run_json(capsys, "run", bundle_path, WALK, "--seed", "0").keys()
     assert once == again != other
+
+
+@pytest.mark.parametrize("target, asked, ahead", [
+    (("-o", "x.png"), (), True), (("--json",), (), True), (("-o", "-"), (), False), (("-o", "-"), ("--ahead",), True)])
+def test_files_are_made_ahead_and_what_is_shown_where_asked(bundle_path, monkeypatch, target, asked, ahead):
+    opened = []
+
+    def open_pipeline(*args, **options):
+        opened.append(options["ahead"])
+        raise UsageError("enough")
+
+    monkeypatch.setattr("t2v_edge.commands.run.Pipeline.open", open_pipeline)
+    assert main(["run", str(bundle_path), "a person is walking", *target, *asked]) == 2
+    assert opened == [ahead]
 
 
 def test_run_takes_captions_size_smoothing_sheet_and_variant(bundle_path, tmp_path, capsys):
