@@ -121,7 +121,6 @@ class TensorRt:
         if opset > self.opset_cap:
             raise EngineError(f"the graph has opset {opset}, {self.name} {self.version_text} reads up to "
                               f"{self.opset_cap}; export for this device (--device) to have it capped")
-        made = None
         held = precision != "fp32" and not self.strongly_typed
         for loosely in (False, True) if held else (False,):
             self.log.start()
@@ -198,7 +197,8 @@ class TensorRt:
         TensorRT 8.6 took float16 for the limb maps of the reference model's renderer, and frames were off by 82 levels
         of 255. A graph that quantizes has all the rest in float32: of that the arithmetic is held which limb maps are
         made of, but what stands next to a quantization becomes one with it. halves: the graph's tensors in float16.
-        loosely: not what only moves numbers, for with reshapes held in float32 TensorRT 8.6 found no way to build.
+        loosely: not what only moves numbers, for with reshapes held in float32 TensorRT 8.6 found no way to build; with
+        those of constants it did.
         """
         trt = self.module
         kind = trt.LayerType
@@ -206,10 +206,13 @@ class TensorRt:
         types = self._types(layers, halves)
         ends = {tensor for layer in layers if layer.type in (kind.QUANTIZE, kind.DEQUANTIZE)
                 for tensor in _names(layer)}
-        free = (kind.CONSTANT, kind.CAST, kind.SHAPE, *([kind.SHUFFLE] if loosely else []))
+        fixed = {layer.get_output(0).name for layer in layers if layer.type == kind.CONSTANT}
         for layer in layers:
             made = types[layer.get_output(0).name]
-            if layer.type in free or made not in (trt.DataType.FLOAT, trt.DataType.HALF):
+            if layer.type in (kind.CONSTANT, kind.CAST, kind.SHAPE) or made not in (trt.DataType.FLOAT,
+                                                                                  trt.DataType.HALF):
+                continue
+            if loosely and layer.type == kind.SHUFFLE and fixed.isdisjoint(_names(layer)):
                 continue
             if precision == "fp16" or (layer.type in (kind.ELEMENTWISE, kind.UNARY, kind.REDUCE)
                                        and ends.isdisjoint(_names(layer))):
