@@ -128,7 +128,8 @@ class BenchReport:
         return (name, str(latency.count), *("-" if value is None else f"{value:.2f}" for value in times))
 
     def _sentences(self) -> list[str]:
-        lines = [] if self.free.fps is None else [f"{self.free.fps:.1f} frames a second, one after another"]
+        how = "made ahead" if self.options.get("ahead") else "one after another"
+        lines = [] if self.free.fps is None else [f"{self.free.fps:.1f} frames a second, {how}"]
         if self.real_time is not None:
             pace = self.real_time
             lines.append(f"in real time at {pace.fps:g} fps: {pace.late} of {pace.frames} frames late"

@@ -183,8 +183,8 @@ class FrameStream(Iterator[Frame]):
         self._rollout.close()
 
     def _fill(self) -> None:
-        """Send off as many groups of frames as may be on their way, and wait for the oldest."""
-        wanted = self._rollout.slots if self.options.ahead else 1
+        """Send off as many groups of frames as may be on their way, and wait for the oldest; the first goes alone."""
+        wanted = self._rollout.slots if self.options.ahead and self._index else 1
         while len(self._groups) < wanted and (self.frame_count is None or self._planned < self.frame_count):
             self._groups.append(self._send())
         group = self._groups.popleft()

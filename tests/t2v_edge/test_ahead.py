@@ -17,12 +17,13 @@ WALK, RUN = "a person is walking", "a person is running"
 
 
 class Makers:
-    """A renderer for so many callers at the same time; each call waits until that many have come or `free` is set."""
+    """A renderer for so many callers at the same time. The first frame of a stream comes alone; each later call waits
+    until that many have come, or until `let_go`."""
 
     def __init__(self, engine, beside):
         self._engine, self.beside = engine, beside
         self.name, self.spec = engine.name, engine.spec
-        self.free = threading.Event()
+        self.free = False
         self.fail_on = None
         self.running = self.most = 0
         self.motions = []
@@ -32,9 +33,10 @@ class Makers:
         with self._changed:
             self.running += 1
             self.motions.append(feeds["motion"])
+            alone = len(self.motions) == 1
             self.most = max(self.most, self.running)
             self._changed.notify_all()
-            met = self._changed.wait_for(lambda: self.most == self.beside or self.free.is_set(), 20)
+            met = self._changed.wait_for(lambda: alone or self.most == self.beside or self.free, 20)
         try:
             assert met, "the frames are made one after another"
             if self.fail_on is not None and np.array_equal(feeds["motion"], self.fail_on):
@@ -43,6 +45,11 @@ class Makers:
         finally:
             with self._changed:
                 self.running -= 1
+
+    def let_go(self):
+        with self._changed:
+            self.free = True
+            self._changed.notify_all()
 
     def close(self):
         self._engine.close()
@@ -54,7 +61,7 @@ def makers(bundle_path):
     with Pipeline.open(bundle_path, engine="onnxruntime", threads=1) as pipeline:
         found = pipeline._loaded["render"] = Makers(pipeline._loaded["render"], 3)
         yield pipeline, found
-        found.free.set()
+        found.let_go()
 
 
 def pixels(stream):
@@ -80,7 +87,7 @@ def test_only_as_many_frames_are_made_as_the_stream_has(makers):
 
 def test_frames_are_made_by_the_stream_s_own_thread_where_none_is_made_ahead(makers):
     pipeline, engine = makers
-    engine.free.set()
+    engine.let_go()
     before = threading.active_count()
     stream = pipeline.stream(WALK)
     next(stream)
@@ -88,8 +95,9 @@ def test_frames_are_made_by_the_stream_s_own_thread_where_none_is_made_ahead(mak
 
 
 def test_a_caption_shows_once_the_frames_on_their_way_are_shown(makers):
-    pipeline, _ = makers
+    pipeline, engine = makers
     stream = pipeline.stream(WALK, ahead=True)
+    assert next(stream).generation == 0 and len(engine.motions) == 1, "the first frame waits for no other"
     assert next(stream).generation == 0
     changed = stream.set_caption(RUN)
     generations = [next(stream).generation for _ in range(12)]
@@ -99,7 +107,7 @@ def test_a_caption_shows_once_the_frames_on_their_way_are_shown(makers):
 
 def test_a_renderer_that_fails_is_told_of_in_its_frame_s_place(makers):
     pipeline, engine = makers
-    engine.free.set()
+    engine.let_go()
     pixels(pipeline.stream(WALK, seconds=0.5))
     engine.fail_on = engine.motions[2]
     stream = pipeline.stream(WALK, seconds=0.5, ahead=True)
@@ -111,14 +119,14 @@ def test_a_renderer_that_fails_is_told_of_in_its_frame_s_place(makers):
 
 def test_a_stream_that_is_closed_says_so_and_makes_no_more(makers):
     pipeline, engine = makers
-    engine.free.set()
+    engine.let_go()
     stream = pipeline.stream(WALK, ahead=True)
-    next(stream)
+    next(stream), next(stream)
     stream.close()
     with pytest.raises(EngineError, match="the stream is closed; open another"):
         for _ in range(20):
             next(stream)
-    assert len(engine.motions) <= 3 + WAITING + 1
+    assert len(engine.motions) <= 1 + 3 + WAITING
 
 
 def test_closing_a_pipeline_frees_who_waits_for_a_frame(makers):
@@ -130,7 +138,7 @@ def test_closing_a_pipeline_frees_who_waits_for_a_frame(makers):
         with engine._changed:
             assert engine._changed.wait_for(lambda: engine.running == 3, 20)
         stream.close()
-        engine.free.set()
+        engine.let_go()
         with pytest.raises(EngineError, match="closed"):
             waiting.result(20)
 
@@ -149,7 +157,7 @@ def test_openvino_makes_them_so_where_the_pipeline_was_opened_for_it(bundle_path
 
 def test_the_rate_of_frames_made_ahead_counts_the_time_between_them(makers, monkeypatch):
     pipeline, engine = makers
-    engine.free.set()
+    engine.let_go()
     now = [0.0]
     monkeypatch.setattr("t2v_edge.stream.time.perf_counter", lambda: now[0])
     stream = pipeline.stream(WALK, ahead=True)
