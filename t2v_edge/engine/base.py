@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -31,6 +32,13 @@ class EngineOptions:
             raise UsageError(f"callers is {self.callers}, expected 1 or more")
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
             raise UsageError(f"threads is {self.threads}, expected 1 to {MAX_THREADS}")
+
+
+    @property
+    def beside(self) -> int:
+        """Callers that can each have a core of their own."""
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(self.callers, self.threads or usable, usable)
 
 
 class Engine(Protocol):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from types import TracebackType
@@ -118,8 +117,7 @@ class OpenVinoEngine:
 
 def _crowd(core: Any, model: Any, settings: dict[str, Any], options: EngineOptions) -> list[Any]:
     """Requests of one thread each, as many as can run beside each other; none where there is one caller or one core."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(options.callers, options.threads or usable, usable)
+    count = options.beside
     if count < 2:
         return []
     compiled = core.compile_model(model, "CPU", {**settings, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": count,

@@ -143,13 +143,17 @@ def test_closing_a_pipeline_frees_who_waits_for_a_frame(makers):
             waiting.result(20)
 
 
-@pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
-def test_openvino_makes_them_so_where_the_pipeline_was_opened_for_it(bundle_path, monkeypatch):
+@pytest.mark.parametrize("engine", [
+    "onnxruntime",
+    pytest.param("openvino", marks=pytest.mark.skipif(not is_installed("openvino"), reason="it is not installed"))])
+def test_an_engine_makes_them_so_where_the_pipeline_was_opened_for_it(bundle_path, monkeypatch, engine):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1}, raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    with Pipeline.open(bundle_path, engine="openvino") as plain, \
-            Pipeline.open(bundle_path, engine="openvino", ahead=True) as ahead:
+    with Pipeline.open(bundle_path, engine=engine) as plain, \
+            Pipeline.open(bundle_path, engine=engine, ahead=True) as ahead, \
+            Pipeline.open(bundle_path, engine=engine, threads=1, ahead=True) as single:
         assert plain.stream(WALK, ahead=True)._rollout.slots == 1
+        assert single.stream(WALK, ahead=True)._rollout.slots == 1
         stream = ahead.stream(WALK, seconds=2, fps=60, seed=5, ahead=True)
         assert stream._rollout.slots == 2 + WAITING
         assert np.array_equal(pixels(stream), pixels(plain.stream(WALK, seconds=2, fps=60, seed=5)))
