@@ -8,7 +8,7 @@ https://protobuf.dev/programming-guides/encoding/.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Union
 
 from t2v_edge.errors import EngineError
@@ -62,31 +62,32 @@ def opset_of(graph: bytes) -> int:
     return max(found)
 
 
-def float16_tensors(graph: bytes) -> frozenset[str]:
-    """Names of all tensors of a graph, weights among them, that are float16.
+def float16_tensors(graph: bytes) -> dict[str, bool]:
+    """Every tensor of a graph, weights among them, by name: whether it is float16.
 
-    They are followed from weights, inputs and casts, for an operator's floating types are one; a graph need not state
+    That is followed from weights, inputs and casts, for an operator's floating types are one; a graph need not state
     its types in between. Raises `EngineError` for a graph that cannot be read.
     """
-    data, found = memoryview(graph), set()
+    data = memoryview(graph)
+    found: dict[str, bool] = {}
     try:
         for start, end in _messages(data, 0, len(data), _GRAPH):
             for place in _messages(data, start, end, _WEIGHT):
-                if _number(data, place, _WEIGHT_TYPE) == _FLOAT16:
-                    found.update(_texts(data, place, _WEIGHT_NAME))
+                found.update(dict.fromkeys(_texts(data, place, _WEIGHT_NAME),
+                                           _number(data, place, _WEIGHT_TYPE) == _FLOAT16))
             for place in _messages(data, start, end, _INPUT):
                 (kind,) = _messages(data, *next(_messages(data, *place, _TYPE)), _TENSOR)
-                if _number(data, kind, _ELEMENT_TYPE) == _FLOAT16:
-                    found.update(_texts(data, place, _NAME))
+                found.update(dict.fromkeys(_texts(data, place, _NAME),
+                                           _number(data, kind, _ELEMENT_TYPE) == _FLOAT16))
             for place in _messages(data, start, end, _NODE):
-                if _gives_float16(data, place, found):
-                    found.update(_texts(data, place, _NODE_OUTPUT))
+                made = _gives_float16(data, place, found)
+                found.update(dict.fromkeys(_texts(data, place, _NODE_OUTPUT), made))
     except (IndexError, StopIteration, ValueError) as error:
         raise EngineError("the graph is damaged; export the bundle again") from error
-    return frozenset(found)
+    return found
 
 
-def _gives_float16(data: Buffer, node: tuple[int, int], known: set[str]) -> bool:
+def _gives_float16(data: Buffer, node: tuple[int, int], known: Mapping[str, bool]) -> bool:
     operator = "".join(_texts(data, node, _OPERATOR))
     if operator == "Cast":
         (to,) = (_number(data, place, _INTEGER) for place in _messages(data, *node, _ATTRIBUTE)
@@ -95,7 +96,7 @@ def _gives_float16(data: Buffer, node: tuple[int, int], known: set[str]) -> bool
     if operator == "Constant":
         held = (tensor for place in _messages(data, *node, _ATTRIBUTE) for tensor in _messages(data, *place, _CONSTANT))
         return any(_number(data, tensor, _WEIGHT_TYPE) == _FLOAT16 for tensor in held)
-    return operator not in _NO_FLOATS and not known.isdisjoint(_texts(data, node, _NODE_INPUT))
+    return operator not in _NO_FLOATS and any(known.get(name, False) for name in _texts(data, node, _NODE_INPUT))
 
 
 def _number(data: Buffer, place: tuple[int, int], wanted: int) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Optional
@@ -35,9 +35,6 @@ OPSET_CAPS = ((11, 25), (10, 20), (8, 17))
 
 RUNS = ("fp32", "fp16", "int8", "int8-fp16")
 """Precisions of graphs that TensorRT takes. `int8-u8` has unsigned activations, which it refuses or misreads."""
-
-UNNAMED = "(Unnamed Layer*"
-"""How TensorRT's parser names what it puts between an operator's inputs and outputs."""
 
 MAX_SAID = 3
 _LOG = logging.getLogger(__name__)
@@ -191,14 +188,14 @@ class TensorRt:
         if settings.tactic_sources is not None and not self.rtx:
             config.set_tactic_sources(_mask(trt.TacticSource, settings.tactic_sources))
 
-    def _keep_types(self, network: Any, halves: frozenset[str], precision: str, loosely: bool) -> None:
+    def _keep_types(self, network: Any, halves: Mapping[str, bool], precision: str, loosely: bool) -> None:
         """Hold layers to the types that the graph gives them: what the export left in float32, it left for a reason.
 
         TensorRT 8.6 took float16 for the limb maps of the reference model's renderer, and frames were off by 82 levels
         of 255. A graph that quantizes has all the rest in float32: of that the arithmetic is held which limb maps are
-        made of, but what stands next to a quantization becomes one with it. halves: the graph's tensors in float16.
-        loosely: not what only moves numbers, for with reshapes held in float32 TensorRT 8.6 found no way to build; with
-        those of constants it did.
+        made of, but what stands next to a quantization becomes one with it. halves: which of the graph's tensors are
+        float16. loosely: not what only moves numbers, for with reshapes held in float32 TensorRT 8.6 found no way to
+        build; with those of constants it did.
         """
         trt = self.module
         kind = trt.LayerType
@@ -219,18 +216,16 @@ class TensorRt:
                 layer.precision = made
                 layer.set_output_type(0, made)
 
-    def _types(self, layers: Sequence[Any], halves: frozenset[str]) -> dict[str, Any]:
+    def _types(self, layers: Sequence[Any], halves: Mapping[str, bool]) -> dict[str, Any]:
         """Tensor -> its type in the graph. Before strong typing TensorRT says float32 of all that is floating, so it is
         not asked; of what the parser put in between, all that is made of float16 is float16."""
         kind, data = self.module.LayerType, self.module.DataType
         types: dict[str, Any] = {}
         for layer in layers:
             read, given = _tensors(layer)
-            mixed = any(types.get(tensor.name, data.HALF if tensor.name in halves else None) == data.HALF
-                        for tensor in read)
+            mixed = any(halves.get(tensor.name, types.get(tensor.name) == data.HALF) for tensor in read)
             for tensor in given:
-                named = layer.name if layer.type == kind.CONSTANT else tensor.name
-                half = named in halves or (named.startswith(UNNAMED) and mixed)
+                half = halves.get(layer.name if layer.type == kind.CONSTANT else tensor.name, mixed)
                 floating = tensor.dtype in (data.FLOAT, data.HALF)
                 types[tensor.name] = (data.HALF if half else data.FLOAT) if floating else tensor.dtype
         return types
