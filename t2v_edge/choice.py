@@ -66,10 +66,14 @@ def open_stage(name: str, graph: bytes, spec: StageSpec, options: EngineOptions,
             return open_engine(known, graph, spec, options)
         except EngineError:  # It cannot load the graph now: another may.
             pass
-    engine, medians_ms = _open_fastest(available, graph, spec, options, feeds)
+    plain = EngineOptions(options.threads)  # frames one by one
+    engine, medians_ms = _open_fastest(available, graph, spec, plain, feeds)
     if folder is not None:
         _write(_entry(folder, key), {"engine": engine.name, "stage": spec.stage, "median_ms": medians_ms, **key})
-    return engine
+    if options == plain:
+        return engine
+    engine.close()
+    return open_engine(engine.name, graph, spec, options)
 
 
 def choice_key(graph: bytes, available: tuple[str, ...], options: EngineOptions) -> dict[str, Any]:

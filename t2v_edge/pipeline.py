@@ -33,8 +33,6 @@ from t2v_edge.stream import FrameStream, StreamOptions
 from t2v_edge.tokenizer import CaptionTokenizer, normalise
 
 CACHED_CONDITIONS = 64
-MOST_BESIDE = 8
-"""Frames of one stream that are made at the same time on a processor: each more takes memory of its own."""
 _LOG = logging.getLogger(__name__)
 DECIDED = 2 / 3
 """Of a group of probabilities, what one must exceed to be taken for certain: to be twice as likely as all others."""
@@ -93,12 +91,10 @@ class Pipeline:
         one variant for every stage that has it (the others keep the manifest's default), or None for the manifest's
         default, or for TensorRT for what measured fastest. threads: CPU threads an operator may use, None for the
         engine's choice. batch: frames that the renderer makes at once, on TensorRT alone. callers: streams that will
-        play at the same time, for which an engine may make room. ahead: whether there will be streams with `ahead`,
-        for which it may as well. Raises `BundleError`, `EngineError` or `UsageError`.
+        play at the same time, for which an engine may make room. ahead: whether its streams are made ahead, so
+        that an engine may give each frame a core. Raises `BundleError`, `EngineError` or `UsageError`.
         """
-        if ahead:
-            callers = max(callers, min(MOST_BESIDE, os.cpu_count() or 1))
-        options = EngineOptions(threads, callers)
+        options = EngineOptions(threads, callers, ahead)
         check_engine(engine)
         with Bundle.open(path) as bundle, ExitStack() as opened:
             manifest = bundle.manifest

@@ -17,15 +17,19 @@ from t2v_edge.spec import StageSpec
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 MAX_THREADS = 256
+MOST_BESIDE = 8
+"""Frames of one stream that are made at the same time on a processor: each more takes memory of its own."""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
     """How an engine runs. `threads`: CPU threads inside one operator, or None for the engine's own choice. `callers`:
-    threads that may run it at the same time, for which some engines make room."""
+    threads that may run it at the same time, for which some engines make room. `ahead`: whether there are always
+    several, who make the frames of one stream: an engine may then have room for each and none for one alone."""
 
     threads: Optional[int] = None
     callers: int = 1
+    ahead: bool = False
 
     def __post_init__(self) -> None:
         if self.callers < 1:
@@ -37,8 +41,9 @@ class EngineOptions:
     @property
     def beside(self) -> int:
         """Callers that can each have a core of their own."""
+        callers = max(self.callers, MOST_BESIDE if self.ahead else 1)
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(self.callers, self.threads or usable, usable)
+        return min(callers, self.threads or usable, usable)
 
 
 class Engine(Protocol):
