@@ -6,6 +6,7 @@ frame loop. What differs is what runs a stage.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -19,8 +20,8 @@ from t2v_edge.spec import STAGES, StageSpec
 from t2v_edge.tokenizer import CaptionTokenizer
 
 
-class PeerEngine:
-    """What all peers share; they have nothing to close but themselves."""
+class PeerEngine(ABC):
+    """What all peers share. One that is closed gives nothing more."""
 
     name = "peer"
 
@@ -28,11 +29,11 @@ class PeerEngine:
         self.spec = spec
         self.outputs = [tensor.name for tensor in spec.outputs]
 
-    def run(self, feeds: Arrays) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def run(self, feeds: Arrays) -> dict[str, Any]: ...
 
     def close(self) -> None:
-        pass
+        self.outputs = []
 
     def __enter__(self) -> PeerEngine:
         return self

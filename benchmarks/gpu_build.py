@@ -45,14 +45,13 @@ class Job:
 
 def jobs_of(bundles: list[Path], engine: str, settings: BuildSettings) -> list[Job]:
     """Renderers first, for they take longest; each of a bundle in its turn."""
-    found = []
-    for variant in VARIANTS:
-        for stage in reversed(STAGES):
-            for path in bundles:
-                with Bundle.open(path) as bundle:
-                    if variant in Builder(bundle, BuildOptions(engine, None, settings)).candidates(stage):
-                        found.append(Job(str(path), variant, stage))
-    return found
+    taken = {}
+    for path in bundles:
+        with Bundle.open(path) as bundle:
+            builder = Builder(bundle, BuildOptions(engine, None, settings))
+            taken[path] = {stage: builder.candidates(stage) for stage in STAGES}
+    return [Job(str(path), variant, stage) for variant in VARIANTS for stage in reversed(STAGES) for path in bundles
+            if variant in taken[path][stage]]
 
 
 def make(job: Job, engine: str, settings: BuildSettings) -> dict[str, Any]:

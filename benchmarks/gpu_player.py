@@ -6,6 +6,7 @@ pinned memory, one synchronisation a call. What differs is what runs a stage.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Place:
         return torch.empty(tuple(shape), dtype=dtype, pin_memory=self.on_gpu)
 
 
-class Call:
+class Call(ABC):
     """One stage with its `inputs`, tensors of fixed shapes on the device in the contract's order.
 
     `run` returns the outputs, valid until the next `run`. Of a motion stage the last `states` inputs are its states.
@@ -66,8 +67,8 @@ class Call:
         for mine, value in zip(self.inputs, values):
             mine.copy_(value, non_blocking=True)
 
-    def run(self) -> tuple[Tensor, ...]:
-        raise NotImplementedError
+    @abstractmethod
+    def run(self) -> tuple[Tensor, ...]: ...
 
     def carry(self, outputs: tuple[Tensor, ...]) -> None:
         """Make the states that came out the states that go in."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import Any, Callable, Optional, Protocol
+from typing import Any, Callable, Optional, Protocol, Union
 
 import numpy.typing as npt
 
@@ -76,7 +76,7 @@ class HostPlayer:
         self._before: Optional[tuple[Vector, Vector]] = None
         self._after: Optional[tuple[Vector, Vector]] = None
         self._placed: list[float] = []
-        self._made: deque[list[Future[Pixels]]] = deque()
+        self._made: deque[list[Any]] = deque()  # pixels, or futures of them where there is a pool
 
     def step(self, condition: Vector, noises: Mapping[str, Vector]) -> None:
         results = self._run("motion", {"condition": condition, **self._draws.motion, **noises, **self._state})
@@ -91,8 +91,11 @@ class HostPlayer:
         self._placed = []
 
     def collect(self) -> list[Pixels]:
+        made = self._made.popleft()
+        if self._pool is None:
+            return made
         try:
-            return [frame.result() for frame in self._made.popleft()]
+            return [frame.result() for frame in made]
         except CancelledError as error:
             raise EngineError(CLOSED) from error
 
@@ -101,7 +104,7 @@ class HostPlayer:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _begin(self, share: float) -> Future[Pixels]:
+    def _begin(self, share: float) -> Union[Pixels, Future[Pixels]]:
         after = self._after
         before = after if share >= 1.0 else self._before
         if before is None or after is None:
@@ -109,9 +112,7 @@ class HostPlayer:
         feeds = {"motion": mix(before[0], after[0], share), "condition": mix(before[1], after[1], share),
                  **self._draws.render}
         if self._pool is None:
-            made: Future[Pixels] = Future()
-            made.set_result(self._frame(feeds))
-            return made
+            return self._frame(feeds)
         try:
             return self._pool.submit(self._frame, feeds)
         except RuntimeError as error:  # how an executor says that it was shut down

@@ -36,7 +36,8 @@ class StreamOptions:
     blends, None for the model's own. ahead: whether the frames after the one that is given are already being made. More
     come in a second, and the same ones: on a GPU copying then overlaps rendering, on a processor some engines make
     frames beside each other. But a caption that is set shows later, by as many groups of frames as are on their way
-    besides the one that is waited for: one on a GPU, seven on two cores. Raises `UsageError` for values out of range.
+    besides the one that is waited for: one on a GPU, five or seven on two cores. Raises `UsageError` for values out of
+    range.
     """
 
     captions: tuple[tuple[float, str], ...]

@@ -19,6 +19,7 @@ import csv
 import functools
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,7 +192,7 @@ def _finish(rng: Random, text: str, language: str) -> str:
     return text + _choice(rng, ("", "", ".", ".", "!"))
 
 
-class _Writer:
+class _Writer(ABC):
     """What both languages share: drawing words of the right split from the grammar."""
 
     language = ""
@@ -229,8 +230,8 @@ class _Writer:
         worn = [self.garment(slot, slots[slot]) for slot in ("shirt", "trousers") if slot in slots]
         return worn[::-1] if self.chance(0.25) else worn
 
-    def garment(self, slot: str, value: str) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def garment(self, slot: str, value: str) -> str: ...
 
 
 class _English(_Writer):

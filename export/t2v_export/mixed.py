@@ -41,6 +41,7 @@ class Mixed:
 def make_half(model: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout], tolerance: float) -> Mixed:
     """The float16 variant of a float32 graph: all of it where that is within the tolerance, else mixed.
 
+    Vectors pass no reshape in it, see `t2v_export.places`.
     Then as few layers are kept as bring it within `AIM` of the tolerance, on all rollouts. `MAX_KEPT` that only come
     within the tolerance will do; where they do not, the difference says so. Same input, same graph.
     """

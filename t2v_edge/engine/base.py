@@ -37,7 +37,6 @@ class EngineOptions:
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
             raise UsageError(f"threads is {self.threads}, expected 1 to {MAX_THREADS}")
 
-
     @property
     def beside(self) -> int:
         """Callers that can each have a core of their own."""
@@ -49,8 +48,7 @@ class EngineOptions:
 class Engine(Protocol):
     """A loaded graph. `run` may be called from several threads; close it, or use it as a context manager.
 
-    Calls from several threads take turns, unless the engine has an attribute `beside`: so many then run at the same
-    time.
+    `beside`, where it has that attribute, is how many calls at the same time finish more than one after another.
 
     Arrays given to `run` are read during the call only. Arrays it returns belong to the caller: an engine that
     reuses buffers copies before it returns.

@@ -46,7 +46,7 @@ class OpenVinoEngine:
     With `options.callers` the renderer has, besides the request that all threads work on, one for each core, of one
     thread: for callers that come while another one runs. They finish more in all (99 against 62 frames a second, four
     callers on two busy cores), and give the same frames. With `options.ahead` it has two for each core, and none for
-    all: to compile the graph twice takes 0.3 s, as long as a short clip. `beside`: callers that run at the same time.
+    all: to compile the graph twice takes 0.3 s, as long as a short clip. `beside`: callers that it has requests for.
 
     Raises `EngineError` where the graph cannot be loaded or is not what `spec` says.
     """

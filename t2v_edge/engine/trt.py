@@ -118,10 +118,12 @@ class TensorRt:
         if opset > self.opset_cap:
             raise EngineError(f"the graph has opset {opset}, {self.name} {self.version_text} reads up to "
                               f"{self.opset_cap}; export for this device (--device) to have it capped")
-        held = precision != "fp32" and not self.strongly_typed
-        for loosely in (False, True) if held else (False,):
+        attempts: tuple[Optional[bool], ...] = (None,)
+        if precision != "fp32" and not self.strongly_typed:
+            attempts = (False, True) if precision == "fp16" else (False,)  # in INT8 no reshape is held
+        for loosely in attempts:
             self.log.start()
-            made = self._attempt(graph, precision, settings, timing_cache, loosely if held else None)
+            made = self._attempt(graph, precision, settings, timing_cache, loosely)
             if made is not None:
                 return made
         raise EngineError(self._failed(f"cannot build the {precision} engine"))

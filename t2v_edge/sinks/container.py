@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ from t2v_edge.frame import Frame
 from t2v_edge.sinks.base import check_frame
 
 
-class ContainerSink:
+class ContainerSink(ABC):
     """Base of the sinks that mux with PyAV. A subclass gives `_start` (add the stream) and `_packets`."""
 
     def __init__(self, target: str, size: tuple[int, int], options: Mapping[str, str]) -> None:
@@ -39,12 +40,12 @@ class ContainerSink:
                 raise
             self._exits = opened.pop_all()
 
-    def _start(self, container: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _start(self, container: Any) -> None: ...
 
+    @abstractmethod
     def _packets(self, frame: Optional[Frame]) -> Any:
         """Packets of `frame`, or for None those still held back."""
-        raise NotImplementedError
 
     def write(self, frame: Frame) -> bool:
         check_frame(frame, self._size, self._target)
