@@ -1,9 +1,13 @@
-"""What the OpenVINO engine rewrites in a graph before it is compiled."""
+"""What the OpenVINO engine rewrites in a graph before it is compiled, and what it must leave as it is."""
 
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
+
+from t2v_edge.engine import EngineOptions, open_engine
+from t2v_edge.spec import StageSpec, TensorSpec
 
 rewriting = pytest.importorskip("t2v_edge.engine.openvino", reason="pip install 't2v-edge[openvino]'")
 ov = rewriting.ov
@@ -36,3 +40,19 @@ def test_openvino_interleaves_whole_runs_of_bytes(dtype, shape, split):
     made = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(values)[0]
     expected = values.transpose(0, 2, 1, 3).astype(np.float32) * (0.5 if dtype == "u8" else 1)
     assert np.array_equal(made.ravel(), expected.ravel())
+
+
+def test_openvino_computes_in_float32_what_has_its_weights_alone_in_8_bits():
+    rng = np.random.default_rng(0)
+    weights, scale = rng.integers(-127, 128, (256, 256), np.int8), rng.uniform(0.001, 0.002, 256).astype(np.float32)
+    nodes = [onnx.helper.make_node("DequantizeLinear", ["weights", "scale"], ["real"], axis=1),
+             onnx.helper.make_node("MatMul", ["x", "real"], ["y"])]
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 256]) for name in "xy")
+    constants = [onnx.numpy_helper.from_array(weights, "weights"), onnx.numpy_helper.from_array(scale, "scale")]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "motion", [x], [y], constants),
+                                   opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    spec = StageSpec("motion", (TensorSpec("x", (1, 256)),), (TensorSpec("y", (1, 256)),))
+    given = rng.standard_normal((1, 256)).astype(np.float32)
+    with open_engine("openvino", model.SerializeToString(), spec, EngineOptions()) as engine:
+        made = engine.run({"x": given})["y"]
+    np.testing.assert_allclose(made, given @ (weights * scale), rtol=0, atol=1e-4)
