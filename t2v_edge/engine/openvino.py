@@ -35,12 +35,13 @@ WORTH_BYTES = 100_000
 class OpenVinoEngine:
     """A stage's graph compiled for OpenVINO's CPU plugin, with one inference request, and for several callers more.
 
-    The graph is read from memory. The plugin is asked for low latency and for float32 wherever the graph says
-    floating point: left to itself it computes in bfloat16 on CPUs with AMX and in float16 on Arm, and a bundle's FP32
-    would not be FP32. Nor does it quantize what a graph has in float32: it would where weights alone are stored in 8
-    bits, and a recurrent state strayed from the first step (0.4 % of it, 7 % after 1,000). Threads are not pinned to cores: with another process on the machine, pinning took a 256x256
-    renderer from 35 to 42 ms. The motion step runs on one thread, as in the other engine. Inputs are written into the
-    request's own tensors: `infer(feeds)` does the same in six times the microseconds (133 against 22 for a tiny graph).
+    The graph is read from memory. The plugin is asked for low latency and for float32 wherever the graph says floating
+    point: left to itself it computes in bfloat16 on CPUs with AMX and in float16 on Arm, and a bundle's FP32 would not
+    be FP32. Nor does it quantize what a graph has in float32: it would where weights alone are stored in 8 bits, and a
+    recurrent state strayed from the first step (0.4 % of it, 7 % after 1,000). Threads are not pinned to cores: with
+    another process on the machine, pinning took a 256x256 renderer from 35 to 42 ms. The motion step runs on one
+    thread, as in the other engine. Inputs are written into the request's own tensors: `infer(feeds)` does the same in
+    six times the microseconds (133 against 22 for a tiny graph).
     Two rewritings give the same frames sooner. Pixels become bytes before they are transposed, not after: 1.29 instead
     of 1.46 ms for a small 256x256 renderer in INT8. And its rows of bytes are interleaved run by run.
 
