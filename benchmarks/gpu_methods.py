@@ -13,8 +13,9 @@ class GpuMethod:
     """One way to run a model.
 
     `runner`: what runs the stages. `precision`: of all weights and of what flows between stages (ONNX Runtime: the
-    bundle's variant). `mode`: of torch.compile. `tuned`: cuDNN searches for algorithms, and in FP16 the renderer's
-    weights lie channels last. `asked`: measured only where it is named. `how`: what a reader must know of it.
+    bundle's variant). `mode`: of torch.compile; ``graph`` where ONNX Runtime captures CUDA graphs. `tuned`: cuDNN
+    searches for algorithms, and in FP16 the renderer's weights lie channels last. `asked`: measured only where it is
+    named. `how`: what a reader must know of it.
     """
 
     name: str
@@ -25,6 +26,11 @@ class GpuMethod:
     mode: str = ""
     tuned: bool = False
     asked: bool = False
+
+    @property
+    def captures(self) -> bool:
+        """Whether it needs CUDA graphs."""
+        return self.runner in (GRAPH, FRAME_GRAPH) or (self.runner == ONNX and self.mode == "graph")
 
 
 _LOADED = ("the checkpoint's modules as load_checkpoint gives them, moved to the GPU{half}: evaluation and inference "
@@ -37,6 +43,8 @@ _WAYS = (
     ("torch-frame-graph", "PyTorch, a graph a frame, tuned", FRAME_GRAPH, "", True, False,
      " but cudnn.benchmark and, in FP16, channels last; motion steps and the render of a call are one graph"),
     ("ort", "ONNX Runtime CUDA", ONNX, "", False, False, ""),
+    ("ort-graph", "ONNX Runtime, CUDA graphs", ONNX, "graph", False, False,
+     "; enable_cuda_graph: each stage is captured at its second run"),
     ("torch-compile-graphs", "torch.compile, reduce-overhead", COMPILE, "reduce-overhead", False, False,
      "; torch.compile(mode='reduce-overhead', dynamic=False), outputs copied out before the next call"),
     ("torch-compile", "torch.compile", COMPILE, "default", False, False, "; torch.compile(dynamic=False)"),
@@ -50,7 +58,7 @@ def _method(way: tuple[str, str, str, str, bool, bool, str], precision: str) -> 
     loaded = _LOADED.format(half=", .half()" if precision == FP16 else "")
     how = loaded + more if runner != ONNX else (
         f"the bundle's {precision} graphs (a stage without one: the bundle's default), session defaults, inputs and "
-        "outputs bound to GPU memory, float32 between stages")
+        f"outputs bound to GPU memory, float32 between stages{more}")
     return GpuMethod(f"{name}-{precision}", f"{label}, {precision.upper()}", runner, precision, how, mode, tuned, asked)
 
 

@@ -66,6 +66,7 @@ class OnnxRunner:
             raise NotInstalled(f"no --bundle of {material.name} was given")
         self.material, self.place = material, place
         self._runtime, self._provider = onnxruntime, wanted
+        self._captures = method.captures
         with Bundle.open(material.bundle) as bundle:
             if method.precision not in bundle.manifest.variants:
                 raise NotInstalled(f"the bundle has no {method.precision} variant, only "
@@ -108,6 +109,7 @@ class OnnxRunner:
             return self._provider
         # Our stream, so that events around a run and copies after it are in order with it; no TF32, as elsewhere.
         return self._provider, {"device_id": self.place.device.index or 0, "use_tf32": "0",
+                                "enable_cuda_graph": str(int(self._captures)),
                                 "user_compute_stream": str(self.place.stream.cuda_stream)}
 
 

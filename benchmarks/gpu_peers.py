@@ -52,7 +52,7 @@ import torch
 from benchmarks.gpu_ceilings import measure_gpu_ceilings
 from benchmarks.gpu_material import Material, gather, match_bundles
 from benchmarks.gpu_measure import Budget, MeasureOptions, busy_times, measure, trace, with_busy
-from benchmarks.gpu_methods import COMPILE, FRAME_GRAPH, GPU_METHODS, GRAPH, GpuMethod, gpu_method
+from benchmarks.gpu_methods import COMPILE, GPU_METHODS, GpuMethod, gpu_method
 from benchmarks.gpu_onnx import NotInstalled
 from benchmarks.gpu_player import Place
 from benchmarks.process import MEGABYTE
@@ -182,7 +182,7 @@ def contend(
     """One contender as JSON, whatever becomes of it."""
     entry = {"model": material.name, "method": method.name, "label": method.label, "precision": method.precision,
              "how": method.how}
-    if method.runner in (GRAPH, FRAME_GRAPH) and not place.on_gpu:
+    if method.captures and not place.on_gpu:
         return {**entry, "status": SKIPPED, "reason": "CUDA graphs need a GPU"}
     if deadline.over:
         return {**entry, "status": SKIPPED, "reason": "out of time: the --deadline was over"}

@@ -255,8 +255,9 @@ def test_a_rate_is_of_the_frames_of_a_batch():
 
 def test_methods_of_the_issue_are_there_and_the_slowest_only_on_demand():
     names = [method.name for method in GPU_METHODS]
-    assert len(set(names)) == len(names) == 14
+    assert len(set(names)) == len(names) == 16
     assert {m.precision for m in GPU_METHODS if m.runner in (GRAPH, ONNX)} == {"fp32", "fp16"}
+    assert {m.name[:-5] for m in GPU_METHODS if m.captures} == {"torch-graph", "torch-frame-graph", "ort-graph"}
     assert [m.name for m in GPU_METHODS if m.asked] == ["torch-compile-max-fp16", "torch-compile-max-fp32"]
 
 
