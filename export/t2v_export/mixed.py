@@ -9,7 +9,6 @@ import onnx
 
 from t2v_edge.spec import StageSpec
 from t2v_export.half import compute_half, layers, rounding_twin, store_half
-from t2v_export.places import gather_in_place
 from t2v_export.reference import Rollout
 from t2v_export.verify import StageDifference, compare_stage
 
@@ -41,11 +40,9 @@ class Mixed:
 def make_half(model: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout], tolerance: float) -> Mixed:
     """The float16 variant of a float32 graph: all of it where that is within the tolerance, else mixed.
 
-    Vectors pass no reshape in it, see `t2v_export.places`.
     Then as few layers are kept as bring it within `AIM` of the tolerance, on all rollouts. `MAX_KEPT` that only come
     within the tolerance will do; where they do not, the difference says so. Same input, same graph.
     """
-    model = gather_in_place(model)
     first = _convert(model, spec, rollouts)
     if first.difference.within(tolerance):
         return first

@@ -197,7 +197,8 @@ class TensorRt:
         of 255. A graph that quantizes has all the rest in float32: of that the arithmetic is held which limb maps are
         made of, but what stands next to a quantization becomes one with it. halves: which of the graph's tensors are
         float16. loosely: not what only moves numbers, for with reshapes held in float32 TensorRT 8.6 found no way to
-        build; with those of constants it did.
+        build; with those of constants it did. What it compiles as a whole may be in float16 even so, see
+        docs/decisions.md: whether an engine is right is for its proof to say.
         """
         trt = self.module
         kind = trt.LayerType
