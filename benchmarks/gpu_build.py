@@ -21,7 +21,7 @@ from typing import Any, Optional
 
 from t2v_edge.build import Builder, BuildOptions
 from t2v_edge.bundle import Bundle
-from t2v_edge.engine.trt import BuildSettings, find_api
+from t2v_edge.engine.trt import BuildSettings
 from t2v_edge.errors import BundleError, EngineError
 from t2v_edge.files import write_atomic
 from t2v_edge.spec import STAGES
@@ -60,7 +60,7 @@ def make(job: Job, engine: str, settings: BuildSettings) -> dict[str, Any]:
     try:
         with Bundle.open(job.bundle) as bundle:
             builder = Builder(bundle, BuildOptions(engine, None, settings))
-            data, kept, _ = builder._engine(job.variant, job.stage, find_api(engine))
+            data, kept, _ = builder._engine(job.variant, job.stage)
         return {"seconds": time.perf_counter() - start, "bytes": len(data), "kept": kept, "refused": ""}
     except (EngineError, BundleError) as error:
         return {"seconds": time.perf_counter() - start, "bytes": 0, "kept": False, "refused": str(error)}

@@ -33,7 +33,7 @@ from benchmarks.gpu_build import Job, settings_of
 from t2v_edge.build import Builder, BuildOptions
 from t2v_edge.bundle import Bundle
 from t2v_edge.engine.cuda import free_bytes
-from t2v_edge.engine.trt import BuildSettings, TensorRt
+from t2v_edge.engine.trt import BuildSettings
 from t2v_edge.errors import EngineError, T2VError
 from t2v_edge.files import write_atomic
 from t2v_edge.machine import machine, versions
@@ -222,14 +222,14 @@ class Prebuilt(Builder):
 
     builds: dict[str, Any] = {}
 
-    def _engine(self, variant: str, stage: str, api: TensorRt) -> tuple[bytes, bool, float]:
+    def _engine(self, variant: str, stage: str) -> tuple[bytes, bool, float]:
         known = self.builds if self._settings(stage).batch == 1 else {}
         found = known.get(Job(str(self.bundle.path), variant, stage).key)
         if known and found is None:
             raise EngineError("benchmarks.gpu_build did not come to it")
         if found is not None and found["refused"]:
             raise EngineError(found["refused"])
-        data, kept, seconds = super()._engine(variant, stage, api)
+        data, kept, seconds = super()._engine(variant, stage)
         return (data, False, found["seconds"]) if kept and found is not None else (data, kept, seconds)
 
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Optional
@@ -36,7 +34,6 @@ from t2v_edge.strict_json import dumps, loads
 MARGIN = 0.95
 """A less exact engine must take at most this share of a more exact one's time: less is noise."""
 
-MAX_JOBS = 64
 ROUNDS = 5
 RUNS_A_ROUND = 20
 
@@ -49,19 +46,13 @@ class BuildOptions:
     """What to build. `engine`: ``tensorrt`` or ``tensorrt-rtx``. `variants`: to try, None for all that it runs.
 
     `settings`: of every engine; its batch is of the renderer alone. `rebuild`: whether engines that are kept are built
-    again. `jobs`: engines built at once, each on a processor core of its own; what TensorRT measures while it chooses
-    kernels is then a little less certain. Raises `UsageError` for jobs out of range.
+    again.
     """
 
     engine: str = "tensorrt"
     variants: Optional[tuple[str, ...]] = None
     settings: BuildSettings = BuildSettings()
     rebuild: bool = False
-    jobs: int = 1
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.jobs <= MAX_JOBS:
-            raise UsageError(f"jobs is {self.jobs}, expected 1 to {MAX_JOBS}")
 
 
 @dataclass(frozen=True)
@@ -102,8 +93,6 @@ class Builder:
         self.gpu = find_gpu()
         self.cache = EngineCache.of_user() if cache is None else cache
         self._say = say or _LOG.info
-        self._reading = threading.Lock()
-        self._ahead: dict[tuple[str, str], Future[tuple[bytes, bool, float]]] = {}
         known = bundle.manifest.variants
         for variant in options.variants or ():
             if variant not in known:
@@ -132,21 +121,10 @@ class Builder:
                               "is not installed; pip install 't2v-edge[cpu]'")
         results = {}
         queue = GpuQueue().acquire()
-        pool = ThreadPoolExecutor(self.options.jobs)
         try:
-            if self.options.jobs > 1:  # TensorRT builds without Python's lock
-                for stage in STAGES:
-                    for variant in self.candidates(stage):
-                        api = find_api(self.options.engine)  # each with messages of its own
-                        self._ahead[variant, stage] = pool.submit(self._engine, variant, stage, api)
-                wait(self._ahead.values())  # nothing is timed while others build
             for stage in STAGES:
                 results[stage] = self._build_stage(stage, queue, golden, reference)
         finally:
-            for waiting in self._ahead.values():
-                waiting.cancel()
-            pool.shutdown()
-            self._ahead = {}
             queue.release()
         self.cache.put(self._plan_key(), Plan.of(results, self.options.settings).to_bytes())
         return BuildReport(self.api.name, self.api.version_text, self.gpu, self.options.settings, results,
@@ -217,7 +195,7 @@ class Builder:
         spec = self.bundle.manifest.stages[stage]
         if engine != self.api.name:
             return open_engine(engine, self.bundle.graph(variant, stage), spec, EngineOptions())
-        data, _, _ = self._engine(variant, stage, self.api)
+        data, _, _ = self._engine(variant, stage)
         return TensorRtEngine(self.api, data, spec, queue, self._settings(stage).batch)
 
     def _build_stage(
@@ -257,8 +235,7 @@ class Builder:
         tried = Tried(variant, entry.precision)
         engine: Optional[TensorRtEngine] = None
         try:
-            ahead = self._ahead.get((variant, stage))
-            data, kept, build_s = self._engine(variant, stage, self.api) if ahead is None else ahead.result()
+            data, kept, build_s = self._engine(variant, stage)
             tried = replace(tried, kept=kept, build_s=build_s, engine_bytes=len(data))
             spec = self.bundle.manifest.stages[stage]
             engine = TensorRtEngine(self.api, data, spec, queue, self._settings(stage).batch)
@@ -281,16 +258,15 @@ class Builder:
                 engine.close()
             return replace(tried, refused=str(error)), None
 
-    def _engine(self, variant: str, stage: str, api: TensorRt) -> tuple[bytes, bool, float]:
+    def _engine(self, variant: str, stage: str) -> tuple[bytes, bool, float]:
         """The engine's bytes, whether they were kept, and the seconds that building took."""
         start = time.perf_counter()
-        with self._reading:
-            entry, graph = self.bundle.entry(variant, stage), self.bundle.graph(variant, stage)
+        entry, graph = self.bundle.entry(variant, stage), self.bundle.graph(variant, stage)
         key = self._key(variant, stage)
 
         def make() -> bytes:
             timing = {"kind": "timing cache", **self._machine()}
-            built = api.build(graph, entry.precision, entry.opset, self._settings(stage),
+            built = self.api.build(graph, entry.precision, entry.opset, self._settings(stage),
                                    self.cache.get(timing) or b"")
             if built.timing_cache:
                 self.cache.put(timing, built.timing_cache)

@@ -44,8 +44,6 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--tactics", metavar="NAMES",
                         help="tactic sources that may be used, comma-separated, or none (default: TensorRT's own)")
     parser.add_argument("--batch", type=int, default=1, help="frames that the renderer makes at once (default: 1)")
-    parser.add_argument("--jobs", type=int, default=1,
-                        help="engines built at once: a build keeps one processor core busy (default: 1)")
     parser.add_argument("--rebuild", action="store_true", help="build again what is kept")
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.set_defaults(run=run)
@@ -60,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
         from t2v_edge.build import Builder, BuildOptions
     except ImportError as error:
         raise EngineError(f"building needs cuda-python ({error}): pip install 't2v-edge[tensorrt]'") from error
-    options = BuildOptions(engine, tuple(args.variant) if args.variant else None, settings(args), args.rebuild,
-                           args.jobs)
+    options = BuildOptions(engine, tuple(args.variant) if args.variant else None, settings(args), args.rebuild)
     with Bundle.open(args.bundle) as bundle:
         progress: Optional[Progress] = None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import threading
 from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
@@ -147,22 +146,14 @@ def test_what_is_kept_is_not_built_again_but_is_proved_again(bundle_path, tensor
     assert len(tensorrt.builds) == 18
 
 
-def test_several_jobs_build_at_once_what_one_builds_in_turn(bundle_path, tensorrt, monkeypatch):
-    together, begun = threading.Barrier(3, timeout=30), count()
-
-    def meet(graph):
-        if next(begun) < 9:
-            together.wait()  # breaks unless three builds are under way
-        return None if onnx.load_from_string(graph).graph.name == "motion" else graph
-
-    monkeypatch.setattr(tensorrt, "spoil", meet)
-    report = build(bundle_path, jobs=3)
-    assert len(tensorrt.builds) == 9 + 1  # float16 of what cannot be built is tried loosely as well
+def test_float16_that_cannot_be_built_is_tried_loosely_as_well(bundle_path, tensorrt, monkeypatch):
+    monkeypatch.setattr(
+        tensorrt, "spoil", lambda graph: None if onnx.load_from_string(graph).graph.name == "motion" else graph)
+    report = build(bundle_path)
+    assert len(tensorrt.builds) == 9 + 1
     assert [t.variant for t in report.stages["render"].tried] == ["fp32", "fp16", "int8"]
     assert all("cannot build" in t.refused for t in report.stages["motion"].tried)
     assert all(not t.refused and not t.kept for t in report.stages["render"].tried)
-    with pytest.raises(UsageError, match="jobs is 0"):
-        build(bundle_path, jobs=0)
 
 
 def test_opening_takes_the_plan_and_builds_nothing(bundle_path, tensorrt, monkeypatch):
