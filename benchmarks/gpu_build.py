@@ -1,6 +1,6 @@
 """TensorRT engines of bundles, several at once: ``python -m benchmarks.gpu_build``.
 
-    python -m benchmarks.gpu_build out/reference out/small --processes 4 --gpus 0,1 -o builds.json
+    python -m benchmarks.gpu_build out/reference out/small --gpus 0,1 -o builds.json
 
 Fills the user's cache that `benchmarks.gpu_engines` then takes engines from, and writes what each build took or said.
 TensorRT builds one engine at a time in a process; each process here works on one GPU. Engines that are kept are left
@@ -83,7 +83,7 @@ def main() -> int:
     parser.add_argument("--engine", default="tensorrt")
     parser.add_argument("--tactics", help="tactic sources, comma-separated, or none")
     parser.add_argument("--level", type=int, help="0 (quick build) to 5 (quick engine)")
-    parser.add_argument("--processes", type=int, default=2, help="engines built at once (2)")
+    parser.add_argument("--processes", type=int, help="engines built at once (three for each GPU)")
     parser.add_argument("--gpus", default="0", help="numbers of the GPUs that processes take in turn (0)")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
@@ -91,9 +91,10 @@ def main() -> int:
     done: dict[str, Any] = json.loads(args.output.read_text()) if args.output.exists() else {}
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     gpus, names = context.Queue(), args.gpus.split(",")
-    for number in range(args.processes):
+    processes = args.processes or 3 * len(names)
+    for number in range(processes):
         gpus.put(names[number % len(names)])
-    with ProcessPoolExecutor(args.processes, context, take_gpu, (gpus,)) as pool:
+    with ProcessPoolExecutor(processes, context, take_gpu, (gpus,)) as pool:
         waiting: dict[Future[dict[str, Any]], Job] = {
             pool.submit(make, job, args.engine, settings): job
             for job in jobs_of(args.bundles, args.engine, settings) if job.key not in done}
