@@ -290,7 +290,7 @@ class Builder:
     def _key(self, variant: str, stage: str) -> dict[str, Any]:
         entry = self.bundle.entry(variant, stage)
         return {"kind": "engine", **self._machine(), "graph_sha256": self.bundle.manifest.files[entry.file].sha256,
-                "precision": entry.precision, "strongly_typed": self.api.strongly_typed,
+                "precision": entry.precision, "typed": self.api.types(entry.precision),
                 "settings": self._settings(stage).to_json()}
 
     def _plan_key(self) -> dict[str, Any]:

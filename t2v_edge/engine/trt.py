@@ -1,9 +1,10 @@
 """TensorRT 8.6, 10 and 11 and TensorRT-RTX, as one: an ONNX graph in, a serialized engine out, and back into memory.
 
-What differs among them is kept here. Before 10.12 precision is a set of builder flags; from then on, and in
-TensorRT-RTX, the graph's own types decide (strong typing), and the flags are gone in 11. The parser takes opsets up to
-17 in 8.6, 20 in 10 and 25 in 11: 8.6 was measured to parse opset 18 without complaint and to compute it wrongly, so
-the cap is kept here and not left to the parser.
+What differs among them is kept here. In 8.6 precision is a set of builder flags; from 10.12 on, and in TensorRT-RTX,
+the graph's own types decide (strong typing), and the flags are gone in 11. Those between know both: graphs with float16
+are built by their types there, and an INT8 graph with float32 between, of which the rest may be float16, by flags.
+The parser takes opsets up to 17 in 8.6, 20 in 10 and 25 in 11: 8.6 was measured to parse opset 18 without complaint and
+to compute it wrongly, so the cap is kept here and not left to the parser.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ REMEDIES = {
 }
 
 OLDEST = (8, 6)
-STRONG_SINCE = (10, 12)
+TYPED_SINCE, FLAGS_UNTIL = (10, 0), (10, 12)
+"""The version that first builds a graph by its types, and the first in which flags are deprecated."""
+
 OPSET_CAPS = ((11, 25), (10, 20), (8, 17))
 """(major version, newest opset its parser reads right), newest first; TensorRT-RTX is of the generation of 11."""
 
@@ -83,6 +86,16 @@ class Built:
     timing_cache: bytes
 
 
+@dataclass(frozen=True)
+class Way:
+    """How to build. typed: by the graph's types, and not by flags; held: with flags, layers held to the graph's types;
+    loosely: but for what only moves numbers, see `TensorRt._keep_types`."""
+
+    typed: bool = False
+    held: bool = False
+    loosely: bool = False
+
+
 class TensorRt:
     """One installed TensorRT. `name`: the engine's; `version`: as a tuple; `module`: the Python module."""
 
@@ -97,10 +110,10 @@ class TensorRt:
             raise EngineError(f"TensorRT {self.version_text} is older than 8.6, the oldest that is supported; "
                               "upgrade JetPack to 6.0 or later, or take --engine onnxruntime")
 
-    @property
-    def strongly_typed(self) -> bool:
-        """Whether the graph's types decide, and not builder flags."""
-        return self.rtx or self.version >= STRONG_SINCE
+    def types(self, precision: str) -> bool:
+        """Whether the types of a graph of that precision decide, and not builder flags."""
+        known = self.version >= TYPED_SINCE and precision.endswith("fp16")
+        return self.rtx or self.version >= FLAGS_UNTIL or known
 
     @property
     def opset_cap(self) -> int:
@@ -118,27 +131,39 @@ class TensorRt:
         if opset > self.opset_cap:
             raise EngineError(f"the graph has opset {opset}, {self.name} {self.version_text} reads up to "
                               f"{self.opset_cap}; export for this device (--device) to have it capped")
-        attempts: tuple[Optional[bool], ...] = (None,)
-        if precision != "fp32" and not self.strongly_typed:
-            attempts = (False, True) if precision == "fp16" else (False,)  # in INT8 no reshape is held
-        for loosely in attempts:
+        ways = self._ways(precision)
+        for way in ways:
             self.log.start()
-            made = self._attempt(graph, precision, settings, timing_cache, loosely)
+            try:
+                made = self._attempt(graph, precision, settings, timing_cache, way)
+            except EngineError:
+                if way is ways[-1]:
+                    raise
+                continue
             if made is not None:
                 return made
         raise EngineError(self._failed(f"cannot build the {precision} engine"))
 
+    def _ways(self, precision: str) -> tuple[Way, ...]:
+        """How to build a graph of that precision; each is tried where those before it fail."""
+        ways = [Way(typed=True)] if self.types(precision) else []
+        if self.rtx or self.version >= FLAGS_UNTIL:
+            return tuple(ways)
+        if precision == "fp32":
+            return (Way(),)
+        # in INT8 no reshape is held
+        return (*ways, Way(held=True), *([Way(held=True, loosely=True)] if precision == "fp16" else []))
+
     def _attempt(
-        self, graph: bytes, precision: str, settings: BuildSettings, timing_cache: bytes, loosely: Optional[bool]
+        self, graph: bytes, precision: str, settings: BuildSettings, timing_cache: bytes, way: Way
     ) -> Optional[Built]:
-        """One build; None where TensorRT finds no engine. loosely: how layers are held to the graph's types, None for
-        not at all, see `_keep_types`."""
+        """One build; None where TensorRT finds no engine."""
         trt = self.module
         builder = trt.Builder(self.log)
         if builder is None:
             raise EngineError(self._failed("cannot make a builder"))
         flags = 0
-        if self.strongly_typed:
+        if way.typed:
             flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         elif hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH"):
             flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
@@ -147,10 +172,10 @@ class TensorRt:
         if not parser.parse(with_batch(graph, settings.batch)):
             raise EngineError(self._parse_error(parser))
         config = builder.create_builder_config()
-        self._configure(config, precision, settings)
-        if loosely is not None:
+        self._configure(config, precision, settings, way.typed)
+        if way.held:
             config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
-            self._keep_types(network, float16_tensors(graph), precision, loosely)
+            self._keep_types(network, float16_tensors(graph), precision, way.loosely)
         cache = None if self.rtx else config.create_timing_cache(timing_cache)
         if cache is not None and not config.set_timing_cache(cache, False):
             # of another GPU or version: measured anew
@@ -173,12 +198,12 @@ class TensorRt:
             raise EngineError(self._failed("cannot load an engine it built"))
         return runtime, loaded
 
-    def _configure(self, config: Any, precision: str, settings: BuildSettings) -> None:
+    def _configure(self, config: Any, precision: str, settings: BuildSettings, typed: bool) -> None:
         trt = self.module
         if hasattr(trt.BuilderFlag, "TF32"):
             # FP32 is what the others are compared with; TensorFloat-32 has float16's mantissa.
             config.clear_flag(trt.BuilderFlag.TF32)
-        if not self.strongly_typed and precision != "fp32":
+        if not typed and precision != "fp32":
             # What INT8 leaves over would run in FP32 without FP16.
             config.set_flag(trt.BuilderFlag.FP16)
             if precision.startswith("int8"):

@@ -184,16 +184,37 @@ def test_spoilt_engines_are_built_again_before_a_stream_plays(bundle_path, tenso
     assert len(tensorrt.builds) == 18
 
 
-@pytest.mark.parametrize("version, flags, typed", [
-    ("8.6.2", [["FP16", KEPT], ["FP16", "INT8", KEPT]], False),
-    ("10.3.0", [["FP16", KEPT], ["FP16", "INT8", KEPT]], False),
-    ("10.16.0", [[], []], True), ("11.4.1", [[], []], True)])
-def test_precision_is_flags_before_10_12_and_types_after(bundle_path, monkeypatch, version, flags, typed):
+HALF, INT8, TYPED = ["FP16", KEPT], ["FP16", "INT8", KEPT], ([], 2)
+
+
+@pytest.mark.parametrize("version, found", [
+    ("8.6.2", [([], 1), (HALF, 1), (INT8, 1)]), ("10.3.0", [([], 1), TYPED, (INT8, 1)]),
+    ("10.16.0", [TYPED] * 3), ("11.4.1", [TYPED] * 3)])
+def test_precision_is_flags_in_8_6_and_types_in_10_12_and_of_float16_in_10(bundle_path, monkeypatch, version, found):
     tensorrt = install(monkeypatch, FakeCuda(), version)
     build(bundle_path)
-    found = [f for f, _ in tensorrt.builds[1:3]]
-    assert found == flags
-    assert all((network >> 1 & 1) == typed for _, network in tensorrt.builds)
+    assert tensorrt.builds[:3] == found
+
+
+def test_int8_between_float16_is_built_by_types_wherever_they_are_known(monkeypatch):
+    from t2v_edge.engine.trt import TensorRt
+
+    for version, typed in (("8.6.2", False), ("10.0.1", True), ("10.3.0", True), ("10.16.0", True), ("11.4.1", True)):
+        assert TensorRt("tensorrt", install(monkeypatch, FakeCuda(), version)).types("int8-fp16") is typed
+
+
+def test_float16_is_built_by_flags_where_its_types_find_no_engine(bundle_path, monkeypatch):
+    tensorrt = install(monkeypatch, FakeCuda(), "10.3.0")
+    first = []
+
+    def spoil(graph):
+        first.append(tensorrt)
+        return None if len(first) == 2 else graph
+
+    tensorrt.spoil = spoil
+    report = build(bundle_path)
+    assert tensorrt.builds[1:3] == [TYPED, (HALF, 1)]
+    assert not any(tried.refused for tried in report.stages["text"].tried)
 
 
 def test_what_an_export_left_in_float32_runs_in_float32_among_float16(monkeypatch):
