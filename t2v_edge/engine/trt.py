@@ -112,8 +112,12 @@ class TensorRt:
 
     def types(self, precision: str) -> bool:
         """Whether the types of a graph of that precision decide, and not builder flags."""
-        known = self.version >= TYPED_SINCE and precision.endswith("fp16")
-        return self.rtx or self.version >= FLAGS_UNTIL or known
+        return not self._flags or (self.version >= TYPED_SINCE and precision.endswith("fp16"))
+
+    @property
+    def _flags(self) -> bool:
+        """Whether flags may say what a network computes in."""
+        return not self.rtx and self.version < FLAGS_UNTIL
 
     @property
     def opset_cap(self) -> int:
@@ -147,12 +151,11 @@ class TensorRt:
     def _ways(self, precision: str) -> tuple[Way, ...]:
         """How to build a graph of that precision; each is tried where those before it fail."""
         ways = [Way(typed=True)] if self.types(precision) else []
-        if self.rtx or self.version >= FLAGS_UNTIL:
-            return tuple(ways)
-        if precision == "fp32":
-            return (Way(),)
-        # in INT8 no reshape is held
-        return (*ways, Way(held=True), *([Way(held=True, loosely=True)] if precision == "fp16" else []))
+        if self._flags:
+            ways.append(Way(held=precision != "fp32"))
+            if precision == "fp16":  # in INT8 no reshape is held
+                ways.append(Way(held=True, loosely=True))
+        return tuple(ways)
 
     def _attempt(
         self, graph: bytes, precision: str, settings: BuildSettings, timing_cache: bytes, way: Way
