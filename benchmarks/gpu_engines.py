@@ -193,6 +193,8 @@ def main() -> int:
     args = parser.parse_args()
     Prebuilt.builds = {} if args.builds is None else json.loads(args.builds.read_text())
     results, captions = Results(args.output), read_captions(args.captions, args.n)
+    if args.frames is not None:
+        args.frames.mkdir(parents=True, exist_ok=True)
     settings = settings_of(args.level, args.tactics)
     for path in args.bundles:
         results.part(path.name, "build 1", partial(_build, path, args.engine, settings))

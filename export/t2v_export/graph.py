@@ -38,7 +38,7 @@ def clean(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
     model = fold_constants(model)
     fold_batch_norm(model.graph)
     fold_pixels(model.graph)
-    drop_unused(model.graph)
+    _drop_unused(model.graph)
     _share_constants(model.graph)
     _rename(model.graph, spec)
     return strip(model, spec)
@@ -107,7 +107,7 @@ def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
         for node in folded:
             graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(values[o]), o) for o in node.output)
             graph.node.remove(node)
-        drop_unused(graph)
+        _drop_unused(graph)
 
 
 def _fix_shapes(graph: onnx.GraphProto) -> None:
@@ -287,8 +287,7 @@ def _scale_layer(
     node.input.append(f"{name}/bias")
 
 
-def drop_unused(graph: onnx.GraphProto) -> None:
-    """Drop nodes and initializers that no output comes from, in place."""
+def _drop_unused(graph: onnx.GraphProto) -> None:
     wanted = {o.name for o in graph.output}
     for node in reversed(list(graph.node)):
         if wanted.isdisjoint(node.output):

@@ -140,9 +140,10 @@ class TensorRt:
             self.log.start()
             try:
                 made = self._attempt(graph, precision, settings, timing_cache, way)
-            except EngineError:
-                if way is ways[-1]:
+            except EngineError as error:
+                if not way.typed or way is ways[-1]:
                     raise
+                _LOG.info("%s; by flags then", error)
                 continue
             if made is not None:
                 return made

@@ -203,7 +203,11 @@ class _Parser:
     def __init__(self, network, logger):
         self.network = network
 
+    num_errors = 0
+
     def parse(self, graph):
+        if not self.network.trt.parses(self.network.flags):
+            return False
         model = onnx.load_from_string(graph)
         self.network.model = model
         trt, graph = self.network.trt, onnx.shape_inference.infer_shapes(model).graph
@@ -294,12 +298,14 @@ class _Context:
 
 
 def tensorrt_module(gpu, version="8.6.2"):
-    """A stand-in for ``tensorrt`` of a version, whose engines are ONNX files. `spoil` changes a graph as it is built;
-    `builds` lists what was built, `layers` has those of the last.
+    """A stand-in for ``tensorrt`` of a version, whose engines are ONNX files. `spoil` changes a graph as it is built,
+    `parses` says of a network's flags whether graphs can be parsed into it; `builds` lists what was built, `layers` has
+    those of the last.
     """
     module = types.ModuleType("tensorrt")
     module.__version__ = version
     module.spoil = lambda graph: graph
+    module.parses = lambda flags: True
     module.builds = []
     module.ILogger = _Logger
     module.nptype = np.dtype
@@ -320,7 +326,9 @@ def tensorrt_module(gpu, version="8.6.2"):
 
         def create_network(self, flags):
             self.flags = flags
-            return _Network(gpu, module)
+            network = _Network(gpu, module)
+            network.flags = flags
+            return network
 
         def create_builder_config(self):
             return _Config()

@@ -204,17 +204,24 @@ def test_int8_between_float16_is_built_by_types_wherever_they_are_known(monkeypa
 
 
 def test_float16_is_built_by_flags_where_its_types_find_no_engine(bundle_path, monkeypatch):
-    tensorrt = install(monkeypatch, FakeCuda(), "10.3.0")
-    first = []
-
-    def spoil(graph):
-        first.append(tensorrt)
-        return None if len(first) == 2 else graph
-
-    tensorrt.spoil = spoil
+    tensorrt, attempts = install(monkeypatch, FakeCuda(), "10.3.0"), count()
+    tensorrt.spoil = lambda graph: None if next(attempts) == 1 else graph
     report = build(bundle_path)
     assert tensorrt.builds[1:3] == [TYPED, (HALF, 1)]
     assert not any(tried.refused for tried in report.stages["text"].tried)
+
+
+def test_float16_is_built_by_flags_where_its_types_cannot_be_parsed(bundle_path, monkeypatch):
+    tensorrt = install(monkeypatch, FakeCuda(), "10.3.0")
+    tensorrt.parses = lambda flags: flags != TYPED[1]
+    report = build(bundle_path)
+    assert tensorrt.builds[:3] == [([], 1), (HALF, 1), (INT8, 1)]
+    assert not any(tried.refused for tried in report.stages["text"].tried)
+    tensorrt.parses = lambda flags: False
+    monkeypatch.setattr(tensorrt, "builds", [])
+    report = build(bundle_path, rebuild=True)
+    assert not tensorrt.builds
+    assert all("cannot parse the graph" in t.refused for stage in report.stages.values() for t in stage.tried)
 
 
 def test_what_an_export_left_in_float32_runs_in_float32_among_float16(monkeypatch):
