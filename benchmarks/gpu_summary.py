@@ -5,7 +5,8 @@
 Bundles are matched with checkpoints by name. Frames a second are of a stream at the model's own rate, batch 1, each
 frame copied back. The matrix share is the renderer's rate of operations over the chip's best matrix product in that
 precision, the copy share that of the frames over its best pinned copy. --check exits with 3 where ours is not 12 times
-PyTorch eager in FP16, twice PyTorch with CUDA graphs in FP16, and under 5 ms from a caption to its first frame.
+PyTorch eager in FP16, twice PyTorch with CUDA graphs in FP16, and under 5 ms from a caption to its first frame, or
+where frames made ahead are not those made one by one.
 """
 
 from __future__ import annotations
@@ -116,6 +117,16 @@ def demands(rows: list[Row]) -> list[Demand]:
     return found
 
 
+def sameness(engines: Mapping[str, Any]) -> list[Demand]:
+    """That frames made ahead are those made one by one, model by model."""
+    found = []
+    for model, parts in engines["bundles"].items():
+        same = parts.get("same 1", {})
+        share = 1 - same["not_the_same"] / same["frames"] if same.get("counts_agree") else math.nan
+        found.append(Demand(f"{model}: share of frames made ahead that are those made one by one", 1.0, share))
+    return found
+
+
 def to_markdown(rows: list[Row]) -> str:
     """The table of the README."""
     lines = ["| model | method | frames a second | renderer, ms | first frame, ms | GPU idle | of the matrix peak |",
@@ -147,7 +158,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
               file=sys.stderr)
         return 2
     rows = [*engine_rows(engines, peers), *peer_rows(peers)]
-    asked = demands(rows)
+    asked = [*demands(rows), *sameness(engines)]
     print(to_markdown(rows))
     for demand in asked:
         print(f"{'kept  ' if demand.kept else 'MISSED'} {demand.name}: {demand.found:.2f}, wanted {demand.wanted:g}")

@@ -132,6 +132,7 @@ class DeviceBuffer:
         self.nbytes = max(nbytes, ALIGNMENT)
         self.address = int(check(cudart.cudaMalloc(self.nbytes), f"take {self.nbytes} bytes of GPU memory"))
         check(cudart.cudaMemset(self.address, 0, self.nbytes), "clear GPU memory")
+        check(cudart.cudaStreamSynchronize(0), "clear GPU memory")  # no stream of ours waits for that one
 
     def close(self) -> None:
         if self.address:
@@ -168,22 +169,22 @@ class Event:
 
     def __init__(self, timed: bool = False) -> None:
         flags = cudart.cudaEventDefault if timed else cudart.cudaEventDisableTiming
-        self._handle = check(cudart.cudaEventCreateWithFlags(flags), "make an event")
+        self.handle = check(cudart.cudaEventCreateWithFlags(flags), "make an event")
 
     def record(self, stream: Stream) -> None:
-        check(cudart.cudaEventRecord(self._handle, stream.handle), "record an event")
+        check(cudart.cudaEventRecord(self.handle, stream.handle), "record an event")
 
     def wait(self) -> None:
         """Until the stream has come here; raises `EngineError` where what it did before failed."""
-        check(cudart.cudaEventSynchronize(self._handle), "finish its work")
+        check(cudart.cudaEventSynchronize(self.handle), "finish its work")
 
     def since_ms(self, start: Event) -> float:
-        return float(check(cudart.cudaEventElapsedTime(start._handle, self._handle), "read a time"))
+        return float(check(cudart.cudaEventElapsedTime(start.handle, self.handle), "read a time"))
 
     def close(self) -> None:
-        if self._handle is not None:
-            cudart.cudaEventDestroy(self._handle)
-            self._handle = None
+        if self.handle is not None:
+            cudart.cudaEventDestroy(self.handle)
+            self.handle = None
 
 
 class Graph:
@@ -226,6 +227,10 @@ class Stream:
 
     def wait(self) -> None:
         check(cudart.cudaStreamSynchronize(self.handle), "finish its work")
+
+    def wait_for(self, event: Event) -> None:
+        """What is enqueued from now on begins when another stream has come to the event; waits for nothing here."""
+        check(cudart.cudaStreamWaitEvent(self.handle, event.handle, 0), "order its work")
 
     @contextmanager
     def capture(self) -> Iterator[Captured]:

@@ -2,8 +2,12 @@
 
 A base step is one graph; so are mixing the two newest motions, rendering, and copying the frame out as bytes. States
 and motions go to and fro between two places, and each parity has graphs of its own, so that nothing is ever copied from
-one place to the other. Frames have two places as well: one is copied out while the next is made. On a GPU that shares
-the processor's memory the renderer writes into it directly.
+one place to the other. Groups of frames have places of their own, so that one is made while another is handed out. On a
+GPU that shares the processor's memory the renderer writes into it directly.
+
+Where the queue has streams beside each other, motions and what is mixed of them stay in one, frames are rendered in
+another and copied out in a third. Events order them: a group is rendered when it has been mixed, and copied when it has
+been rendered. Nothing else is shared: a group's place is free again only when its frames have been collected.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import numpy.typing as npt
 
 from t2v_edge.clock import Vector
 from t2v_edge.draws import Draws
-from t2v_edge.engine.cuda import ALIGNMENT, DeviceBuffer, Event, Graph, HostBuffer, find_gpu
+from t2v_edge.engine.cuda import ALIGNMENT, DeviceBuffer, Event, Graph, HostBuffer, Stream, find_gpu
 from t2v_edge.engine.tensorrt import TensorRtEngine, capture
 from t2v_edge.errors import EngineError
 
@@ -26,16 +30,20 @@ FLOAT = 4
 UPLOADS = 4
 """Base steps whose condition and noise may wait for their copy at once."""
 
+SLOTS = 2
+"""Groups of frames that may be on their way."""
+
 _Closable = TypeVar("_Closable", DeviceBuffer, HostBuffer, Event)
 
 
 class ResidentPlayer:
     """A `Player` of two TensorRT engines in one queue; `rows` is the renderer's batch."""
 
-    slots = 2
+    slots = SLOTS
 
     def __init__(self, motion: TensorRtEngine, render: TensorRtEngine, draws: Draws, smoothing: float) -> None:
         self.rows = render.batch
+        self.beside = motion.queue.beside
         self._motion, self._render, self._queue = motion, render, motion.queue.acquire()
         self._stack = ExitStack()
         self._stack.callback(self._queue.release)
@@ -53,7 +61,7 @@ class ResidentPlayer:
             raise
 
     def _prepare(self, draws: Draws, smoothing: float) -> None:
-        spec, stream = self._motion.spec, self._queue.stream
+        spec, stream = self._motion.spec, self._queue.motion
         pair = self._apart + _aligned(self._floats["condition"] * FLOAT)
         # motion and condition of the newest two steps
         self._ring = [self._own(DeviceBuffer(pair)) for _ in range(2)]
@@ -67,7 +75,7 @@ class ResidentPlayer:
         self._step_addresses = [self._addresses_of(parity, noises) for parity in range(2)]
         self._step_graphs = [self._capture_step(parity) for parity in range(2)]
         drawn = {name: self._own(DeviceBuffer(self.rows * value.nbytes)) for name, value in draws.render.items()}
-        self._slots = [_Slot(self, drawn) for _ in range(self.slots)]
+        self._slots = deque(_Slot(self, drawn) for _ in range(self.slots))
         # The warm-ups above left their marks in the states.
         starts = [(noises[name].address, value) for name, value in draws.motion.items()]
         starts += [(self._states[s.name][0].address, draws.states[s.input]) for s in spec.states]
@@ -105,7 +113,7 @@ class ResidentPlayer:
     def _smooth(self, parity: int) -> None:
         """One-pole low-pass, as `clock.Smoother`: the newest motion is between the last one and the raw one."""
         if self._raw is not None:
-            self._queue.mix.enqueue(self._queue.stream, self._ring[parity].address, self._ring[1 - parity].address,
+            self._queue.mix.enqueue(self._queue.motion, self._ring[parity].address, self._ring[1 - parity].address,
                                     self._raw.address, self._gain.device_address, self._floats["motion"])
 
     def step(self, condition: Vector, noises: Mapping[str, Vector]) -> None:
@@ -118,7 +126,7 @@ class ResidentPlayer:
                 self._uploaded[parity] = condition
             self._launch_step(parity)
             if self._steps == 0 and self._raw is not None:
-                self._queue.stream.wait()  # the first motion is taken whole
+                self._queue.motion.wait()  # the first motion is taken whole
                 self._gain.array[0] = self._next_gain
             self._steps += 1
 
@@ -128,29 +136,29 @@ class ResidentPlayer:
             self._motion.bind(self._step_addresses[parity])
             self._work(parity)
         else:
-            graph.launch(self._queue.stream)
+            graph.launch(self._queue.motion)
 
     def place(self, share: float) -> None:
-        slot, row = self._slot(), len(self._placed)
+        slot, row = self._slots[0], len(self._placed)
         if share < 1.0 and self._steps < 2:
             raise RuntimeError("a frame was placed before its motion step")
         if len(self._flying) == self.slots or row == self.rows:
             raise RuntimeError("a frame was placed before its group was rendered and collected")
         slot.shares.array[row] = share
         self._placed.append(share)
-        if self.rows > 1:
+        if not slot.mixes:
             with self._queue.lock:
                 self._check_open()
                 slot.mix(row, self._newest)
 
     def render(self) -> None:
-        slot = self._slot()
+        slot = self._slots[0]
         with self._queue.lock:
             self._check_open()
             slot.launch(self._newest)
         self._flying.append((slot, len(self._placed)))
         self._placed = []
-        self._slots.reverse()
+        self._slots.rotate(-1)
 
     def collect(self) -> list[npt.NDArray[Any]]:
         slot, frames = self._flying.popleft()
@@ -160,12 +168,13 @@ class ResidentPlayer:
     def time_ms(self, runs: int) -> tuple[float, float]:
         """Milliseconds on the GPU of a base step, and of a group of frames with its copy; for measuring.
 
-        Each is the mean of `runs` launched back to back. The stream's state is lost.
+        Each is the mean of `runs` launched back to back; where the copy goes `beside` the next group, without it. The
+        stream's state is lost.
         """
-        stream, (start, end) = self._queue.stream, (self._own(Event(timed=True)), self._own(Event(timed=True)))
-        slot = self._slot()
+        start, end = self._own(Event(timed=True)), self._own(Event(timed=True))
+        slot = self._slots[0]
 
-        def timed(launch: Callable[[int], None]) -> float:
+        def timed(stream: Stream, launch: Callable[[int], None]) -> float:
             start.record(stream)
             for run in range(runs):
                 launch(run % 2)
@@ -175,15 +184,12 @@ class ResidentPlayer:
 
         with self._queue.lock:
             self._check_open()
-            return timed(self._launch_step), timed(slot.launch)
+            return timed(self._queue.motion, self._launch_step), timed(self._queue.render, slot.launch)
 
     @property
     def _newest(self) -> int:
         """The parity of the newest step."""
         return (self._steps - 1) % 2
-
-    def _slot(self) -> _Slot:
-        return self._slots[0]
 
     def _check_open(self) -> None:
         if self._closed:
@@ -195,7 +201,7 @@ class ResidentPlayer:
             if self._closed:
                 return
             self._closed = True
-            self._queue.stream.wait()
+            self._queue.wait()
             self._stack.close()
 
     def __del__(self) -> None:
@@ -210,7 +216,7 @@ class _Upload:
     def __init__(self, player: ResidentPlayer, noises: Mapping[str, DeviceBuffer]) -> None:
         spec = player._motion.spec
         at_steps = [n for n in spec.noises if n.cadence == "step"]
-        self._stream = player._queue.stream
+        self._stream = player._queue.motion
         self._condition = player._own(HostBuffer((1, player._floats["condition"]), np.float32))
         self._noises = {n.input: (noises[n.input].address, player._own(HostBuffer(n.shape, np.float32)))
                         for n in at_steps}
@@ -230,11 +236,16 @@ class _Upload:
 
 
 class _Slot:
-    """A group of frames in the making: its inputs, its pixels, and graphs by the parity of the newest step."""
+    """A group of frames in the making: its inputs, its pixels, and graphs by the parity of the newest step.
+
+    mixes: whether its graphs begin with the mixing, as a single frame's do unless motion has a stream of its own.
+    """
 
     def __init__(self, player: ResidentPlayer, drawn: Mapping[str, DeviceBuffer]) -> None:
         self._player = player
         rows, spec = player.rows, player._render.spec
+        self._queue = player._queue
+        self.mixes = rows == 1 and not player.beside
         self._row = [player._floats[name] * FLOAT for name in ("motion", "condition")]
         apart = player._apart if rows == 1 else _aligned(rows * self._row[0])
         self._inputs = player._own(DeviceBuffer(apart + _aligned(rows * self._row[1])))
@@ -246,10 +257,10 @@ class _Slot:
         self._frame = self.pixels.device_address
         if not self._shared:
             self._frame = player._own(DeviceBuffer(self.pixels.nbytes)).address
-        self.done = player._own(Event())
+        self._mixed, self._made, self.done = (player._own(Event()) for _ in range(3))
         self._addresses = {"motion": self._starts[0], "condition": self._starts[1], "frame": self._frame,
                            **{name: buffer.address for name, buffer in drawn.items()}}
-        self._graphs = [self._capture(parity) for parity in range(2 if rows == 1 else 1)]
+        self._graphs = [self._capture(parity) for parity in range(2 if self.mixes else 1)]
 
     def _capture(self, parity: int) -> Optional[Graph]:
         graph = capture(self._player._render, self._addresses, lambda: self._work(parity))
@@ -258,12 +269,12 @@ class _Slot:
         return graph
 
     def _work(self, parity: int) -> None:
-        """All that a group needs; of more than one row the mixing was done as they were placed."""
-        if self._player.rows == 1:
+        """What a group needs in the renderer's stream; where that does not begin with mixing, `place` did it."""
+        if self.mixes:
             self.mix(0, parity)
         self._player._render.enqueue()
-        if not self._shared:
-            self._player._queue.stream.copy_out(self.pixels, self._frame)
+        if not self._player.beside:
+            self._copy_out()
 
     def mix(self, row: int, parity: int) -> None:
         """Put the mixture of the two newest steps into a row: one launch where motion and condition lie as there."""
@@ -273,19 +284,31 @@ class _Slot:
         if player.rows == 1:
             sizes, offsets = [player._apart // FLOAT + sizes[1]], [0]
         for part, (count, offset) in enumerate(zip(sizes, offsets)):
-            player._queue.mix.enqueue(
-                player._queue.stream, self._starts[part] + row * self._row[part],
+            self._queue.mix.enqueue(
+                self._queue.motion, self._starts[part] + row * self._row[part],
                 ring[1 - parity].address + offset, ring[parity].address + offset,
                 self.shares.device_address + row * FLOAT, count)
 
     def launch(self, parity: int) -> None:
+        queue, beside = self._queue, self._player.beside
+        if beside:
+            self._mixed.record(queue.motion)
+            queue.render.wait_for(self._mixed)
         graph = self._graphs[parity % len(self._graphs)]
         if graph is None:
             self._player._render.bind(self._addresses)
             self._work(parity)
         else:
-            graph.launch(self._player._queue.stream)
-        self.done.record(self._player._queue.stream)
+            graph.launch(queue.render)
+        if beside:
+            self._made.record(queue.render)
+            queue.copies.wait_for(self._made)
+            self._copy_out()
+        self.done.record(queue.copies)
+
+    def _copy_out(self) -> None:
+        if not self._shared:
+            self._queue.copies.copy_out(self.pixels, self._frame)
 
 
 class _Pinned:

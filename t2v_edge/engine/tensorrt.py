@@ -21,14 +21,19 @@ _LOG = logging.getLogger(__name__)
 
 
 class GpuQueue:
-    """The one CUDA stream of a pipeline, which all its engines and players share, and a lock for those who enqueue.
+    """What the engines and players of a pipeline enqueue their work in, and a lock for those who do.
 
-    Engines keep scratch memory that two runs must not use at once; in one stream they never do. Counts its users:
+    Engines keep scratch memory that two runs must not use at once, so each stage is always in the same CUDA stream:
+    text and motion in `motion`, the renderer in `render`, and its frames are copied out in `copies`. That is one and
+    the same stream, which is quickest for a frame that is waited for; with `beside` each is one of its own, so that
+    frames that are made ahead are rendered beside the motion of the next and the copy of the last. Counts its users:
     the last to `release` it closes it.
     """
 
-    def __init__(self) -> None:
-        self.stream = Stream()
+    def __init__(self, beside: bool = False) -> None:
+        self.beside = beside
+        self.motion = Stream()
+        self.render, self.copies = (Stream(), Stream()) if beside else (self.motion, self.motion)
         self.mix = MixKernel()
         self.lock = threading.RLock()
         self._users = 0
@@ -43,7 +48,17 @@ class GpuQueue:
             self._users -= 1
             if self._users == 0:
                 self.mix.close()
-                self.stream.close()
+                for stream in self._streams:
+                    stream.close()
+
+    def wait(self) -> None:
+        """Until all that was enqueued is done."""
+        for stream in self._streams:
+            stream.wait()
+
+    @property
+    def _streams(self) -> tuple[Stream, ...]:
+        return (self.motion, self.render, self.copies) if self.beside else (self.motion,)
 
 
 class TensorRtEngine:
@@ -65,6 +80,7 @@ class TensorRtEngine:
         self.layers: int = self._engine.num_layers  # kernels, about: what the builder fused is one
         self.dtypes = self._check(api.module)
         self.queue = queue.acquire()
+        self.stream = queue.render if spec.stage == "render" else queue.motion
         self._bound: Optional[_Buffers] = None
 
     def _check(self, module: Any) -> dict[str, np.dtype[Any]]:
@@ -93,8 +109,8 @@ class TensorRtEngine:
                 raise EngineError(f"{self.name} does not take the address of {name} in the {self.spec.stage} stage")
 
     def enqueue(self) -> None:
-        """One run, in the queue's stream; does not wait. Hold `queue.lock`."""
-        if self._context is None or not self._context.execute_async_v3(self.queue.stream.handle):
+        """One run, in the engine's stream; does not wait. Hold `queue.lock`."""
+        if self._context is None or not self._context.execute_async_v3(self.stream.handle):
             raise EngineError(f"{self.name} failed in the {self.spec.stage} stage; see t2v-edge doctor")
 
     def run(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
@@ -116,7 +132,7 @@ class TensorRtEngine:
         with self.queue.lock:
             if self._context is None:
                 return
-            self.queue.stream.wait()
+            self.stream.wait()
             if self._bound is not None:
                 self._bound.close()
             self._context = self._engine = self._runtime = self._bound = None
@@ -139,9 +155,9 @@ def capture(engine: TensorRtEngine, addresses: Mapping[str, int], work: Callable
     """
     engine.bind(addresses)
     engine.enqueue()
-    engine.queue.stream.wait()
+    engine.stream.wait()
     try:
-        with engine.queue.stream.capture() as captured:
+        with engine.stream.capture() as captured:
             work()
         return captured.graph
     except EngineError as error:
@@ -164,7 +180,7 @@ class _Buffers:
         return HostBuffer((self._engine.batch, *tensor.shape[1:]), self._engine.dtypes[tensor.name])
 
     def run(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
-        stream, spec = self._engine.queue.stream, self._engine.spec
+        stream, spec = self._engine.stream, self._engine.spec
         for tensor in spec.inputs:
             if tensor.name in self._host:
                 host = self._host[tensor.name]
@@ -177,7 +193,7 @@ class _Buffers:
         return {t.name: self._host[t.name].array[:1].astype(t.dtype) for t in spec.outputs}
 
     def time_ms(self, runs: int) -> list[float]:
-        stream, (start, end) = self._engine.queue.stream, (Event(timed=True), Event(timed=True))
+        stream, (start, end) = self._engine.stream, (Event(timed=True), Event(timed=True))
         times = []
         for _ in range(runs):
             start.record(stream)
@@ -194,7 +210,7 @@ class _Buffers:
             self._engine.bind(self._addresses)
             self._engine.enqueue()
         else:
-            self._graph.launch(self._engine.queue.stream)
+            self._graph.launch(self._engine.stream)
 
     def close(self) -> None:
         if self._graph is not None:

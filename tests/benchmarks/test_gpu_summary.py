@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_summary import demands, engine_rows, main, peer_rows
+from benchmarks.gpu_summary import demands, engine_rows, main, peer_rows, sameness
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 GPU = {"name": "A GPU"}
@@ -20,6 +20,7 @@ ENGINES = {"versions": {}, "bundles": {"m": {
     "stream 1": {"fps": 1500.0, "gpu_idle_share": 0.5}, "stream 1 ahead": {"fps": 2400.0, "gpu_idle_share": 0.2},
     "stream fp32": {"fps": 1200.0, "gpu_idle_share": 0.1, "variants": {"render": "fp32"}},
     "stream fp16": {"fps": 1300.0, "gpu_idle_share": 0.1, "variants": {"render": "fp32"}},  # refused: another plays
+    "same 1": {"frames": 400, "counts_agree": True, "not_the_same": 0, "levels": 0},
     "captions": {"first_frame_ms": {"p50": 2.0}}}}}
 
 
@@ -51,6 +52,14 @@ def test_demands_are_kept_missed_or_not_measured():
     slower = [row for row in rows if row.method != "torch-graph-fp16"]
     missed = demands(slower)[1]
     assert math.isnan(missed.found) and not missed.kept
+
+
+@pytest.mark.parametrize("changed, kept", [({}, True), ({"not_the_same": 1}, False), ({"counts_agree": False}, False)])
+def test_frames_made_ahead_are_to_be_those_made_one_by_one(changed, kept):
+    engines = copy.deepcopy(ENGINES)
+    engines["bundles"]["m"]["same 1"].update(changed)
+    assert [demand.kept for demand in sameness(engines)] == [kept]
+    assert not sameness({"bundles": {"m": {}}})[0].kept
 
 
 def test_the_command_writes_and_checks(tmp_path, capsys):

@@ -1,15 +1,19 @@
 """A GPU of plain memory and a TensorRT that runs ONNX Runtime: what is called of cuda-python and tensorrt, and no more.
 
-Work in a stream is done at once, unless it is captured; then it is kept and done at each launch. The real libraries are
-met elsewhere: TensorRT-RTX's builder in test_tensorrt_rtx.py, CUDA and TensorRT 8.6 in benchmarks/gpu.py.
+Work in a stream is done when somebody waits for it and not before, that of several streams in any order that their
+events allow. What is captured is kept and done at each launch. The real libraries are met elsewhere: TensorRT-RTX's
+builder in test_tensorrt_rtx.py, CUDA and TensorRT 8.6 in benchmarks/gpu.py.
 """
 
 from __future__ import annotations
 
 import ctypes
 import enum
+import random
 import sys
+import threading
 import types
+from collections import Counter, defaultdict, deque
 
 import numpy as np
 import onnx
@@ -24,21 +28,50 @@ class Error(enum.IntEnum):
 
 
 class FakeCuda:
-    """State of the fake device. `memory`: address -> what keeps it alive; `launches` counts graph launches."""
+    """State of the fake device. `memory`: address -> what keeps it alive; `launches` counts graph launches. seed: of
+    the order in which streams that need not wait for each other do their work; `streams` have had any."""
 
-    def __init__(self, integrated=False, name="NVIDIA Fake"):
+    def __init__(self, integrated=False, name="NVIDIA Fake", seed=0):
         self.integrated, self.name = integrated, name
         self.memory = {}
         self.capturing = None
         self.graphs = {}
         self.launches = 0
         self.frees = 0
+        self.streams = set()
+        self._queues = defaultdict(deque)  # stream -> pairs: whether it may be done now, and what
+        self._records, self._reached = Counter(), Counter()  # event -> how often, as enqueued and as done
+        self._random, self._lock = random.Random(seed), threading.RLock()
 
-    def enqueue(self, work):
-        if self.capturing is None:
-            work()
-        else:
-            self.capturing.append(work)
+    def enqueue(self, stream, work, may=lambda: True):
+        with self._lock:
+            if self.capturing is None:
+                self.streams.add(stream)
+                self._queues[stream].append((may, work))
+            else:
+                captured, kept = self.capturing
+                assert stream == captured, "work in another stream than the one that is captured"
+                kept.append(work)
+        return (Error.cudaSuccess,)
+
+    def record(self, event, stream):
+        with self._lock:
+            self._records[event] += 1
+            count = self._records[event]
+        return self.enqueue(stream, lambda: self._reached.update({event: count - self._reached[event]}))
+
+    def wait_for(self, stream, event):
+        """Of an event that is recorded again later, the record that there is now counts."""
+        count = self._records[event]
+        return self.enqueue(stream, lambda: None, lambda: self._reached[event] >= count)
+
+    def wait(self, stream=None, event=None):
+        """Until a stream has nothing to do, or an event was reached; others get on with theirs meanwhile, or not."""
+        with self._lock:
+            count = self._records[event]
+            while self._queues[stream] if event is None else self._reached[event] < count:
+                ready = [queue for queue in self._queues.values() if queue and queue[0][0]()]
+                self._random.choice(ready).popleft()[1]()
         return (Error.cudaSuccess,)
 
     def allocate(self, nbytes):
@@ -48,6 +81,7 @@ class FakeCuda:
         return (Error.cudaSuccess, address)
 
     def free(self, address):
+        assert not any(self._queues.values()), "memory is freed before the work that may need it is done"
         if self.memory.pop(int(address), None) is None:
             return (Error.cudaErrorInvalidValue,)
         self.frees += 1
@@ -61,11 +95,11 @@ def runtime_module(gpu):
     handles = iter(range(1, 10**9))
 
     def begin(stream, mode):
-        gpu.capturing = []
+        gpu.capturing = (stream, [])
         return ok
 
     def end_capture(stream):
-        work, gpu.capturing = gpu.capturing, None
+        (_, work), gpu.capturing = gpu.capturing, None
         graph = next(handles)
         gpu.graphs[graph] = work
         return (Error.cudaSuccess, graph)
@@ -73,7 +107,7 @@ def runtime_module(gpu):
     def launch(executable, stream):
         gpu.launches += 1
         for work in gpu.graphs[executable]:
-            work()
+            gpu.enqueue(stream, work)
         return ok
 
     def instantiate(graph, flags):
@@ -102,17 +136,19 @@ def runtime_module(gpu):
         "cudaFreeHost": gpu.free,
         "cudaStreamCreateWithFlags": lambda flags: (Error.cudaSuccess, next(handles)),
         "cudaStreamDestroy": lambda stream: ok,
-        "cudaStreamSynchronize": lambda stream: ok,
+        "cudaStreamSynchronize": lambda stream: gpu.wait(stream),
+        "cudaStreamWaitEvent": lambda stream, event, flags: gpu.wait_for(stream, event),
         "cudaStreamBeginCapture": begin,
         "cudaStreamEndCapture": end_capture,
         "cudaGraphInstantiate": instantiate,
         "cudaGraphDestroy": lambda graph: ok,
         "cudaGraphExecDestroy": lambda graph: (gpu.graphs.pop(graph), ok)[1],
         "cudaGraphLaunch": launch,
-        "cudaMemcpyAsync": lambda to, of, count, kind, stream: gpu.enqueue(lambda: ctypes.memmove(to, of, count)),
+        "cudaMemcpyAsync": lambda to, of, count, kind, stream: gpu.enqueue(
+            stream, lambda: ctypes.memmove(to, of, count)),
         "cudaEventCreateWithFlags": lambda flags: (Error.cudaSuccess, next(handles)),
-        "cudaEventRecord": lambda event, stream: ok,
-        "cudaEventSynchronize": lambda event: ok,
+        "cudaEventRecord": gpu.record,
+        "cudaEventSynchronize": lambda event: gpu.wait(event=event),
         "cudaEventElapsedTime": lambda start, end: (Error.cudaSuccess, 0.5),
         "cudaEventDestroy": lambda event: ok,
     }
@@ -135,7 +171,7 @@ def driver_module(gpu):
             mixed = before + (after - before) * part
             to[:] = before if part <= 0 else after if part >= 1 else mixed
 
-        return gpu.enqueue(work)
+        return gpu.enqueue(stream, work)
 
     module.cuModuleLoadData = lambda image: (Error.cudaSuccess, 1)
     module.cuModuleGetFunction = lambda loaded, name: (Error.cudaSuccess, 2)
@@ -278,7 +314,7 @@ class _Context:
 
     def execute_async_v3(self, stream):
         addresses = dict(self.addresses)
-        return self.engine.gpu.enqueue(lambda: self._work(addresses))[0] == 0
+        return self.engine.gpu.enqueue(stream, lambda: self._work(addresses))[0] == 0
 
     def _work(self, addresses):
         engine = self.engine

@@ -48,9 +48,10 @@ def plain_bundle(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def gpu():
-    return FakeCuda()
+@pytest.fixture(params=range(3))
+def gpu(request):
+    """In three orders of what may be done in any order."""
+    return FakeCuda(seed=request.param)
 
 
 def play(pipeline, **options):
@@ -60,20 +61,23 @@ def play(pipeline, **options):
 @pytest.mark.parametrize("integrated", [False, True])
 @pytest.mark.parametrize("options", [
     {}, {"fps": 60}, {"fps": 7}, {"ahead": True}, {"fps": 60, "ahead": True}, {"smoothing": 0.5}, {"blend_steps": 0},
-    {"smoothing": 0.5, "fps": 40, "ahead": True}], ids=str)
+    {"fps": 7, "ahead": True}, {"smoothing": 0.5, "fps": 40, "ahead": True}], ids=str)
 def test_a_stream_on_the_gpu_is_the_stream_on_the_host(bundle, gpu, monkeypatch, options, integrated):
     gpu.integrated = integrated
     install(monkeypatch, gpu)
     with Pipeline.open(bundle, "onnxruntime", threads=1) as host:
         expected = play(host, **{**options, "ahead": False})
-    with Pipeline.open(bundle, "tensorrt") as device:
+    ahead = options.get("ahead", False)
+    with Pipeline.open(bundle, "tensorrt", ahead=ahead) as device:
         assert device.engines == dict.fromkeys(("text", "motion", "render"), "tensorrt")
+        gpu.streams.clear()  # those of the builder's
         frames = play(device, **options)
     assert [(f.index, f.pts, f.generation, f.caption) for f in frames] == [
         (f.index, f.pts, f.generation, f.caption) for f in expected]
     for found, wanted in zip(frames, expected):
         np.testing.assert_array_equal(found.pixels, wanted.pixels)
     assert not gpu.memory and gpu.launches > len(frames)
+    assert len(gpu.streams) == (3 if ahead else 1)
 
 
 @pytest.mark.parametrize("batch", [2, 5])
@@ -82,7 +86,7 @@ def test_frames_that_are_made_together_are_the_frames_made_one_by_one(bundle, gp
     install(monkeypatch, gpu)
     with Pipeline.open(bundle, "onnxruntime", threads=1) as host:
         expected = play(host, fps=37)
-    with Pipeline.open(bundle, "tensorrt", batch=batch) as device:
+    with Pipeline.open(bundle, "tensorrt", batch=batch, ahead=ahead) as device:
         frames = play(device, fps=37, ahead=ahead)
     assert len(frames) == len(expected)
     for found, wanted in zip(frames, expected):
@@ -107,6 +111,16 @@ def test_a_condition_is_uploaded_where_it_is_new_and_only_there(plain_bundle, gp
         np.testing.assert_array_equal(found.pixels, wanted.pixels)
     # into both places at the start, and again after each of two blends of two steps
     assert copied.count(upload) == 2 + 2 * 3
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_pipeline_and_its_streams_need_not_agree_on_what_is_made_ahead(bundle, gpu, monkeypatch, opened):
+    install(monkeypatch, gpu)
+    with Pipeline.open(bundle, "onnxruntime", threads=1) as host:
+        expected = play(host, fps=40)
+    with Pipeline.open(bundle, "tensorrt", ahead=opened) as device:
+        frames = play(device, fps=40, ahead=not opened)
+    np.testing.assert_array_equal(np.stack([f.pixels for f in frames]), np.stack([f.pixels for f in expected]))
 
 
 @pytest.mark.parametrize("batch, ahead", [(1, 0), (2, 1), (4, 2)])
@@ -135,11 +149,12 @@ def test_a_live_stream_on_the_gpu_is_the_stream_on_the_host(bundle, gpu, monkeyp
     assert not gpu.memory and list(live) == []
 
 
-def test_streams_share_a_pipeline_and_do_not_disturb_each_other(bundle, gpu, monkeypatch):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_streams_share_a_pipeline_and_do_not_disturb_each_other(bundle, gpu, monkeypatch, ahead):
     install(monkeypatch, gpu)
-    with Pipeline.open(bundle, "tensorrt") as pipeline:
+    with Pipeline.open(bundle, "tensorrt", ahead=ahead) as pipeline:
         alone = play(pipeline)
-        one, other = (pipeline.stream("a person is walking", **{**PLAY, "seed": seed}) for seed in (3, 4))
+        one, other = (pipeline.stream("a person is walking", ahead=ahead, **{**PLAY, "seed": seed}) for seed in (3, 4))
         together = [next(stream).pixels for _ in range(24) for stream in (one, other)][::2]
     np.testing.assert_array_equal(np.stack(together), np.stack([f.pixels for f in alone]))
     assert not gpu.memory
@@ -161,11 +176,13 @@ def test_a_caption_set_in_mid_stream_takes_effect_at_the_next_base_step(bundle, 
     np.testing.assert_array_equal(*made)
 
 
-def test_a_stream_that_is_left_in_the_middle_gives_its_memory_back(bundle, gpu, monkeypatch):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_stream_that_is_left_in_the_middle_gives_its_memory_back(bundle, gpu, monkeypatch, ahead):
     install(monkeypatch, gpu)
-    with Pipeline.open(bundle, "tensorrt") as pipeline:
+    with Pipeline.open(bundle, "tensorrt", ahead=ahead) as pipeline:
         before = len(gpu.memory)
-        stream = pipeline.stream("a person is walking")
+        stream = pipeline.stream("a person is walking", ahead=ahead)
+        next(stream)
         next(stream)
         assert len(gpu.memory) > before
         stream.close()
@@ -183,15 +200,16 @@ def test_a_stream_that_is_dropped_gives_its_memory_back(bundle, gpu, monkeypatch
         assert len(gpu.memory) == before
 
 
-def test_without_cuda_graphs_the_frames_are_the_same(bundle, gpu, monkeypatch):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_without_cuda_graphs_the_frames_are_the_same(bundle, gpu, monkeypatch, ahead):
     install(monkeypatch, gpu)
-    with Pipeline.open(bundle, "tensorrt") as pipeline:
+    with Pipeline.open(bundle, "tensorrt", ahead=ahead) as pipeline:
         expected = play(pipeline)
         import cuda.bindings.runtime as runtime
 
         monkeypatch.setattr(runtime, "cudaGraphInstantiate", lambda graph, flags: (1, None))
         launches = gpu.launches
-        frames = play(pipeline)
+        frames = play(pipeline, ahead=ahead)
         assert gpu.launches == launches
     np.testing.assert_array_equal(np.stack([f.pixels for f in frames]), np.stack([f.pixels for f in expected]))
 
