@@ -7,8 +7,8 @@
 Needs no PyTorch and runs on Python 3.9, as a TensorRT host does. Of each bundle: `build`, what `t2v-edge build` says
 (every variant's build time, size, differences and milliseconds, and what was chosen); `streams`, frames a second at the
 model's own rate with the frames copied back, by batch, with and without frames made ahead, for the chosen engines and
-for each variant alone; the share of a frame's time in which the GPU has nothing to do (with motion, frames and copies
-beside each other, that in which it is not known to have anything: one less the larger share of motion and frames);
+for each variant alone; the share of a frame's time in which the GPU has nothing to do (of frames made ahead, whose
+motion, rendering and copies are beside each other, the share without the longest of the three: at most that);
 `same`, whether frames made ahead are those made one by one; `first_frame_ms` from a caption never seen; `switch_ms`
 from a new caption to the first frame of its generation; `cache`, what became of engines that were spoilt on purpose.
 With --captions the frames that the evaluator reads are written to --frames, one raw uint8 (captions, 16, H, W, 3) file
@@ -67,14 +67,17 @@ def measure_stream(pipeline: Pipeline, frames: int, ahead: bool) -> dict[str, An
         rates.append(frames / (stamps[-1] - stamps[0]))
         waits = np.concatenate([waits, 1000 * np.diff(stamps)])
         player: Any = stream._rollout.player
-        step_ms, group_ms = player.time_ms(200)
+        times = player.time_ms(200)
         rows = player.rows
         stream.close()
     fps = float(np.median(rates))
-    busy_ms = max(step_ms, group_ms / rows) if player.beside else step_ms + group_ms / rows
+    step_ms, group_ms, copy_ms = times
+    parts = (step_ms, group_ms / rows, copy_ms / rows)
+    busy_ms = max(parts) if ahead else sum(parts)
     return {"fps": fps, "fps_of_rounds": rates, "frames": frames, "rows": rows,
             "wait_ms": {name: float(np.percentile(waits, q)) for name, q in (("p50", 50), ("p95", 95), ("p99", 99))},
-            "gpu_step_ms": step_ms, "gpu_group_ms": group_ms, "gpu_busy_ms_a_frame": busy_ms,
+            "gpu_step_ms": step_ms, "gpu_group_ms": group_ms, "gpu_copy_ms": copy_ms,
+            "gpu_busy_ms_a_frame": busy_ms,
             "gpu_idle_share": max(0.0, 1 - busy_ms * fps / 1000)}
 
 
@@ -264,22 +267,20 @@ def _streams(
     results: Results, path: Path, args: argparse.Namespace, batch: int, variant: Optional[str], captions: list[str]
 ) -> None:
     """The chosen engines of a batch."""
-    played = []
-    for ahead in (False, True):
-        before = free_bytes()
-        with Pipeline.open(path, args.engine, variant, batch=batch, ahead=ahead) as pipeline:
-            used = before - free_bytes()
+    before = free_bytes()
+    with Pipeline.open(path, args.engine, variant, batch=batch) as pipeline:
+        used = before - free_bytes()
+        for ahead in (False, True):
             name = f"stream {batch}" + (" ahead" if ahead else "")
             measured = results.part(path.name, name, partial(measure_stream, pipeline, args.count, ahead))
             if measured is not None:
                 measured.update(engines=pipeline.engines, variants=pipeline.variants, gpu_bytes=used)
-            played.append(play(pipeline, ahead))
-            if batch == 1 and not ahead:
-                heard = captions[-FIRST_FRAMES:] or [f"{CAPTION} {i}" for i in range(FIRST_FRAMES)]
-                results.part(path.name, "captions", partial(measure_captions, pipeline, heard))
-            if batch == 1 and ahead and args.frames is not None and "chosen" in args.judge.split(","):
+        results.part(path.name, f"same {batch}", lambda: compare(play(pipeline, False), play(pipeline, True)))
+        if batch == 1:
+            heard = captions[-FIRST_FRAMES:] or [f"{CAPTION} {i}" for i in range(FIRST_FRAMES)]
+            results.part(path.name, "captions", lambda: measure_captions(pipeline, heard))
+            if args.frames is not None and "chosen" in args.judge.split(","):
                 _write(results, path, args, pipeline, "chosen", captions)
-    results.part(path.name, f"same {batch}", lambda: compare(*played))
 
 
 def _alone(
@@ -287,7 +288,7 @@ def _alone(
 ) -> None:
     """One variant wherever a stage has it and it is right there."""
     results.part(path.name, f"build {variant}", partial(_build, path, args.engine, settings, (variant,)))
-    with Pipeline.open(path, args.engine, variant, ahead=True) as pipeline:
+    with Pipeline.open(path, args.engine, variant) as pipeline:
         if not hasattr(pipeline._loaded["render"], "queue"):
             results.part(path.name, f"stream {variant}", lambda: {"engines": pipeline.engines})
             return

@@ -130,9 +130,8 @@ class Builder:
         return BuildReport(self.api.name, self.api.version_text, self.gpu, self.options.settings, results,
                            time.perf_counter() - start)
 
-    def open(self, ahead: bool = False) -> tuple[dict[str, Engine], dict[str, str]]:
-        """The chosen engines in one queue, and the variant of each stage. ahead: whether frames will be made ahead, so
-        that motion, frames and their copies go beside each other.
+    def open(self) -> tuple[dict[str, Engine], dict[str, str]]:
+        """The chosen engines in one queue, and the variant of each stage.
 
         An earlier `build` of this batch and these variants counts whatever settings it had; what is not kept is built,
         and what is built again is proved again.
@@ -141,7 +140,7 @@ class Builder:
         builder = self if plan is None else self.with_settings(plan.settings)
         if plan is None or not builder._holds(plan):
             plan = Plan.of(builder.build().stages, builder.options.settings)
-        return builder._open(plan, ahead)
+        return builder._open(plan)
 
     def with_settings(self, settings: BuildSettings) -> Builder:
         """The same, building differently."""
@@ -157,7 +156,7 @@ class Builder:
         return plan
 
     def open_kept(self, variant: str, stage: str) -> TensorRtEngine:
-        """An engine that an earlier `build` left in the cache, chosen or not, in a CUDA stream of its own.
+        """An engine that an earlier `build` left in the cache, chosen or not, in a queue of its own.
 
         Raises `EngineError` where there is none: nothing is built.
         """
@@ -178,9 +177,9 @@ class Builder:
         return all(engine != self.api.name or self.cache.get(self._key(variant, stage)) is not None
                    for stage, (engine, variant) in plan.stages.items())
 
-    def _open(self, plan: Plan, ahead: bool) -> tuple[dict[str, Engine], dict[str, str]]:
+    def _open(self, plan: Plan) -> tuple[dict[str, Engine], dict[str, str]]:
         with ExitStack() as opened:
-            queue = GpuQueue(beside=ahead).acquire()
+            queue = GpuQueue().acquire()
             opened.callback(queue.release)  # the engines have acquired it as well
             engines: dict[str, Engine] = {}
             failed = ExitStack()

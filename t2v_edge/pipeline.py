@@ -91,9 +91,8 @@ class Pipeline:
         one variant for every stage that has it (the others keep the manifest's default), or None for the manifest's
         default, or for TensorRT for what measured fastest. threads: CPU threads an operator may use, None for the
         engine's choice. batch: frames that the renderer makes at once, on TensorRT alone. callers: streams that will
-        play at the same time, for which an engine may make room. ahead: whether its streams are made ahead, so that an
-        engine may give each frame a core, or on a GPU render one frame beside the motion of the next and the copy of
-        the last. Raises `BundleError`, `EngineError` or `UsageError`.
+        play at the same time, for which an engine may make room. ahead: whether its streams are made ahead, so
+        that an engine may give each frame a core. Raises `BundleError`, `EngineError` or `UsageError`.
         """
         options = EngineOptions(threads, callers, ahead)
         check_engine(engine)
@@ -101,7 +100,7 @@ class Pipeline:
             manifest = bundle.manifest
             variants = choose_variants(manifest, variant)
             tokenizer = CaptionTokenizer(bundle.tokenizer_json, manifest.tokenizer.tokens, manifest.tokenizer.pad_id)
-            built = _open_built(bundle, engine, variant, batch, ahead)
+            built = _open_built(bundle, engine, variant, batch)
             engines: dict[str, Engine] = {}
             if built is not None:
                 engines, variants = built
@@ -253,7 +252,7 @@ class Pipeline:
 
 
 def _open_built(
-    bundle: Bundle, engine: str, variant: Optional[str], batch: int, ahead: bool
+    bundle: Bundle, engine: str, variant: Optional[str], batch: int
 ) -> Optional[tuple[dict[str, Engine], dict[str, str]]]:
     """Engines that are built for this machine, and their variants; None where other engines are to be taken."""
     if engine not in (*BUILT, AUTO):
@@ -272,7 +271,7 @@ def _open_built(
             chosen = None if variant is None else (variant,)
             builder = Builder(bundle, BuildOptions(name, chosen, BuildSettings(batch)))
             if engine != AUTO or builder.plan() is not None:
-                return builder.open(ahead)
+                return builder.open()
         except (EngineError, ImportError) as error:
             if engine != AUTO:
                 raise error if isinstance(error, EngineError) else EngineError(

@@ -1,13 +1,13 @@
 """A stream that lives on the GPU: condition, recurrent state, motion and frames stay there, CUDA graphs do the work.
 
-A base step is one graph; so are mixing the two newest motions, rendering, and copying the frame out as bytes. States
-and motions go to and fro between two places, and each parity has graphs of its own, so that nothing is ever copied from
-one place to the other. Groups of frames have places of their own, so that one is made while another is handed out. On a
-GPU that shares the processor's memory the renderer writes into it directly.
+A base step is one graph, rendering is another. States and motions go to and fro between two places, and each parity has
+a graph of its own, so that nothing is ever copied from one place to the other. On a GPU that shares the processor's
+memory the renderer writes frames there directly; else they are copied out as bytes.
 
-Where the queue has streams beside each other, motions and what is mixed of them stay in one, frames are rendered in
-another and copied out in a third. Events order them: a group is rendered when it has been mixed, and copied when it has
-been rendered. Nothing else is shared: a group's place is free again only when its frames have been collected.
+Steps, and mixing the two newest motions into a frame's own, are in one CUDA stream, rendering in another and copying in
+a third. Events order them: a group of frames is rendered when all were mixed, and copied when they were rendered. They
+share nothing else, for a group's place is free again only when its frames have been collected; so the next group may be
+on its way meanwhile.
 """
 
 from __future__ import annotations
@@ -30,20 +30,16 @@ FLOAT = 4
 UPLOADS = 4
 """Base steps whose condition and noise may wait for their copy at once."""
 
-SLOTS = 2
-"""Groups of frames that may be on their way."""
-
 _Closable = TypeVar("_Closable", DeviceBuffer, HostBuffer, Event)
 
 
 class ResidentPlayer:
     """A `Player` of two TensorRT engines in one queue; `rows` is the renderer's batch."""
 
-    slots = SLOTS
+    slots = 2
 
     def __init__(self, motion: TensorRtEngine, render: TensorRtEngine, draws: Draws, smoothing: float) -> None:
         self.rows = render.batch
-        self.beside = motion.queue.beside
         self._motion, self._render, self._queue = motion, render, motion.queue.acquire()
         self._stack = ExitStack()
         self._stack.callback(self._queue.release)
@@ -146,16 +142,15 @@ class ResidentPlayer:
             raise RuntimeError("a frame was placed before its group was rendered and collected")
         slot.shares.array[row] = share
         self._placed.append(share)
-        if not slot.mixes:
-            with self._queue.lock:
-                self._check_open()
-                slot.mix(row, self._newest)
+        with self._queue.lock:
+            self._check_open()
+            slot.mix(row, newest=(self._steps - 1) % 2)
 
     def render(self) -> None:
         slot = self._slots[0]
         with self._queue.lock:
             self._check_open()
-            slot.launch(self._newest)
+            slot.launch()
         self._flying.append((slot, len(self._placed)))
         self._placed = []
         self._slots.rotate(-1)
@@ -165,11 +160,10 @@ class ResidentPlayer:
         slot.done.wait()
         return [slot.pixels.array[row].copy() for row in range(frames)]
 
-    def time_ms(self, runs: int) -> tuple[float, float]:
-        """Milliseconds on the GPU of a base step, and of a group of frames with its copy; for measuring.
+    def time_ms(self, runs: int) -> tuple[float, float, float]:
+        """Milliseconds on the GPU of a base step, of rendering a group of frames, and of its copy; for measuring.
 
-        Each is the mean of `runs` launched back to back; where the copy goes `beside` the next group, without it. The
-        stream's state is lost.
+        Each is the mean of `runs` launched back to back. The stream's state is lost.
         """
         start, end = self._own(Event(timed=True)), self._own(Event(timed=True))
         slot = self._slots[0]
@@ -184,12 +178,9 @@ class ResidentPlayer:
 
         with self._queue.lock:
             self._check_open()
-            return timed(self._queue.motion, self._launch_step), timed(self._queue.render, slot.launch)
-
-    @property
-    def _newest(self) -> int:
-        """The parity of the newest step."""
-        return (self._steps - 1) % 2
+            queue = self._queue
+            return (timed(queue.motion, self._launch_step), timed(queue.render, lambda _: slot.render()),
+                    timed(queue.copies, lambda _: slot.copy_out()))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -236,16 +227,12 @@ class _Upload:
 
 
 class _Slot:
-    """A group of frames in the making: its inputs, its pixels, and graphs by the parity of the newest step.
-
-    mixes: whether its graphs begin with the mixing, as a single frame's do unless motion has a stream of its own.
-    """
+    """A group of frames in the making: its inputs, its pixels, and the renderer's graph for these."""
 
     def __init__(self, player: ResidentPlayer, drawn: Mapping[str, DeviceBuffer]) -> None:
         self._player = player
         rows, spec = player.rows, player._render.spec
         self._queue = player._queue
-        self.mixes = rows == 1 and not player.beside
         self._row = [player._floats[name] * FLOAT for name in ("motion", "condition")]
         apart = player._apart if rows == 1 else _aligned(rows * self._row[0])
         self._inputs = player._own(DeviceBuffer(apart + _aligned(rows * self._row[1])))
@@ -257,26 +244,14 @@ class _Slot:
         self._frame = self.pixels.device_address
         if not self._shared:
             self._frame = player._own(DeviceBuffer(self.pixels.nbytes)).address
-        self._mixed, self._made, self.done = (player._own(Event()) for _ in range(3))
+        self._mixed, self._rendered, self.done = (player._own(Event()) for _ in range(3))
         self._addresses = {"motion": self._starts[0], "condition": self._starts[1], "frame": self._frame,
                            **{name: buffer.address for name, buffer in drawn.items()}}
-        self._graphs = [self._capture(parity) for parity in range(2 if self.mixes else 1)]
+        self._graph = capture(player._render, self._addresses, player._render.enqueue)
+        if self._graph is not None:
+            player._stack.callback(self._graph.close)
 
-    def _capture(self, parity: int) -> Optional[Graph]:
-        graph = capture(self._player._render, self._addresses, lambda: self._work(parity))
-        if graph is not None:
-            self._player._stack.callback(graph.close)
-        return graph
-
-    def _work(self, parity: int) -> None:
-        """What a group needs in the renderer's stream; where that does not begin with mixing, `place` did it."""
-        if self.mixes:
-            self.mix(0, parity)
-        self._player._render.enqueue()
-        if not self._player.beside:
-            self._copy_out()
-
-    def mix(self, row: int, parity: int) -> None:
+    def mix(self, row: int, newest: int) -> None:
         """Put the mixture of the two newest steps into a row: one launch where motion and condition lie as there."""
         player, ring = self._player, self._player._ring
         sizes = [player._floats["motion"], player._floats["condition"]]
@@ -286,27 +261,28 @@ class _Slot:
         for part, (count, offset) in enumerate(zip(sizes, offsets)):
             self._queue.mix.enqueue(
                 self._queue.motion, self._starts[part] + row * self._row[part],
-                ring[1 - parity].address + offset, ring[parity].address + offset,
+                ring[1 - newest].address + offset, ring[newest].address + offset,
                 self.shares.device_address + row * FLOAT, count)
 
-    def launch(self, parity: int) -> None:
-        queue, beside = self._queue, self._player.beside
-        if beside:
-            self._mixed.record(queue.motion)
-            queue.render.wait_for(self._mixed)
-        graph = self._graphs[parity % len(self._graphs)]
-        if graph is None:
-            self._player._render.bind(self._addresses)
-            self._work(parity)
-        else:
-            graph.launch(queue.render)
-        if beside:
-            self._made.record(queue.render)
-            queue.copies.wait_for(self._made)
-            self._copy_out()
+    def launch(self) -> None:
+        """Render the group when it has been mixed, and copy it when it has been rendered."""
+        queue = self._queue
+        self._mixed.record(queue.motion)
+        queue.render.wait_for(self._mixed)
+        self.render()
+        self._rendered.record(queue.render)
+        queue.copies.wait_for(self._rendered)
+        self.copy_out()
         self.done.record(queue.copies)
 
-    def _copy_out(self) -> None:
+    def render(self) -> None:
+        if self._graph is None:
+            self._player._render.bind(self._addresses)
+            self._player._render.enqueue()
+        else:
+            self._graph.launch(self._queue.render)
+
+    def copy_out(self) -> None:
         if not self._shared:
             self._queue.copies.copy_out(self.pixels, self._frame)
 

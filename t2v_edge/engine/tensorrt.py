@@ -23,17 +23,14 @@ _LOG = logging.getLogger(__name__)
 class GpuQueue:
     """What the engines and players of a pipeline enqueue their work in, and a lock for those who do.
 
-    Engines keep scratch memory that two runs must not use at once, so each stage is always in the same CUDA stream:
-    text and motion in `motion`, the renderer in `render`, and its frames are copied out in `copies`. That is one and
-    the same stream, which is quickest for a frame that is waited for; with `beside` each is one of its own, so that
-    frames that are made ahead are rendered beside the motion of the next and the copy of the last. Counts its users:
-    the last to `release` it closes it.
+    Engines keep scratch memory that two runs must not use at once, so each stage has its CUDA stream: text and motion
+    are in `motion`, the renderer in `render`, and its frames are copied out in `copies`. A frame is so rendered beside
+    the motion of the next and the copy of the last, where frames are made ahead or several streams play. Counts its
+    users: the last to `release` it closes it.
     """
 
-    def __init__(self, beside: bool = False) -> None:
-        self.beside = beside
-        self.motion = Stream()
-        self.render, self.copies = (Stream(), Stream()) if beside else (self.motion, self.motion)
+    def __init__(self) -> None:
+        self.motion, self.render, self.copies = self._streams = (Stream(), Stream(), Stream())
         self.mix = MixKernel()
         self.lock = threading.RLock()
         self._users = 0
@@ -55,10 +52,6 @@ class GpuQueue:
         """Until all that was enqueued is done."""
         for stream in self._streams:
             stream.wait()
-
-    @property
-    def _streams(self) -> tuple[Stream, ...]:
-        return (self.motion, self.render, self.copies) if self.beside else (self.motion,)
 
 
 class TensorRtEngine:

@@ -67,8 +67,7 @@ def test_a_stream_on_the_gpu_is_the_stream_on_the_host(bundle, gpu, monkeypatch,
     install(monkeypatch, gpu)
     with Pipeline.open(bundle, "onnxruntime", threads=1) as host:
         expected = play(host, **{**options, "ahead": False})
-    ahead = options.get("ahead", False)
-    with Pipeline.open(bundle, "tensorrt", ahead=ahead) as device:
+    with Pipeline.open(bundle, "tensorrt") as device:
         assert device.engines == dict.fromkeys(("text", "motion", "render"), "tensorrt")
         gpu.streams.clear()  # those of the builder's
         frames = play(device, **options)
@@ -77,7 +76,7 @@ def test_a_stream_on_the_gpu_is_the_stream_on_the_host(bundle, gpu, monkeypatch,
     for found, wanted in zip(frames, expected):
         np.testing.assert_array_equal(found.pixels, wanted.pixels)
     assert not gpu.memory and gpu.launches > len(frames)
-    assert len(gpu.streams) == (3 if ahead else 1)
+    assert len(gpu.streams) == 3
 
 
 @pytest.mark.parametrize("batch", [2, 5])
@@ -86,7 +85,7 @@ def test_frames_that_are_made_together_are_the_frames_made_one_by_one(bundle, gp
     install(monkeypatch, gpu)
     with Pipeline.open(bundle, "onnxruntime", threads=1) as host:
         expected = play(host, fps=37)
-    with Pipeline.open(bundle, "tensorrt", batch=batch, ahead=ahead) as device:
+    with Pipeline.open(bundle, "tensorrt", batch=batch) as device:
         frames = play(device, fps=37, ahead=ahead)
     assert len(frames) == len(expected)
     for found, wanted in zip(frames, expected):
@@ -111,16 +110,6 @@ def test_a_condition_is_uploaded_where_it_is_new_and_only_there(plain_bundle, gp
         np.testing.assert_array_equal(found.pixels, wanted.pixels)
     # into both places at the start, and again after each of two blends of two steps
     assert copied.count(upload) == 2 + 2 * 3
-
-
-@pytest.mark.parametrize("opened", [False, True])
-def test_a_pipeline_and_its_streams_need_not_agree_on_what_is_made_ahead(bundle, gpu, monkeypatch, opened):
-    install(monkeypatch, gpu)
-    with Pipeline.open(bundle, "onnxruntime", threads=1) as host:
-        expected = play(host, fps=40)
-    with Pipeline.open(bundle, "tensorrt", ahead=opened) as device:
-        frames = play(device, fps=40, ahead=not opened)
-    np.testing.assert_array_equal(np.stack([f.pixels for f in frames]), np.stack([f.pixels for f in expected]))
 
 
 @pytest.mark.parametrize("batch, ahead", [(1, 0), (2, 1), (4, 2)])
@@ -152,7 +141,7 @@ def test_a_live_stream_on_the_gpu_is_the_stream_on_the_host(bundle, gpu, monkeyp
 @pytest.mark.parametrize("ahead", [False, True])
 def test_streams_share_a_pipeline_and_do_not_disturb_each_other(bundle, gpu, monkeypatch, ahead):
     install(monkeypatch, gpu)
-    with Pipeline.open(bundle, "tensorrt", ahead=ahead) as pipeline:
+    with Pipeline.open(bundle, "tensorrt") as pipeline:
         alone = play(pipeline)
         one, other = (pipeline.stream("a person is walking", ahead=ahead, **{**PLAY, "seed": seed}) for seed in (3, 4))
         together = [next(stream).pixels for _ in range(24) for stream in (one, other)][::2]
@@ -179,7 +168,7 @@ def test_a_caption_set_in_mid_stream_takes_effect_at_the_next_base_step(bundle, 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_stream_that_is_left_in_the_middle_gives_its_memory_back(bundle, gpu, monkeypatch, ahead):
     install(monkeypatch, gpu)
-    with Pipeline.open(bundle, "tensorrt", ahead=ahead) as pipeline:
+    with Pipeline.open(bundle, "tensorrt") as pipeline:
         before = len(gpu.memory)
         stream = pipeline.stream("a person is walking", ahead=ahead)
         next(stream)
@@ -203,7 +192,7 @@ def test_a_stream_that_is_dropped_gives_its_memory_back(bundle, gpu, monkeypatch
 @pytest.mark.parametrize("ahead", [False, True])
 def test_without_cuda_graphs_the_frames_are_the_same(bundle, gpu, monkeypatch, ahead):
     install(monkeypatch, gpu)
-    with Pipeline.open(bundle, "tensorrt", ahead=ahead) as pipeline:
+    with Pipeline.open(bundle, "tensorrt") as pipeline:
         expected = play(pipeline)
         import cuda.bindings.runtime as runtime
 
