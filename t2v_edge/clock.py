@@ -54,7 +54,7 @@ class Clock:
 
     @cached_property
     def _steps_a_frame(self) -> tuple[int, int]:
-        """A ratio of whole numbers: fractions took a quarter of the host's time for a frame on a GPU (49 us, now 37)."""
+        """A ratio of whole numbers: fractions at each frame took a quarter of the time that Python takes for one."""
         ratio = self.base_fps / self.fps
         return ratio.numerator, ratio.denominator
 
