@@ -2,7 +2,9 @@
 
 Takes the stages that `benchmarks.peers` timed in this runtime and the bundles that were timed, estimates each stage on
 the profile of the machine, and keeps both with what the stage costs. With --gpu also the stages of a results file that
-holds `median_ms` by bundle, stage and variant, in any order of nesting. Measures nothing itself.
+holds `median_ms` by bundle, stage and variant, in any order of nesting. Beside the stages stand frames a second, made
+one by one, and the first frame of a caption, each of the best variants by estimate and of those that were chosen where
+they were measured. Measures nothing itself.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,9 @@ from t2v_edge.bundle import Bundle
 from t2v_edge.device import PRECISIONS, load_profile
 from t2v_edge.files import write_atomic
 from t2v_edge.manifest import COSTS, Manifest
-from t2v_edge.roofline import check_against
+from t2v_edge.roofline import CPU as CPU_CONSTANTS
+from t2v_edge.roofline import GPU as GPU_CONSTANTS
+from t2v_edge.roofline import check_against, estimate
 from t2v_edge.spec import STAGES
 
 FORMAT, VERSION = "t2v-benchmark-roofline", 1
@@ -37,6 +42,18 @@ def measured_by_peers(results: Mapping[str, Any], model: str) -> dict[str, dict[
     for stage in STAGES:
         found.setdefault(ours["variants"][stage], {})[stage] = ours["figures"][f"{stage}_ms"]["median"]
     return found
+
+
+def whole_by_peers(results: Mapping[str, Any], model: str) -> dict[str, float]:
+    """Frames a second and milliseconds to a caption's first, of this runtime, by the names that an estimate has."""
+    ours = next(c for c in results["contenders"] if (c["model"], c["method"]) == (model, OURS))
+    return {"fps": ours["figures"]["base_fps"]["median"], "first_frame_ms": ours["figures"]["first_frame_ms"]["median"]}
+
+
+def whole_on_gpu(results: Mapping[str, Any], bundle: str) -> dict[str, float]:
+    """The same of what `benchmarks.gpu_engines` kept."""
+    parts = results["bundles"][bundle]
+    return {"fps": parts["stream 1"]["fps"], "first_frame_ms": parts["captions"]["first_frame_ms"]["p50"]}
 
 
 def measured_in(results: Any, bundle: str, engine: str = "tensorrt") -> dict[str, dict[str, float]]:
@@ -97,6 +114,20 @@ def checks_of(
     return rows
 
 
+def whole_checks(
+    device: str, model: str, manifest: Manifest, measured: Mapping[str, float], source: str
+) -> list[dict[str, Any]]:
+    """What was measured of whole frames beside its estimate, as JSON; a ratio of estimate over measurement."""
+    found = estimate(load_profile(device), manifest)
+    return [{"device": device, "model": model, "figure": figure, "estimated": getattr(found, figure), "measured": value,
+             "ratio": getattr(found, figure) / value, "measured_in": source} for figure, value in measured.items()]
+
+
+def constants() -> dict[str, Any]:
+    """What today's estimates are made with."""
+    return {"gpu": asdict(GPU_CONSTANTS), "cpu": asdict(CPU_CONSTANTS)}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("benchmarks.roofline", description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", type=Path, required=True, metavar="BUNDLE", help="the reference's bundle")
@@ -107,24 +138,30 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSON to keep")
     args = parser.parse_args(argv)
     peers = json.loads((RESULTS / "peers.json").read_text("utf-8"))
-    rows = []
+    rows: list[dict[str, Any]] = []
+    whole: list[dict[str, Any]] = []
     for model, path in ((TEACHER, args.teacher), (STUDENT, args.student)):
         with Bundle.open(path) as bundle:
             rows += checks_of(CPU, model, bundle.manifest, measured_by_peers(peers, model), "peers.json")
+            whole += whole_checks(CPU, model, bundle.manifest, whole_by_peers(peers, model), "peers.json")
     if args.gpu:
-        results = json.loads(args.gpu.read_text("utf-8"))
+        results = kept = json.loads(args.gpu.read_text("utf-8"))
         if "bundles" in results:
             results = one_by_one(results)
         for path in args.gpu_bundle:
             with Bundle.open(path) as bundle:
-                name = bundle.manifest.name
-                measured = measured_in(results, name)
-                rows += checks_of(profile_of(results), name, bundle.manifest, measured, args.gpu.name)
+                name, device = bundle.manifest.name, profile_of(results)
+                rows += checks_of(device, name, bundle.manifest, measured_in(results, name), args.gpu.name)
+                if "bundles" in kept:
+                    whole += whole_checks(device, name, bundle.manifest, whole_on_gpu(kept, name), args.gpu.name)
     for row in rows:
-        print(f"{row['device']:<14}{row['model']:<9}{row['stage']:<7}{row['variant']:<9}{row['measured_ms']:>9.3g} ms, "
-              f"estimated {row['estimated_ms']:.3g}, {row['ratio']:.2f} times")
+        print(f"{row['device']:<14}{row['model']:<11}{row['stage']:<7}{row['variant']:<9}"
+              f"{row['measured_ms']:>9.3g} ms, estimated {row['estimated_ms']:.3g}, {row['ratio']:.2f} times")
+    for row in whole:
+        print(f"{row['device']:<14}{row['model']:<11}{row['figure']:<16}{row['measured']:>9.4g}, "
+              f"estimated {row['estimated']:.4g}, {row['ratio']:.2f} times")
     if args.output:
-        data = {"format": FORMAT, "format_version": VERSION, "checks": rows}
+        data = {"format": FORMAT, "format_version": VERSION, "checks": rows, "whole": whole, "constants": constants()}
         write_atomic(args.output, (json.dumps(data, indent=1) + "\n").encode())
     return 0
 

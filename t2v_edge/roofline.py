@@ -36,28 +36,31 @@ class Constants:
 
     `shares`: of the dense rate that the layers of one frame attain, by rate. `launch_cycles`: GPU clocks of the
     shortest kernel in a replayed CUDA graph; `launch_us`: the same where it goes by no clock. `runtime_us`: the
-    runtime's own time for a frame.
+    runtime's own time for a frame; `caption_us`: for a new caption, its tokens and the text stage's arrays.
     """
 
     shares: Mapping[str, float]
     launch_cycles: float
     launch_us: float
     runtime_us: float
+    caption_us: float
 
 
-GPU = Constants({"fp32": 0.5, "fp16": 0.1, "int8": 0.05}, launch_cycles=4200, launch_us=0, runtime_us=50)
+GPU = Constants({"fp32": 0.5, "fp16": 0.1, "int8": 0.05}, launch_cycles=4200, launch_us=0, runtime_us=50,
+                caption_us=600)
 """Measured on one H200 with TensorRT 8.6.0 and CUDA graphs (tests/t2v_edge/test_roofline.py has the figures): an
 encoder of six layers, 73 kernels of little arithmetic, takes 157 us, which is 2.2 us or 4,000 clocks of 1.83 GHz a
 kernel, a GRU step of five kernels 11 us, and a renderer of 77 of which few compute much 190 us. What renderers of 1.4
 and 2.0 GMAC take besides in float16 is 9 % of the dense rate, for narrow layers leave Tensor cores idle, and in INT8
 half that share: INT8 was no faster than float16 at batch 1. In float32, on ordinary cores, it is half. Enqueueing from
-Python cost 20 to 60 us on that host, and costs more on a board's cores. A smaller GPU is easier to fill, so its
-arithmetic is cautious."""
+Python cost 20 to 60 us on that host, a caption 0.44 to 0.77 ms besides its stages on two, and both cost more on a
+board's cores. A smaller GPU is easier to fill, so its arithmetic is cautious."""
 
-CPU = Constants({"fp32": 0.6, "int8": 0.6}, launch_cycles=0, launch_us=12, runtime_us=150)
+CPU = Constants({"fp32": 0.6, "int8": 0.6}, launch_cycles=0, launch_us=12, runtime_us=150, caption_us=1000)
 """Measured on two AVX2 cores (benchmarks/results/peers.json): ONNX Runtime and OpenVINO attain a half to three
 quarters of the machine's best matrix product in the larger renderer, and the motion step, 33 kernels' worth of little
-arithmetic, takes 0.45 to 0.75 ms; a base frame takes 0.1 to 0.2 ms more than its stages."""
+arithmetic, takes 0.45 to 0.75 ms; a base frame takes 0.1 to 0.2 ms more than its stages, the first of a caption 1.1 to
+2.9 ms."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Estimate:
     """What to expect of a bundle on a device; all numbers are None where `missing` names what is not known.
 
     fps: base frames a second, each a motion step and a render; copies run beside rendering. first_frame_ms: from a
-    caption's tokens to its first pixels in the CPU's memory. memory_bytes: the graphs and what passes between kernels,
+    caption to its first pixels in the CPU's memory. memory_bytes: the graphs and what passes between kernels,
     without the engine's own libraries. binds: the resource that a frame spends most of its time on.
     """
 
@@ -156,7 +159,8 @@ def estimate(profile: DeviceProfile, manifest: Manifest) -> Estimate:
     memory = _memory(manifest, stages) + BUFFERS * frame_bytes
     return Estimate(
         profile.name, manifest.name, tuple(stages), fps=1e3 / frame_ms, frame_ms=frame_ms, copy_ms=copy_ms,
-        first_frame_ms=sum(part.ms for part in stages) + copy_ms + runtime_ms, memory_bytes=memory,
+        first_frame_ms=sum(part.ms for part in stages) + copy_ms + runtime_ms + constants.caption_us / 1e3,
+        memory_bytes=memory,
         fits=None if profile.memory_bytes is None else memory <= profile.memory_bytes,
         binds=COPY if copy_ms > compute_ms else _largest(terms))
 

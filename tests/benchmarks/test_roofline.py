@@ -8,7 +8,18 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.results import STUDENT, TEACHER
-from benchmarks.roofline import CPU, RESULTS, checks_of, measured_by_peers, measured_in, profile_of
+from benchmarks.roofline import (
+    CPU,
+    RESULTS,
+    checks_of,
+    constants,
+    measured_by_peers,
+    measured_in,
+    profile_of,
+    whole_by_peers,
+    whole_checks,
+    whole_on_gpu,
+)
 from t2v_edge.bundle import Bundle
 from t2v_edge.device import load_profile
 from t2v_edge.manifest import GraphEntry
@@ -30,6 +41,33 @@ def test_estimate_is_within_a_factor_of_two_of_each_kept_measurement(row):
     (check,) = check_against(load_profile(row["device"]), graphs, {row["variant"]: {row["stage"]: row["measured_ms"]}})
     assert check.factor <= WITHIN
     assert check.ratio == pytest.approx(row["ratio"]), "the constants changed: run benchmarks.roofline again"
+
+
+@pytest.mark.parametrize("row", KEPT["whole"], ids=lambda row: "-".join((row["device"], row["model"], row["figure"])))
+def test_frames_a_second_and_the_first_frame_are_within_a_factor_of_two(row):
+    assert 1 / WITHIN <= row["ratio"] <= WITHIN
+    assert row["ratio"] == pytest.approx(row["estimated"] / row["measured"])
+    assert KEPT["constants"] == constants(), "the constants changed: run benchmarks.roofline again"
+
+
+def test_whole_frames_are_those_of_the_files_they_are_said_to_be_of():
+    files = {name: json.loads((RESULTS / name).read_text("utf-8")) for name in ("peers.json", "gpu_engines.json")}
+    of = {"peers.json": whole_by_peers, "gpu_engines.json": whole_on_gpu}
+    rows = KEPT["whole"]
+    assert len(rows) == 8 and {row["measured_in"] for row in rows} == set(files)
+    for row in rows:
+        assert row["measured"] == of[row["measured_in"]](files[row["measured_in"]], row["model"])[row["figure"]]
+
+
+def test_a_bundle_is_estimated_as_a_whole(tmp_path):
+    tiny = make_tiny()
+    for stage in tiny.variants["fp32"]:
+        tiny.variants["fp32"][stage] = replace(tiny.variants["fp32"][stage], macs=0, weight_bytes=0,
+                                               activation_bytes=0, launches=100)
+    with Bundle.open(tiny.write(tmp_path / "bundle")) as bundle:
+        fps, first = whole_checks(CPU, "tiny", bundle.manifest, {"fps": 100.0, "first_frame_ms": 2.0}, "x.json")
+    # three stages of 1.2 ms, 0.15 ms of the runtime and 1 ms for a caption
+    assert fps["ratio"] == pytest.approx(1000 / 2.55 / 100) and first["ratio"] == pytest.approx(4.75 / 2)
 
 
 def test_kept_measurements_are_those_of_the_file_they_name():
