@@ -198,7 +198,8 @@ class ResidentPlayer:
     def __del__(self) -> None:
         # A stream that is dropped in the middle, without close; nobody is there to be told of an error.
         with suppress(Exception):
-            self.close()
+            if not self._closed:  # or a lock might be waited for to no purpose
+                self.close()
 
 
 class _Upload:
@@ -230,15 +231,16 @@ class _Slot:
     """A group of frames in the making: its inputs, its pixels, and the renderer's graph for these."""
 
     def __init__(self, player: ResidentPlayer, drawn: Mapping[str, DeviceBuffer]) -> None:
-        self._player = player
-        rows, spec = player.rows, player._render.spec
-        self._queue = player._queue
-        self._row = [player._floats[name] * FLOAT for name in ("motion", "condition")]
-        apart = player._apart if rows == 1 else _aligned(rows * self._row[0])
-        self._inputs = player._own(DeviceBuffer(apart + _aligned(rows * self._row[1])))
+        # Not the player: it is freed when it is dropped, and not when a collector finds it, perhaps in mid-capture.
+        rows, self._queue, self._render, self._ring = player.rows, player._queue, player._render, player._ring
+        sizes = [player._floats[name] for name in ("motion", "condition")]
+        apart = player._apart if rows == 1 else _aligned(rows * sizes[0] * FLOAT)
+        self._inputs = player._own(DeviceBuffer(apart + _aligned(rows * sizes[1] * FLOAT)))
         self._starts = (self._inputs.address, self._inputs.address + apart)
+        # what is mixed: how many numbers, and where in the ring; one piece where both lie here as they do there
+        self._pieces = [(player._apart // FLOAT + sizes[1], 0)] if rows == 1 else list(zip(sizes, (0, player._apart)))
         self.shares = player._own(HostBuffer((rows,), np.float32))
-        frame = spec.results[0]
+        frame = self._render.spec.results[0]
         self.pixels = player._own(HostBuffer((rows, *frame.shape[1:]), np.uint8))
         self._shared = find_gpu().integrated
         self._frame = self.pixels.device_address
@@ -247,22 +249,16 @@ class _Slot:
         self._mixed, self._rendered, self.done = (player._own(Event()) for _ in range(3))
         self._addresses = {"motion": self._starts[0], "condition": self._starts[1], "frame": self._frame,
                            **{name: buffer.address for name, buffer in drawn.items()}}
-        self._graph = capture(player._render, self._addresses, player._render.enqueue)
+        self._graph = capture(self._render, self._addresses, self._render.enqueue)
         if self._graph is not None:
             player._stack.callback(self._graph.close)
 
     def mix(self, row: int, newest: int) -> None:
-        """Put the mixture of the two newest steps into a row: one launch where motion and condition lie as there."""
-        player, ring = self._player, self._player._ring
-        sizes = [player._floats["motion"], player._floats["condition"]]
-        offsets = [0, player._apart]
-        if player.rows == 1:
-            sizes, offsets = [player._apart // FLOAT + sizes[1]], [0]
-        for part, (count, offset) in enumerate(zip(sizes, offsets)):
-            self._queue.mix.enqueue(
-                self._queue.motion, self._starts[part] + row * self._row[part],
-                ring[1 - newest].address + offset, ring[newest].address + offset,
-                self.shares.device_address + row * FLOAT, count)
+        """Put the mixture of the two newest steps into a row."""
+        one, other = self._ring[1 - newest].address, self._ring[newest].address
+        for start, (count, offset) in zip(self._starts, self._pieces):
+            self._queue.mix.enqueue(self._queue.motion, start + row * count * FLOAT, one + offset, other + offset,
+                                    self.shares.device_address + row * FLOAT, count)
 
     def launch(self) -> None:
         """Render the group when it has been mixed, and copy it when it has been rendered."""
@@ -277,8 +273,8 @@ class _Slot:
 
     def render(self) -> None:
         if self._graph is None:
-            self._player._render.bind(self._addresses)
-            self._player._render.enqueue()
+            self._render.bind(self._addresses)
+            self._render.enqueue()
         else:
             self._graph.launch(self._queue.render)
 

@@ -39,19 +39,20 @@ class FakeCuda:
         self.launches = 0
         self.frees = 0
         self.streams = set()
-        self._queues = defaultdict(deque)  # stream -> pairs: whether it may be done now, and what
+        self._queues = defaultdict(deque)  # stream -> triples: whether it may be done now, what, and where
         self._records, self._reached = Counter(), Counter()  # event -> how often, as enqueued and as done
         self._random, self._lock = random.Random(seed), threading.RLock()
 
-    def enqueue(self, stream, work, may=lambda: True):
+    def enqueue(self, stream, work, touched=(), may=lambda: True):
+        """touched: the addresses at which it reads and writes."""
         with self._lock:
             if self.capturing is None:
                 self.streams.add(stream)
-                self._queues[stream].append((may, work))
+                self._queues[stream].append((may, work, touched))
             else:
                 captured, kept = self.capturing
                 assert stream == captured, "work in another stream than the one that is captured"
-                kept.append(work)
+                kept.append((work, touched))
         return (Error.cudaSuccess,)
 
     def record(self, event, stream):
@@ -63,7 +64,7 @@ class FakeCuda:
     def wait_for(self, stream, event):
         """Of an event that is recorded again later, the record that there is now counts."""
         count = self._records[event]
-        return self.enqueue(stream, lambda: None, lambda: self._reached[event] >= count)
+        return self.enqueue(stream, lambda: None, may=lambda: self._reached[event] >= count)
 
     def wait(self, stream=None, event=None):
         """Until a stream has nothing to do, or an event was reached; others get on with theirs meanwhile, or not."""
@@ -77,14 +78,18 @@ class FakeCuda:
     def allocate(self, nbytes):
         block = np.full(nbytes + 256, 0xA5, np.uint8)  # poison: what is never written shows
         address = (block.ctypes.data + 255) // 256 * 256
-        self.memory[address] = block
+        with self._lock:
+            self.memory[address] = block
         return (Error.cudaSuccess, address)
 
     def free(self, address):
-        assert not any(self._queues.values()), "memory is freed before the work that may need it is done"
-        if self.memory.pop(int(address), None) is None:
-            return (Error.cudaErrorInvalidValue,)
-        self.frees += 1
+        with self._lock:
+            block = self.memory.pop(int(address), None)
+            if block is None:
+                return (Error.cudaErrorInvalidValue,)
+            waiting = [at for queue in self._queues.values() for _, _, touched in queue for at in touched]
+            assert not any(0 <= at - address < block.size - 256 for at in waiting), "freed before its work is done"
+            self.frees += 1
         return (Error.cudaSuccess,)
 
 
@@ -106,8 +111,8 @@ def runtime_module(gpu):
 
     def launch(executable, stream):
         gpu.launches += 1
-        for work in gpu.graphs[executable]:
-            gpu.enqueue(stream, work)
+        for work, touched in gpu.graphs[executable]:
+            gpu.enqueue(stream, work, touched)
         return ok
 
     def instantiate(graph, flags):
@@ -145,7 +150,7 @@ def runtime_module(gpu):
         "cudaGraphExecDestroy": lambda graph: (gpu.graphs.pop(graph), ok)[1],
         "cudaGraphLaunch": launch,
         "cudaMemcpyAsync": lambda to, of, count, kind, stream: gpu.enqueue(
-            stream, lambda: ctypes.memmove(to, of, count)),
+            stream, lambda: ctypes.memmove(to, of, count), (to, of)),
         "cudaEventCreateWithFlags": lambda flags: (Error.cudaSuccess, next(handles)),
         "cudaEventRecord": gpu.record,
         "cudaEventSynchronize": lambda event: gpu.wait(event=event),
@@ -171,7 +176,7 @@ def driver_module(gpu):
             mixed = before + (after - before) * part
             to[:] = before if part <= 0 else after if part >= 1 else mixed
 
-        return gpu.enqueue(stream, work)
+        return gpu.enqueue(stream, work, (made, one, other, share))
 
     module.cuModuleLoadData = lambda image: (Error.cudaSuccess, 1)
     module.cuModuleGetFunction = lambda loaded, name: (Error.cudaSuccess, 2)
@@ -314,7 +319,7 @@ class _Context:
 
     def execute_async_v3(self, stream):
         addresses = dict(self.addresses)
-        return self.engine.gpu.enqueue(stream, lambda: self._work(addresses))[0] == 0
+        return self.engine.gpu.enqueue(stream, lambda: self._work(addresses), addresses.values())[0] == 0
 
     def _work(self, addresses):
         engine = self.engine
