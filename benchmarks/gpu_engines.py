@@ -67,11 +67,10 @@ def measure_stream(pipeline: Pipeline, frames: int, ahead: bool) -> dict[str, An
         rates.append(frames / (stamps[-1] - stamps[0]))
         waits = np.concatenate([waits, 1000 * np.diff(stamps)])
         player: Any = stream._rollout.player
-        times = player.time_ms(200)
+        step_ms, group_ms, copy_ms = player.time_ms(200)
         rows = player.rows
         stream.close()
     fps = float(np.median(rates))
-    step_ms, group_ms, copy_ms = times
     parts = (step_ms, group_ms / rows, copy_ms / rows)
     busy_ms = max(parts) if ahead else sum(parts)
     return {"fps": fps, "fps_of_rounds": rates, "frames": frames, "rows": rows,

@@ -22,15 +22,15 @@ import numpy.typing as npt
 
 from t2v_edge.clock import Vector
 from t2v_edge.draws import Draws
-from t2v_edge.engine.cuda import ALIGNMENT, DeviceBuffer, Event, Graph, HostBuffer, Stream, find_gpu
-from t2v_edge.engine.tensorrt import TensorRtEngine, capture
+from t2v_edge.engine.cuda import ALIGNMENT, DeviceBuffer, Event, HostBuffer, Stream, find_gpu
+from t2v_edge.engine.tensorrt import Replay, TensorRtEngine
 from t2v_edge.errors import EngineError
 
 FLOAT = 4
 UPLOADS = 4
 """Base steps whose condition and noise may wait for their copy at once."""
 
-_Closable = TypeVar("_Closable", DeviceBuffer, HostBuffer, Event)
+_Closable = TypeVar("_Closable", DeviceBuffer, HostBuffer, Event, Replay)
 
 
 class ResidentPlayer:
@@ -68,8 +68,7 @@ class ResidentPlayer:
         noises = {n.input: self._own(DeviceBuffer(self._floats[n.input] * FLOAT)) for n in spec.noises}
         self._uploads = [_Upload(self, noises) for _ in range(UPLOADS)]
         self._uploaded: list[Optional[Vector]] = [None, None]
-        self._step_addresses = [self._addresses_of(parity, noises) for parity in range(2)]
-        self._step_graphs = [self._capture_step(parity) for parity in range(2)]
+        self._replays = [self._replay_of(parity, noises) for parity in range(2)]
         drawn = {name: self._own(DeviceBuffer(self.rows * value.nbytes)) for name, value in draws.render.items()}
         self._slots = deque(_Slot(self, drawn) for _ in range(self.slots))
         # The warm-ups above left their marks in the states.
@@ -96,21 +95,19 @@ class ResidentPlayer:
             addresses[state.output] = self._states[state.name][1 - parity].address
         return addresses
 
-    def _capture_step(self, parity: int) -> Optional[Graph]:
-        graph = capture(self._motion, self._step_addresses[parity], lambda: self._work(parity))
-        if graph is not None:
-            self._stack.callback(graph.close)
-        return graph
+    def _replay_of(self, parity: int, noises: Mapping[str, DeviceBuffer]) -> Replay:
+        """A base step; then a one-pole low-pass, as `clock.Smoother`: the newest motion lies between the last one and
+        the raw one."""
+        # No part of a player refers to it: it is freed when dropped, and not by a collector, perhaps in mid-capture.
+        engine, queue, raw, gain = self._motion, self._queue, self._raw, self._gain
+        newest, last, count = self._ring[parity], self._ring[1 - parity], self._floats["motion"]
 
-    def _work(self, parity: int) -> None:
-        self._motion.enqueue()
-        self._smooth(parity)
+        def work() -> None:
+            engine.enqueue()
+            if raw is not None:
+                queue.mix.enqueue(queue.motion, newest.address, last.address, raw.address, gain.device_address, count)
 
-    def _smooth(self, parity: int) -> None:
-        """One-pole low-pass, as `clock.Smoother`: the newest motion is between the last one and the raw one."""
-        if self._raw is not None:
-            self._queue.mix.enqueue(self._queue.motion, self._ring[parity].address, self._ring[1 - parity].address,
-                                    self._raw.address, self._gain.device_address, self._floats["motion"])
+        return self._own(Replay(engine, self._addresses_of(parity, noises), work))
 
     def step(self, condition: Vector, noises: Mapping[str, Vector]) -> None:
         parity = self._steps % 2
@@ -120,19 +117,11 @@ class ResidentPlayer:
                 upload = self._uploads[self._steps % UPLOADS]
                 upload.send(self._ring[parity].address + self._apart, condition, noises)
                 self._uploaded[parity] = condition
-            self._launch_step(parity)
+            self._replays[parity].launch()
             if self._steps == 0 and self._raw is not None:
                 self._queue.motion.wait()  # the first motion is taken whole
                 self._gain.array[0] = self._next_gain
             self._steps += 1
-
-    def _launch_step(self, parity: int) -> None:
-        graph = self._step_graphs[parity]
-        if graph is None:
-            self._motion.bind(self._step_addresses[parity])
-            self._work(parity)
-        else:
-            graph.launch(self._queue.motion)
 
     def place(self, share: float) -> None:
         slot, row = self._slots[0], len(self._placed)
@@ -171,7 +160,7 @@ class ResidentPlayer:
         def timed(stream: Stream, launch: Callable[[int], None]) -> float:
             start.record(stream)
             for run in range(runs):
-                launch(run % 2)
+                launch(run)
             end.record(stream)
             end.wait()
             return end.since_ms(start) / runs
@@ -179,7 +168,8 @@ class ResidentPlayer:
         with self._queue.lock:
             self._check_open()
             queue = self._queue
-            return (timed(queue.motion, self._launch_step), timed(queue.render, lambda _: slot.render()),
+            return (timed(queue.motion, lambda run: self._replays[run % 2].launch()),
+                    timed(queue.render, lambda _: slot.replay.launch()),
                     timed(queue.copies, lambda _: slot.copy_out()))
 
     def _check_open(self) -> None:
@@ -228,11 +218,10 @@ class _Upload:
 
 
 class _Slot:
-    """A group of frames in the making: its inputs, its pixels, and the renderer's graph for these."""
+    """A group of frames in the making: its inputs, its pixels, and the renderer's run from one to the other."""
 
     def __init__(self, player: ResidentPlayer, drawn: Mapping[str, DeviceBuffer]) -> None:
-        # Not the player: it is freed when it is dropped, and not when a collector finds it, perhaps in mid-capture.
-        rows, self._queue, self._render, self._ring = player.rows, player._queue, player._render, player._ring
+        rows, self._queue, self._ring = player.rows, player._queue, player._ring
         sizes = [player._floats[name] for name in ("motion", "condition")]
         apart = player._apart if rows == 1 else _aligned(rows * sizes[0] * FLOAT)
         self._inputs = player._own(DeviceBuffer(apart + _aligned(rows * sizes[1] * FLOAT)))
@@ -240,18 +229,16 @@ class _Slot:
         # what is mixed: how many numbers, and where in the ring; one piece where both lie here as they do there
         self._pieces = [(player._apart // FLOAT + sizes[1], 0)] if rows == 1 else list(zip(sizes, (0, player._apart)))
         self.shares = player._own(HostBuffer((rows,), np.float32))
-        frame = self._render.spec.results[0]
+        frame = player._render.spec.results[0]
         self.pixels = player._own(HostBuffer((rows, *frame.shape[1:]), np.uint8))
         self._shared = find_gpu().integrated
         self._frame = self.pixels.device_address
         if not self._shared:
             self._frame = player._own(DeviceBuffer(self.pixels.nbytes)).address
         self._mixed, self._rendered, self.done = (player._own(Event()) for _ in range(3))
-        self._addresses = {"motion": self._starts[0], "condition": self._starts[1], "frame": self._frame,
-                           **{name: buffer.address for name, buffer in drawn.items()}}
-        self._graph = capture(self._render, self._addresses, self._render.enqueue)
-        if self._graph is not None:
-            player._stack.callback(self._graph.close)
+        addresses = {"motion": self._starts[0], "condition": self._starts[1], "frame": self._frame,
+                     **{name: buffer.address for name, buffer in drawn.items()}}
+        self.replay = player._own(Replay(player._render, addresses))
 
     def mix(self, row: int, newest: int) -> None:
         """Put the mixture of the two newest steps into a row."""
@@ -265,18 +252,11 @@ class _Slot:
         queue = self._queue
         self._mixed.record(queue.motion)
         queue.render.wait_for(self._mixed)
-        self.render()
+        self.replay.launch()
         self._rendered.record(queue.render)
         queue.copies.wait_for(self._rendered)
         self.copy_out()
         self.done.record(queue.copies)
-
-    def render(self) -> None:
-        if self._graph is None:
-            self._render.bind(self._addresses)
-            self._render.enqueue()
-        else:
-            self._graph.launch(self._queue.render)
 
     def copy_out(self) -> None:
         if not self._shared:

@@ -140,22 +140,39 @@ class TensorRtEngine:
         self.close()
 
 
-def capture(engine: TensorRtEngine, addresses: Mapping[str, int], work: Callable[[], None]) -> Optional[Graph]:
-    """`work`, which enqueues the engine on `addresses` and what belongs to it, as one graph.
+class Replay:
+    """An engine's run on fixed addresses, with what else `work` enqueues around it; as one CUDA graph where that can be
+    captured, else enqueued anew at each launch, which is slower.
 
-    The engine runs once before, for it allocates some things lazily. None where it cannot be captured; then `bind` and
-    `work` do the same at each run, more slowly.
+    The engine runs once before, for it allocates some things lazily. Hold `queue.lock`.
     """
-    engine.bind(addresses)
-    engine.enqueue()
-    engine.stream.wait()
-    try:
-        with engine.stream.capture() as captured:
-            work()
-        return captured.graph
-    except EngineError as error:
-        _LOG.warning("the %s engine runs without a CUDA graph: %s", engine.spec.stage, error)
-        return None
+
+    def __init__(
+        self, engine: TensorRtEngine, addresses: Mapping[str, int], work: Optional[Callable[[], None]] = None
+    ) -> None:
+        self._engine, self._addresses, self._work = engine, addresses, work or engine.enqueue
+        self._graph: Optional[Graph] = None
+        engine.bind(addresses)
+        engine.enqueue()
+        engine.stream.wait()
+        try:
+            with engine.stream.capture() as captured:
+                self._work()
+            self._graph = captured.graph
+        except EngineError as error:
+            _LOG.warning("the %s engine runs without a CUDA graph: %s", engine.spec.stage, error)
+
+    def launch(self) -> None:
+        """One run, in the engine's stream; does not wait."""
+        if self._graph is None:
+            self._engine.bind(self._addresses)
+            self._work()
+        else:
+            self._graph.launch(self._engine.stream)
+
+    def close(self) -> None:
+        if self._graph is not None:
+            self._graph.close()
 
 
 class _Buffers:
@@ -167,7 +184,7 @@ class _Buffers:
                       if t.name in engine.dtypes}
         self._device = {name: DeviceBuffer(host.nbytes) for name, host in self._host.items()}
         self._addresses = {name: buffer.address for name, buffer in self._device.items()}
-        self._graph = capture(engine, self._addresses, engine.enqueue)
+        self._replay = Replay(engine, self._addresses)
 
     def _pinned(self, tensor: TensorSpec) -> HostBuffer:
         return HostBuffer((self._engine.batch, *tensor.shape[1:]), self._engine.dtypes[tensor.name])
@@ -179,7 +196,7 @@ class _Buffers:
                 host = self._host[tensor.name]
                 host.array[...] = feeds[tensor.name]
                 stream.copy_in(self._addresses[tensor.name], host)
-        self._launch()
+        self._replay.launch()
         for tensor in spec.outputs:
             stream.copy_out(self._host[tensor.name], self._addresses[tensor.name])
         stream.wait()
@@ -190,7 +207,7 @@ class _Buffers:
         times = []
         for _ in range(runs):
             start.record(stream)
-            self._launch()
+            self._replay.launch()
             end.record(stream)
             end.wait()
             times.append(end.since_ms(start))
@@ -198,16 +215,8 @@ class _Buffers:
         end.close()
         return times
 
-    def _launch(self) -> None:
-        if self._graph is None:
-            self._engine.bind(self._addresses)
-            self._engine.enqueue()
-        else:
-            self._graph.launch(self._engine.stream)
-
     def close(self) -> None:
-        if self._graph is not None:
-            self._graph.close()
+        self._replay.close()
         for device in self._device.values():
             device.close()
         for host in self._host.values():
