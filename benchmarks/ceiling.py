@@ -49,8 +49,14 @@ def integer_graph(size: int) -> onnx.ModelProto:
 def quantized_graph(size: int) -> onnx.ModelProto:
     """y = x w as a Q/DQ graph: uint8 in and out, int8 weights, as engines fuse it."""
     weight = np.random.default_rng(0).integers(-63, 64, (size, size)).astype(np.int8)
-    constants = {"w": weight, "one": np.float32(0.02), "zero": np.uint8(128), "ws": np.float32(0.01),
-                 "wz": np.int8(0), "out": np.float32(1.0)}
+    constants = {
+        "w": weight,
+        "one": np.float32(0.02),
+        "zero": np.uint8(128),
+        "ws": np.float32(0.01),
+        "wz": np.int8(0),
+        "out": np.float32(1.0),
+    }
     nodes = [
         helper.make_node("DequantizeLinear", ["x", "one", "zero"], ["xf"]),
         helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wf"]),
@@ -63,7 +69,9 @@ def quantized_graph(size: int) -> onnx.ModelProto:
 def _model(nodes: list[Any], constants: dict[str, Any], taken: int, given: int, size: int) -> onnx.ModelProto:
     shape = [size, size]
     graph = helper.make_graph(
-        nodes, "product", [helper.make_tensor_value_info("x", taken, shape)],
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("x", taken, shape)],
         [helper.make_tensor_value_info("y", given, shape)],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
@@ -86,10 +94,15 @@ def runners(size: int) -> dict[str, dict[str, Callable[[], object]]]:
         return lambda: opened.run(None, {"x": feed})
 
     found: dict[str, dict[str, Callable[[], object]]] = {
-        "fp32": {"numpy": lambda: np.matmul(x, x, out=made), "torch": lambda: torch.mm(tensor, tensor),
-                 "onnxruntime": session(float_graph(size), x)},
-        "int8": {"onnxruntime MatMulInteger": session(integer_graph(size), bytes_),
-                 "onnxruntime Q/DQ": session(quantized_graph(size), bytes_)},
+        "fp32": {
+            "numpy": lambda: np.matmul(x, x, out=made),
+            "torch": lambda: torch.mm(tensor, tensor),
+            "onnxruntime": session(float_graph(size), x),
+        },
+        "int8": {
+            "onnxruntime MatMulInteger": session(integer_graph(size), bytes_),
+            "onnxruntime Q/DQ": session(quantized_graph(size), bytes_),
+        },
     }
     try:
         import openvino
@@ -118,8 +131,11 @@ def measure_ceilings(sizes: tuple[int, ...] = SIZES, seconds: float = SECONDS) -
     ceilings = {}
     for precision, found in rates.items():
         winner = max(found, key=found.__getitem__)
-        ceilings[precision] = {"best": found[winner][0], "by": f"{winner}, {found[winner][1]}",
-                               "all": {library: rate for library, (rate, _) in found.items()}}
+        ceilings[precision] = {
+            "best": found[winner][0],
+            "by": f"{winner}, {found[winner][1]}",
+            "all": {library: rate for library, (rate, _) in found.items()},
+        }
     return ceilings
 
 

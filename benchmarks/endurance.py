@@ -25,18 +25,37 @@ def describe(report: BenchReport) -> dict[str, Any]:
     """The run in real time of a benchmark, as JSON."""
     pace = report.real_time
     assert pace is not None
-    frame_ms = {"p50": pace.frame.median_ms, "p95": pace.frame.p95_ms, "p99": pace.frame.p99_ms,
-                "max": pace.frame.max_ms, "mean": pace.mean_ms}
+    frame_ms = {
+        "p50": pace.frame.median_ms,
+        "p95": pace.frame.p95_ms,
+        "p99": pace.frame.p99_ms,
+        "max": pace.frame.max_ms,
+        "mean": pace.mean_ms,
+    }
     return {
-        "format": FORMAT, "format_version": VERSION, "bundle": report.bundle, "fps": pace.fps,
-        "seconds": report.options["seconds"], "seed": report.options["seed"], "threads": report.options["threads"],
-        "cores": report.machine["usable_cores"], "width": report.size[0], "height": report.size[1],
-        "engines": report.engines, "variants": report.variants, "frames": pace.frames, "late": pace.late,
+        "format": FORMAT,
+        "format_version": VERSION,
+        "bundle": report.bundle,
+        "fps": pace.fps,
+        "seconds": report.options["seconds"],
+        "seed": report.options["seed"],
+        "threads": report.options["threads"],
+        "cores": report.machine["usable_cores"],
+        "width": report.size[0],
+        "height": report.size[1],
+        "engines": report.engines,
+        "variants": report.variants,
+        "frames": pace.frames,
+        "late": pace.late,
         "latest_ms": pace.latest_ms,
-        "headroom": pace.headroom, "cpu_share": pace.cpu_share, "frame_ms": frame_ms,
-        "rss_growth_mib": pace.memory_growth_bytes / MEGABYTE, "peak_mib": report.memory.peak_bytes / MEGABYTE,
+        "headroom": pace.headroom,
+        "cpu_share": pace.cpu_share,
+        "frame_ms": frame_ms,
+        "rss_growth_mib": pace.memory_growth_bytes / MEGABYTE,
+        "peak_mib": report.memory.peak_bytes / MEGABYTE,
         "stages": {stage: latency.to_json() for stage, latency in report.stages.items()},
-        "machine": report.machine, "versions": report.versions,
+        "machine": report.machine,
+        "versions": report.versions,
     }
 
 
@@ -51,8 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, help="JSON file to write")
     options = parser.parse_args(arguments)
     try:
-        report = bench(options.bundle, BenchOptions(options.fps, options.seconds, options.seed, options.engine,
-                                                    threads=options.threads))
+        report = bench(
+            options.bundle,
+            BenchOptions(options.fps, options.seconds, options.seed, options.engine, threads=options.threads),
+        )
     except T2VError as error:
         print(f"endurance failed: {error}", file=sys.stderr)
         return 1

@@ -50,12 +50,21 @@ def steps_of(args: argparse.Namespace) -> tuple[Step, ...]:
     """In the order in which they run; without --evaluator no frames are judged."""
     out = args.output.resolve()
     builds, engines, peers, frames, read = (
-        str(out / name) for name in ("builds.json", "gpu_engines.json", "gpu_peers.json", "frames", "read.json"))
+        str(out / name) for name in ("builds.json", "gpu_engines.json", "gpu_peers.json", "frames", "read.json")
+    )
     bundles = [str(path.resolve()) for path in args.bundle]
-    built = [word for name in ("level", "tactics") if (value := getattr(args, name)) is not None
-             for word in (f"--{name}", str(value))]
-    paired = [word for kind in ("checkpoint", "bundle") for path in getattr(args, kind)
-              for word in (f"--{kind}", str(path.resolve()))]
+    built = [
+        word
+        for name in ("level", "tactics")
+        if (value := getattr(args, name)) is not None
+        for word in (f"--{name}", str(value))
+    ]
+    paired = [
+        word
+        for kind in ("checkpoint", "bundle")
+        for path in getattr(args, kind)
+        for word in (f"--{kind}", str(path.resolve()))
+    ]
     reading = ["--evaluator", str(args.evaluator.resolve())] if args.evaluator is not None else []
     captions = ["--captions", str(args.captions.resolve())]
     written = [*captions, "--frames", frames, "-n", str(args.n), "--judge", "fp32,fp16,int8"] if reading else captions
@@ -67,13 +76,27 @@ def steps_of(args: argparse.Namespace) -> tuple[Step, ...]:
     found = [
         step("build", "gpu_build", *bundles, *built, "-o", builds),
         step("engines", "gpu_engines", *bundles, "--builds", builds, *built, *written, "-o", engines, after=("build",)),
-        step("peers", "gpu_peers", *paired, "--resume", "--deadline", str(args.deadline), "-o", peers)]
+        step("peers", "gpu_peers", *paired, "--resume", "--deadline", str(args.deadline), "-o", peers),
+    ]
     if reading:
-        found += [step("read", "gpu_read", frames, *reading, "-o", read, after=("engines",)),
-                  step("judge", "gpu_read", read, *reading, *captions, "-o", str(out / "gpu_judged.json"),
-                       after=("read",))]
-    return (*found, step("summary", "gpu_summary", engines, peers, "--check", "-o", str(out / "gpu_summary.json"),
-                         after=("engines", "peers"), again=True))
+        found += [
+            step("read", "gpu_read", frames, *reading, "-o", read, after=("engines",)),
+            step("judge", "gpu_read", read, *reading, *captions, "-o", str(out / "gpu_judged.json"), after=("read",)),
+        ]
+    return (
+        *found,
+        step(
+            "summary",
+            "gpu_summary",
+            engines,
+            peers,
+            "--check",
+            "-o",
+            str(out / "gpu_summary.json"),
+            after=("engines", "peers"),
+            again=True,
+        ),
+    )
 
 
 def run(steps: Sequence[Step], folder: Path) -> int:
@@ -102,34 +125,56 @@ def run(steps: Sequence[Step], folder: Path) -> int:
         done.unlink(missing_ok=True)
         with log.open("wb") as written:
             ended[step.name] = subprocess.run(
-                step.command, cwd=ROOT, stdout=written, stderr=subprocess.STDOUT, check=False).returncode
+                step.command, cwd=ROOT, stdout=written, stderr=subprocess.STDOUT, check=False
+            ).returncode
         if ended[step.name] == 0:
             write_atomic(done, command.encode())
         shown = log.read_text("utf-8", errors="replace").splitlines()
         if ended[step.name] or step.again:
             print("\n".join(shown if step.again else shown[-LAST_LINES:]), flush=True)
-        print(f"{step.name}: {time.monotonic() - start:.0f} s"
-              + (f", ended with {ended[step.name]}; all it said is in {log}" if ended[step.name] else ""), flush=True)
+        print(
+            f"{step.name}: {time.monotonic() - start:.0f} s"
+            + (f", ended with {ended[step.name]}; all it said is in {log}" if ended[step.name] else ""),
+            flush=True,
+        )
     failed = [name for name, status in ended.items() if status and (name, status) != ("summary", MISSED)]
     return 1 if failed else max(ended.values())
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", type=Path, action="append", required=True, help="checkpoint folder; repeatable")
-    parser.add_argument("--bundle", type=Path, action="append", required=True,
-                        help="a bundle of one of them, exported with --ship all; repeatable")
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        action="append",
+        required=True,
+        help="a bundle of one of them, exported with --ship all; repeatable",
+    )
     parser.add_argument("--captions", type=Path, required=True, help="JSON lines with text and slots")
-    parser.add_argument("-n", type=int, default=1200, help="captions whose frames are judged; of 256x256 each takes "
-                        "3 MB a bundle and variant (default %(default)s)")
+    parser.add_argument(
+        "-n",
+        type=int,
+        default=1200,
+        help="captions whose frames are judged; of 256x256 each takes 3 MB a bundle and variant (default %(default)s)",
+    )
     parser.add_argument("--evaluator", type=Path, help="an evaluator's folder; without it nothing is judged")
-    parser.add_argument("--tensorrt-python", default=sys.executable, metavar="PROGRAM",
-                        help="runs build and engines (default: this Python)")
+    parser.add_argument(
+        "--tensorrt-python",
+        default=sys.executable,
+        metavar="PROGRAM",
+        help="runs build and engines (default: this Python)",
+    )
     parser.add_argument("--level", type=int, help="TensorRT's optimization level, 0 to 5")
     parser.add_argument("--tactics", help="tactic sources, comma-separated, or none")
-    parser.add_argument("--deadline", type=float, default=300.0,
-                        help="begin no peer after so many seconds of that step (default %(default)s)")
+    parser.add_argument(
+        "--deadline",
+        type=float,
+        default=300.0,
+        help="begin no peer after so many seconds of that step (default %(default)s)",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for results and logs")
     args = parser.parse_args(arguments)
     for path in (*args.checkpoint, *args.bundle, args.captions, *filter(None, [args.evaluator])):

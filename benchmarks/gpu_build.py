@@ -50,8 +50,13 @@ def jobs_of(bundles: list[Path], engine: str, settings: BuildSettings) -> list[J
         with Bundle.open(path) as bundle:
             builder = Builder(bundle, BuildOptions(engine, None, settings))
             taken[path] = {stage: builder.candidates(stage) for stage in STAGES}
-    return [Job(str(path), variant, stage) for variant in VARIANTS for stage in reversed(STAGES) for path in bundles
-            if variant in taken[path][stage]]
+    return [
+        Job(str(path), variant, stage)
+        for variant in VARIANTS
+        for stage in reversed(STAGES)
+        for path in bundles
+        if variant in taken[path][stage]
+    ]
 
 
 def make(job: Job, engine: str, settings: BuildSettings) -> dict[str, Any]:
@@ -97,7 +102,9 @@ def main() -> int:
     with ProcessPoolExecutor(processes, context, take_gpu, (gpus,)) as pool:
         waiting: dict[Future[dict[str, Any]], Job] = {
             pool.submit(make, job, args.engine, settings): job
-            for job in jobs_of(args.bundles, args.engine, settings) if job.key not in done}
+            for job in jobs_of(args.bundles, args.engine, settings)
+            if job.key not in done
+        }
         for future in as_completed(waiting):
             job = waiting[future]
             done[job.key] = {**asdict(job), **future.result()}

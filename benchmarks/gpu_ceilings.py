@@ -51,8 +51,11 @@ def measure_gpu_ceilings(
             "copy_gb_s": _tried(lambda: copy_rate(place, block, share)),
         }
         gpu_only: dict[str, Callable[[], Any]] = {
-            "pinned_gb_s": lambda: pinned_rate(place, block // 4, share), "frame_copy": lambda: frame_copy(place),
-            "launch_us": lambda: launches(place), "graph_us": lambda: replays(place), "wait_us": lambda: wait(place),
+            "pinned_gb_s": lambda: pinned_rate(place, block // 4, share),
+            "frame_copy": lambda: frame_copy(place),
+            "launch_us": lambda: launches(place),
+            "graph_us": lambda: replays(place),
+            "wait_us": lambda: wait(place),
         }
         return {**found, **{name: _tried(run) if place.on_gpu else None for name, run in gpu_only.items()}}
 
@@ -165,6 +168,7 @@ def replays(place: Place) -> dict[str, float]:
             for _ in range(count):
                 x.add_(1)
             return (x,)
+
         return once
 
     one, many = (capture(several(count), place)[0] for count in (1, NODES))
@@ -201,8 +205,11 @@ def _waited_us(run: Callable[[], object], place: Place, times: int = 300) -> flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_ceilings", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_ceilings",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=8.0)
     options = parser.parse_args()

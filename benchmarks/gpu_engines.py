@@ -73,25 +73,43 @@ def measure_stream(pipeline: Pipeline, frames: int, ahead: bool) -> dict[str, An
     fps = float(np.median(rates))
     parts = (step_ms, group_ms / rows, copy_ms / rows)
     busy_ms = max(parts) if ahead else sum(parts)
-    return {"fps": fps, "fps_of_rounds": rates, "frames": frames, "rows": rows,
-            "wait_ms": {name: float(np.percentile(waits, q)) for name, q in (("p50", 50), ("p95", 95), ("p99", 99))},
-            "gpu_step_ms": step_ms, "gpu_group_ms": group_ms, "gpu_copy_ms": copy_ms,
-            "gpu_busy_ms_a_frame": busy_ms,
-            "gpu_idle_share": max(0.0, 1 - busy_ms * fps / 1000)}
+    return {
+        "fps": fps,
+        "fps_of_rounds": rates,
+        "frames": frames,
+        "rows": rows,
+        "wait_ms": {name: float(np.percentile(waits, q)) for name, q in (("p50", 50), ("p95", 95), ("p99", 99))},
+        "gpu_step_ms": step_ms,
+        "gpu_group_ms": group_ms,
+        "gpu_copy_ms": copy_ms,
+        "gpu_busy_ms_a_frame": busy_ms,
+        "gpu_idle_share": max(0.0, 1 - busy_ms * fps / 1000),
+    }
 
 
 def play(pipeline: Pipeline, ahead: bool) -> np.ndarray:
     """Frames (N, H, W, 3) of changing captions, at the model's own rate and at one between."""
     then = [(second + 0.4, f"a person is {what}") for second, what in enumerate(("running", "waving", "dancing"))]
-    return np.stack([frame.pixels for fps in COMPARED_FPS for frame in pipeline.stream(
-        CAPTION, then=then, fps=fps, seconds=COMPARED_S, seed=SEED, smoothing=0.3, ahead=ahead)])
+    return np.stack(
+        [
+            frame.pixels
+            for fps in COMPARED_FPS
+            for frame in pipeline.stream(
+                CAPTION, then=then, fps=fps, seconds=COMPARED_S, seed=SEED, smoothing=0.3, ahead=ahead
+            )
+        ]
+    )
 
 
 def compare(frames: np.ndarray, others: np.ndarray) -> dict[str, Any]:
     """How many frames are not the same, and by how many levels at most."""
     levels = [int(np.abs(one.astype(np.int16) - other).max()) for one, other in zip(frames, others)]
-    return {"frames": len(frames), "counts_agree": len(frames) == len(others),
-            "not_the_same": sum(map(bool, levels)), "levels": max(levels)}
+    return {
+        "frames": len(frames),
+        "counts_agree": len(frames) == len(others),
+        "not_the_same": sum(map(bool, levels)),
+        "levels": max(levels),
+    }
 
 
 def measure_captions(pipeline: Pipeline, captions: list[str]) -> dict[str, Any]:
@@ -119,8 +137,12 @@ def measure_captions(pipeline: Pipeline, captions: list[str]) -> dict[str, Any]:
     def of(times: list[float]) -> dict[str, float]:
         return {name: float(np.percentile(times, q)) for name, q in (("p50", 50), ("p95", 95), ("max", 100))}
 
-    return {"captions": len(captions), "first_frame_ms": of(first), "stream_open_ms": of(opened),
-            "switch_ms": of(switch)}
+    return {
+        "captions": len(captions),
+        "first_frame_ms": of(first),
+        "stream_open_ms": of(opened),
+        "switch_ms": of(switch),
+    }
 
 
 def spoil(builder: Builder, stage: str = "motion", variant: str = "fp32") -> dict[str, Any]:
@@ -142,9 +164,17 @@ def spoil(builder: Builder, stage: str = "motion", variant: str = "fp32") -> dic
     path.write_bytes(next(iter(spoilt.values())))
     built = builder.with_settings(builder.options.settings).build()
     tried = {t.variant: t for t in built.stages[stage].tried}
-    return {"taken": taken, "built_again": not tried[variant].kept, "right_again": not tried[variant].refused,
-            "others_kept": all(t.kept for s, r in built.stages.items() for t in r.tried
-                               if (s, t.variant) != (stage, variant) and not t.refused)}
+    return {
+        "taken": taken,
+        "built_again": not tried[variant].kept,
+        "right_again": not tried[variant].refused,
+        "others_kept": all(
+            t.kept
+            for s, r in built.stages.items()
+            for t in r.tried
+            if (s, t.variant) != (stage, variant) and not t.refused
+        ),
+    }
 
 
 def write_frames(pipeline: Pipeline, captions: list[str], path: Path) -> float:
@@ -170,8 +200,13 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.data: dict[str, Any] = {
-            "format": "t2v-gpu-engines", "format_version": 1, "seed": SEED, "machine": machine(),
-            "versions": versions("tensorrt", "cuda-python", "onnxruntime"), "bundles": {}}
+            "format": "t2v-gpu-engines",
+            "format_version": 1,
+            "seed": SEED,
+            "machine": machine(),
+            "versions": versions("tensorrt", "cuda-python", "onnxruntime"),
+            "bundles": {},
+        }
 
     def part(self, bundle: str, name: str, make: Callable[[], Any]) -> Any:
         start = time.perf_counter()
@@ -291,9 +326,15 @@ def _alone(
         if not hasattr(pipeline._loaded["render"], "queue"):
             results.part(path.name, f"stream {variant}", lambda: {"engines": pipeline.engines})
             return
-        results.part(path.name, f"stream {variant}", lambda: {
-            "engines": pipeline.engines, "variants": pipeline.variants,
-            **measure_stream(pipeline, args.count, True)})
+        results.part(
+            path.name,
+            f"stream {variant}",
+            lambda: {
+                "engines": pipeline.engines,
+                "variants": pipeline.variants,
+                **measure_stream(pipeline, args.count, True),
+            },
+        )
         if args.frames is not None and variant in args.judge.split(","):
             _write(results, path, args, pipeline, variant, captions)
 
@@ -302,9 +343,17 @@ def _write(
     results: Results, path: Path, args: argparse.Namespace, pipeline: Pipeline, name: str, captions: list[str]
 ) -> None:
     target = args.frames / f"{path.name}.{name}.frames"
-    results.part(path.name, f"frames {name}", lambda: {
-        "seconds": write_frames(pipeline, captions, target), "captions": len(captions), "variants": pipeline.variants,
-        "engines": pipeline.engines, "file": target.name})
+    results.part(
+        path.name,
+        f"frames {name}",
+        lambda: {
+            "seconds": write_frames(pipeline, captions, target),
+            "captions": len(captions),
+            "variants": pipeline.variants,
+            "engines": pipeline.engines,
+            "file": target.name,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -63,8 +63,9 @@ def gather(folder: Path, bundle: Path | None, captions: int, seed: int) -> Mater
     rollouts = play_references(checkpoint, tokenizer, DEFAULT_CAPTIONS[:ROLLED], seed, lambda: None)
     samples, wanted = _samples(checkpoint, tokenizer, rollouts)
     chosen = np.random.default_rng(seed).permutation(np.array(load_captions("heldout")))[:captions]
-    return Material(checkpoint, bundle, tokenizer, samples, wanted, tuple(str(c) for c in chosen),
-                    render_macs(checkpoint))
+    return Material(
+        checkpoint, bundle, tokenizer, samples, wanted, tuple(str(c) for c in chosen), render_macs(checkpoint)
+    )
 
 
 def match_bundles(checkpoints: Sequence[Path], bundles: Sequence[Path]) -> list[Path | None]:
@@ -77,8 +78,10 @@ def match_bundles(checkpoints: Sequence[Path], bundles: Sequence[Path]) -> list[
         with Bundle.open(path) as bundle:
             name = bundle.manifest.name
         if name not in names:
-            raise UsageError(f"bundle {path} is of {name!r}, which is none of the checkpoints {', '.join(names)}; give "
-                             "its checkpoint as well, frames are compared with it")
+            raise UsageError(
+                f"bundle {path} is of {name!r}, which is none of the checkpoints {', '.join(names)}; give "
+                "its checkpoint as well, frames are compared with it"
+            )
         found[name] = path
     return [found.get(name) for name in names]
 

@@ -80,9 +80,11 @@ def measure(method: GpuMethod, material: Material, place: Place, options: Measur
             setup[stage] = budget.spent - begun
             stages[stage] = time_call(call, samples, place, options.runs)
         found: dict[str, Any] = {
-            "setup_s": setup, "stages": stages,
+            "setup_s": setup,
+            "stages": stages,
             "errors": {**stage_errors(runner, material), "frames": {"1": frame_errors(runner, material, 1)}},
-            "streams": {}, "first_frame_ms": None,
+            "streams": {},
+            "first_frame_ms": None,
         }
         player = runner.player(1)
         found["streams"]["1"] = time_stream(player, options.seed, options.runs)
@@ -90,9 +92,15 @@ def measure(method: GpuMethod, material: Material, place: Place, options: Measur
         for batch in options.batches:
             look_ahead(runner, material, batch, options, budget, found)
         place.synchronize()
-    used = {"peak_allocated_mib": torch.cuda.max_memory_allocated(place.device) / MEGABYTE,
+    used = (
+        {
+            "peak_allocated_mib": torch.cuda.max_memory_allocated(place.device) / MEGABYTE,
             "peak_reserved_mib": torch.cuda.max_memory_reserved(place.device) / MEGABYTE,
-            "device_mib": (free - torch.cuda.mem_get_info(place.device)[0]) / MEGABYTE} if place.on_gpu else None
+            "device_mib": (free - torch.cuda.mem_get_info(place.device)[0]) / MEGABYTE,
+        }
+        if place.on_gpu
+        else None
+    )
     if method.runner == COMPILE:
         counters = torch._dynamo.utils.counters
         # Three stages and the look-ahead batches: more graphs mean that something was compiled twice.
@@ -181,8 +189,13 @@ def time_stream(player: Player, seed: int, frames: int) -> dict[str, Any]:
         start = time.perf_counter()
         player.advance()
         took.append(1000 * (time.perf_counter() - start))
-    return {"fps": 1000 * len(took) * player.batch / sum(took), "frames": len(took) * player.batch,
-            "call_ms": latency(took), "busy_ms": None, "idle_share": None}
+    return {
+        "fps": 1000 * len(took) * player.batch / sum(took),
+        "frames": len(took) * player.batch,
+        "call_ms": latency(took),
+        "busy_ms": None,
+        "idle_share": None,
+    }
 
 
 def first_frames(player: Player, captions: Sequence[str], seed: int) -> dict[str, float]:
@@ -258,9 +271,13 @@ def busy_times(
 def gpu_intervals(events: Any) -> list[tuple[float, float]]:
     """(start, end) in microseconds of what ran on the GPU, without the regions that programs mark by name."""
     kind = torch.autograd.DeviceType.CUDA
-    return [(event.time_range.start, event.time_range.end) for event in events
-            if event.device_type == kind and not getattr(event, "is_user_annotation", False)
-            and not event.name.startswith(("ProfilerStep", "## Call"))]
+    return [
+        (event.time_range.start, event.time_range.end)
+        for event in events
+        if event.device_type == kind
+        and not getattr(event, "is_user_annotation", False)
+        and not event.name.startswith(("ProfilerStep", "## Call"))
+    ]
 
 
 def with_busy(streams: dict[str, Any], busy: dict[str, Any]) -> dict[str, Any]:
@@ -269,8 +286,11 @@ def with_busy(streams: dict[str, Any], busy: dict[str, Any]) -> dict[str, Any]:
     for batch, stream in streams.items():
         wall = 1000 * int(batch) / stream["fps"] if "fps" in stream else None
         known = busy.get(batch)
-        done[batch] = stream if wall is None or known is None else {
-            **stream, "busy_ms": known, "idle_share": max(0.0, 1 - known / wall)}
+        done[batch] = (
+            stream
+            if wall is None or known is None
+            else {**stream, "busy_ms": known, "idle_share": max(0.0, 1 - known / wall)}
+        )
     return done
 
 

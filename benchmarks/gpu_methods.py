@@ -33,32 +33,74 @@ class GpuMethod:
         return self.runner in (GRAPH, FRAME_GRAPH) or (self.runner == ONNX and self.mode == "graph")
 
 
-_LOADED = ("the checkpoint's modules as load_checkpoint gives them, moved to the GPU{half}: evaluation and inference "
-           "mode, BatchNorm not folded, contiguous, cuDNN's defaults")
+_LOADED = (
+    "the checkpoint's modules as load_checkpoint gives them, moved to the GPU{half}: evaluation and inference "
+    "mode, BatchNorm not folded, contiguous, cuDNN's defaults"
+)
 _WAYS = (
     ("torch-eager", "PyTorch eager", EAGER, "", False, False, "; called one after another"),
-    ("torch-graph", "PyTorch, CUDA graphs", GRAPH, "", False, False,
-     "; motion step (its state written back within) and renderer captured as one graph each, text as well where it can "
-     "be"),
-    ("torch-frame-graph", "PyTorch, a graph a frame, tuned", FRAME_GRAPH, "", True, False,
-     " but cudnn.benchmark and, in FP16, channels last; motion steps and the render of a call are one graph"),
+    (
+        "torch-graph",
+        "PyTorch, CUDA graphs",
+        GRAPH,
+        "",
+        False,
+        False,
+        "; motion step (its state written back within) and renderer captured as one graph each, text as well where it "
+        "can be",
+    ),
+    (
+        "torch-frame-graph",
+        "PyTorch, a graph a frame, tuned",
+        FRAME_GRAPH,
+        "",
+        True,
+        False,
+        " but cudnn.benchmark and, in FP16, channels last; motion steps and the render of a call are one graph",
+    ),
     ("ort", "ONNX Runtime CUDA", ONNX, "", False, False, ""),
-    ("ort-graph", "ONNX Runtime, CUDA graphs", ONNX, "graph", False, False,
-     "; enable_cuda_graph: each stage is captured at its second run"),
-    ("torch-compile-graphs", "torch.compile, reduce-overhead", COMPILE, "reduce-overhead", False, False,
-     "; torch.compile(mode='reduce-overhead', dynamic=False), outputs copied out before the next call"),
+    (
+        "ort-graph",
+        "ONNX Runtime, CUDA graphs",
+        ONNX,
+        "graph",
+        False,
+        False,
+        "; enable_cuda_graph: each stage is captured at its second run",
+    ),
+    (
+        "torch-compile-graphs",
+        "torch.compile, reduce-overhead",
+        COMPILE,
+        "reduce-overhead",
+        False,
+        False,
+        "; torch.compile(mode='reduce-overhead', dynamic=False), outputs copied out before the next call",
+    ),
     ("torch-compile", "torch.compile", COMPILE, "default", False, False, "; torch.compile(dynamic=False)"),
-    ("torch-compile-max", "torch.compile, max-autotune", COMPILE, "max-autotune", False, True,
-     "; torch.compile(mode='max-autotune', dynamic=False), outputs copied out before the next call"),
+    (
+        "torch-compile-max",
+        "torch.compile, max-autotune",
+        COMPILE,
+        "max-autotune",
+        False,
+        True,
+        "; torch.compile(mode='max-autotune', dynamic=False), outputs copied out before the next call",
+    ),
 )
 
 
 def _method(way: tuple[str, str, str, str, bool, bool, str], precision: str) -> GpuMethod:
     name, label, runner, mode, tuned, asked, more = way
     loaded = _LOADED.format(half=", .half()" if precision == FP16 else "")
-    how = loaded + more if runner != ONNX else (
-        f"the bundle's {precision} graphs (a stage without one: the bundle's default), session defaults, inputs and "
-        f"outputs bound to GPU memory, float32 between stages{more}")
+    how = (
+        loaded + more
+        if runner != ONNX
+        else (
+            f"the bundle's {precision} graphs (a stage without one: the bundle's default), session defaults, inputs "
+            f"and outputs bound to GPU memory, float32 between stages{more}"
+        )
+    )
     return GpuMethod(f"{name}-{precision}", f"{label}, {precision.upper()}", runner, precision, how, mode, tuned, asked)
 
 

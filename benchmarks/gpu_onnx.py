@@ -31,7 +31,8 @@ class BoundCall(Call):
         super().__init__(blank_inputs(spec, batch, torch.float32, place.device), len(spec.states))
         self._session, self._binding = session, session.io_binding()
         self._outputs = tuple(
-            torch.zeros((batch, *t.shape[1:]), dtype=TORCH_DTYPES[t.dtype], device=place.device) for t in spec.outputs)
+            torch.zeros((batch, *t.shape[1:]), dtype=TORCH_DTYPES[t.dtype], device=place.device) for t in spec.outputs
+        )
         for tensor, known in zip(self.inputs, spec.inputs):
             self._binding.bind_input(*self._described(tensor, known))
         for tensor, known in zip(self._outputs, spec.outputs):
@@ -40,8 +41,14 @@ class BoundCall(Call):
     @staticmethod
     def _described(tensor: Tensor, spec: TensorSpec) -> tuple[Any, ...]:
         device = tensor.device
-        return (spec.name, device.type, device.index or 0, np.dtype(spec.dtype).type, tuple(tensor.shape),
-                tensor.data_ptr())
+        return (
+            spec.name,
+            device.type,
+            device.index or 0,
+            np.dtype(spec.dtype).type,
+            tuple(tensor.shape),
+            tensor.data_ptr(),
+        )
 
     def run(self) -> tuple[Tensor, ...]:
         self._session.run_with_iobinding(self._binding)
@@ -69,8 +76,10 @@ class OnnxRunner:
         self._captures = method.captures
         with Bundle.open(material.bundle) as bundle:
             if method.precision not in bundle.manifest.variants:
-                raise NotInstalled(f"the bundle has no {method.precision} variant, only "
-                                   f"{', '.join(bundle.manifest.variants)}; export it with --ship all")
+                raise NotInstalled(
+                    f"the bundle has no {method.precision} variant, only "
+                    f"{', '.join(bundle.manifest.variants)}; export it with --ship all"
+                )
             self.specs = bundle.manifest.stages
             variants = choose_variants(bundle.manifest, method.precision)
             self._graphs = {stage: bundle.graph(variant, stage) for stage, variant in variants.items()}
@@ -94,8 +103,9 @@ class OnnxRunner:
             graph = self._graphs[stage] if batch == 1 else with_batch(self._graphs[stage], batch)
             session = self._runtime.InferenceSession(graph, self._options(), providers=[self._providing()])
             if session.get_providers()[0] != self._provider:
-                raise NotInstalled(f"ONNX Runtime fell back to {session.get_providers()[0]}: {self._provider} does not "
-                                   "start here")
+                raise NotInstalled(
+                    f"ONNX Runtime fell back to {session.get_providers()[0]}: {self._provider} does not start here"
+                )
             self._calls[stage, batch] = BoundCall(session, self.specs[stage], batch, self.place)
         return self._calls[stage, batch]
 
@@ -108,9 +118,12 @@ class OnnxRunner:
         if not self.place.on_gpu:
             return self._provider
         # Our stream, so that events around a run and copies after it are in order with it; no TF32, as elsewhere.
-        return self._provider, {"device_id": self.place.device.index or 0, "use_tf32": "0",
-                                "enable_cuda_graph": str(int(self._captures)),
-                                "user_compute_stream": str(self.place.stream.cuda_stream)}
+        return self._provider, {
+            "device_id": self.place.device.index or 0,
+            "use_tf32": "0",
+            "enable_cuda_graph": str(int(self._captures)),
+            "user_compute_stream": str(self.place.stream.cuda_stream),
+        }
 
 
 def with_batch(graph: bytes, batch: int) -> bytes:

@@ -76,14 +76,25 @@ def gpu_facts(place: Place) -> dict[str, Any] | None:
         return None
     known = torch.cuda.get_device_properties(place.device)
     try:
-        asked = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], check=True,
-                               capture_output=True, text=True, timeout=20)
+        asked = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
         driver: str | None = asked.stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
         driver = None
-    return {"name": known.name, "capability": f"{known.major}.{known.minor}",
-            "multiprocessors": known.multi_processor_count, "memory_mib": known.total_memory // MEGABYTE,
-            "driver": driver, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return {
+        "name": known.name,
+        "capability": f"{known.major}.{known.minor}",
+        "multiprocessors": known.multi_processor_count,
+        "memory_mib": known.total_memory // MEGABYTE,
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
 
 
 class Results:
@@ -92,9 +103,19 @@ class Results:
     def __init__(self, path: Path, place: Place, options: MeasureOptions, captions: int) -> None:
         self.path = path
         self.data: dict[str, Any] = {
-            "format": FORMAT, "format_version": VERSION, "made": _now(), "seed": options.seed, "runs": options.runs,
-            "captions": captions, "machine": machine(), "versions": versions(*PACKAGES), "gpu": gpu_facts(place),
-            "tf32": False, "ceilings": None, "models": {}, "contenders": [],
+            "format": FORMAT,
+            "format_version": VERSION,
+            "made": _now(),
+            "seed": options.seed,
+            "runs": options.runs,
+            "captions": captions,
+            "machine": machine(),
+            "versions": versions(*PACKAGES),
+            "gpu": gpu_facts(place),
+            "tf32": False,
+            "ceilings": None,
+            "models": {},
+            "contenders": [],
         }
 
     def resume(self) -> None:
@@ -107,17 +128,24 @@ class Results:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{self.path} is no results file ({error!r}); give another -o") from error
         if other:
-            raise UsageError(f"{self.path} differs from this run in {', '.join(other)}; give another -o, or leave out "
-                             "--resume to begin anew")
+            raise UsageError(
+                f"{self.path} differs from this run in {', '.join(other)}; give another -o, or leave out "
+                "--resume to begin anew"
+            )
         for key in ("ceilings", "models", "contenders"):
             self.data[key] = before[key]
 
     def describe(self, material: Material) -> None:
         """Enter a model. Contenders of another checkpoint of that name are dropped."""
         config = material.checkpoint.config
-        entry = {"checkpoint_sha256": material.checkpoint.sha256, "width": config.width, "height": config.height,
-                 "bundle": material.bundle.name if material.bundle else None, "base_fps": config.fps,
-                 "render_gmac": material.render_macs / 1e9}
+        entry = {
+            "checkpoint_sha256": material.checkpoint.sha256,
+            "width": config.width,
+            "height": config.height,
+            "bundle": material.bundle.name if material.bundle else None,
+            "base_fps": config.fps,
+            "render_gmac": material.render_macs / 1e9,
+        }
         before = self.data["models"].get(material.name)
         if before is not None and before["checkpoint_sha256"] != entry["checkpoint_sha256"]:
             self.data["contenders"] = [c for c in self.data["contenders"] if c["model"] != material.name]
@@ -134,7 +162,8 @@ class Results:
         order = [method.name for method in GPU_METHODS]
         models = list(self.data["models"])
         self.data["contenders"] = sorted(
-            [*rest, contender], key=lambda c: (models.index(c["model"]), order.index(c["method"])))
+            [*rest, contender], key=lambda c: (models.index(c["model"]), order.index(c["method"]))
+        )
         self.write()
 
     def write(self) -> None:
@@ -148,8 +177,12 @@ def _now() -> str:
 
 
 def run(
-    materials: Sequence[Material], methods: Sequence[GpuMethod], place: Place, options: MeasureOptions,
-    results: Results, deadline: Budget,
+    materials: Sequence[Material],
+    methods: Sequence[GpuMethod],
+    place: Place,
+    options: MeasureOptions,
+    results: Results,
+    deadline: Budget,
 ) -> None:
     """Measure every method on every model that `results` does not have yet; then the busy times.
 
@@ -160,8 +193,9 @@ def run(
         results.describe(material)
     if not results.data["ceilings"]:
         _say("ceilings")
-        results.data["ceilings"] = measure_gpu_ceilings(place) if place.on_gpu else measure_gpu_ceilings(
-            place, 0.1, CPU_SIZES, CPU_BLOCK)
+        results.data["ceilings"] = (
+            measure_gpu_ceilings(place) if place.on_gpu else measure_gpu_ceilings(place, 0.1, CPU_SIZES, CPU_BLOCK)
+        )
         results.write()
     for method in methods:
         for material in materials:
@@ -176,12 +210,21 @@ def run(
 
 
 def contend(
-    method: GpuMethod, material: Material, place: Place, options: MeasureOptions, ceilings: Mapping[str, Any],
+    method: GpuMethod,
+    material: Material,
+    place: Place,
+    options: MeasureOptions,
+    ceilings: Mapping[str, Any],
     deadline: Budget,
 ) -> dict[str, Any]:
     """One contender as JSON, whatever becomes of it."""
-    entry = {"model": material.name, "method": method.name, "label": method.label, "precision": method.precision,
-             "how": method.how}
+    entry = {
+        "model": material.name,
+        "method": method.name,
+        "label": method.label,
+        "precision": method.precision,
+        "how": method.how,
+    }
     if method.captures and not place.on_gpu:
         return {**entry, "status": SKIPPED, "reason": "CUDA graphs need a GPU"}
     if deadline.over:
@@ -236,9 +279,11 @@ def line(contender: Mapping[str, Any]) -> str:
     rates = [f"{s['fps']:>8.0f}" if "fps" in s else f"{'-':>8}" for s in contender["streams"].values()]
     shares = [s.get("idle_share") for s in contender["streams"].values()]
     idle = "".join(f"{100 * share:>5.0f}%" if share is not None else f"{'-':>6}" for share in shares)
-    return (f"{head}{times[0]:>8.3f}{times[1]:>8.3f}{times[2]:>8.3f} ms{''.join(rates)} fps{idle} idle"
-            f"{contender['first_frame_ms']['median']:>8.2f} ms first"
-            f"{contender['errors']['frames']['1']['psnr_db']:>7.1f} dB{contender['seconds']:>6.0f} s")
+    return (
+        f"{head}{times[0]:>8.3f}{times[1]:>8.3f}{times[2]:>8.3f} ms{''.join(rates)} fps{idle} idle"
+        f"{contender['first_frame_ms']['median']:>8.2f} ms first"
+        f"{contender['errors']['frames']['1']['psnr_db']:>7.1f} dB{contender['seconds']:>6.0f} s"
+    )
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -255,8 +300,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deadline = Budget(options.deadline)
     measuring = MeasureOptions(options.runs, options.batches, options.seconds_per_method, options.seed)
     if options.device.startswith("cuda") and not torch.cuda.is_available():
-        print("torch sees no CUDA device; run on a machine with an NVIDIA GPU and its driver, or give --device cpu "
-              "to try the script", file=sys.stderr)
+        print(
+            "torch sees no CUDA device; run on a machine with an NVIDIA GPU and its driver, or give --device cpu "
+            "to try the script",
+            file=sys.stderr,
+        )
         return 1
     try:
         place = Place.of(options.device)
@@ -279,27 +327,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_peers", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     asked = ", ".join(method.name for method in GPU_METHODS if method.asked)
     parser.add_argument("--checkpoint", type=Path, action="append", required=True, help="checkpoint folder; repeatable")
-    parser.add_argument("--bundle", type=Path, action="append", default=[],
-                        help="a bundle of one of them, for ONNX Runtime; repeatable")
+    parser.add_argument(
+        "--bundle", type=Path, action="append", default=[], help="a bundle of one of them, for ONNX Runtime; repeatable"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--only", type=_methods, help="methods, with commas between; all but those that must be named: "
-                        f"{asked}. Known: {', '.join(method.name for method in GPU_METHODS)}",
-                        default=tuple(method for method in GPU_METHODS if not method.asked))
+    parser.add_argument(
+        "--only",
+        type=_methods,
+        help="methods, with commas between; all but those that must be named: "
+        f"{asked}. Known: {', '.join(method.name for method in GPU_METHODS)}",
+        default=tuple(method for method in GPU_METHODS if not method.asked),
+    )
     parser.add_argument("--resume", action="store_true", help="keep what the file has measured, do the rest")
-    parser.add_argument("--seconds-per-method", type=float, default=MeasureOptions.seconds,
-                        help="after so many seconds a method's look-ahead batches are left out; a compilation that "
-                        "has begun is not broken off (default %(default)s)")
-    parser.add_argument("--deadline", type=float, default=180.0,
-                        help="begin no method after so many seconds; what is under way and the reading of busy times "
-                        "take up to a minute more (default %(default)s)")
+    parser.add_argument(
+        "--seconds-per-method",
+        type=float,
+        default=MeasureOptions.seconds,
+        help="after so many seconds a method's look-ahead batches are left out; a compilation that "
+        "has begun is not broken off (default %(default)s)",
+    )
+    parser.add_argument(
+        "--deadline",
+        type=float,
+        default=180.0,
+        help="begin no method after so many seconds; what is under way and the reading of busy times "
+        "take up to a minute more (default %(default)s)",
+    )
     parser.add_argument("--runs", type=int, default=MeasureOptions.runs, help="of a stage (default %(default)s)")
-    parser.add_argument("--batches", type=_batches, default=MeasureOptions.batches,
-                        help="look-ahead frames at a call, besides 1 (default 4,8)")
+    parser.add_argument(
+        "--batches",
+        type=_batches,
+        default=MeasureOptions.batches,
+        help="look-ahead frames at a call, besides 1 (default 4,8)",
+    )
     parser.add_argument("--captions", type=int, default=32, help="timed to their first frame (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

@@ -84,8 +84,10 @@ class Call(ABC):
 
 def blank_inputs(spec: StageSpec, batch: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """Zeros of a stage's input shapes for a batch; integers stay what they are."""
-    return [torch.zeros((batch, *t.shape[1:]), dtype=torch.int64 if t.dtype == "int64" else dtype, device=device)
-            for t in spec.inputs]
+    return [
+        torch.zeros((batch, *t.shape[1:]), dtype=torch.int64 if t.dtype == "int64" else dtype, device=device)
+        for t in spec.inputs
+    ]
 
 
 class Runner(Protocol):

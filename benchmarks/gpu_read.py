@@ -43,7 +43,8 @@ def read_file(path: Path, evaluator: Path, side: int, processes: int) -> list[li
     parts = [range(start, count, processes) for start in range(min(processes, count))]
     with ProcessPoolExecutor(len(parts)) as pool:
         made: list[Iterator[list[int]]] = [
-            iter(part) for part in pool.map(partial(read_rows, path, shape, evaluator), parts)]
+            iter(part) for part in pool.map(partial(read_rows, path, shape, evaluator), parts)
+        ]
     return [next(made[row % len(parts)]) for row in range(count)]
 
 
@@ -75,9 +76,15 @@ def main() -> int:
         write_atomic(args.output, (json.dumps(judged, indent=1) + "\n").encode())
         for name, found in judged.items():
             difference = found.get("from_fp32", {}).get("all")
-            print(f"{name}: {100 * found['accuracy']['all']['rate']:.1f} of 100 right" + (
-                "" if difference is None else
-                f", {difference['points']:+.2f} ({difference['low']:+.2f} to {difference['high']:+.2f}) from FP32"))
+            print(
+                f"{name}: {100 * found['accuracy']['all']['rate']:.1f} of 100 right"
+                + (
+                    ""
+                    if difference is None
+                    else f", {difference['points']:+.2f} "
+                    f"({difference['low']:+.2f} to {difference['high']:+.2f}) from FP32"
+                )
+            )
         return 0
     read = {}
     for path in sorted(args.frames.glob("*.frames")):

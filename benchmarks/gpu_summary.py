@@ -58,9 +58,18 @@ def peer_rows(peers: Mapping[str, Any]) -> list[Row]:
         if found["status"] != MEASURED or "fps" not in found["streams"].get("1", {}):
             continue
         stream = found["streams"]["1"]
-        rows.append(_row(peers, found["model"], found["method"], found["precision"], stream["fps"],
-                         found["stages"]["render"]["gpu_ms"]["median"], found["first_frame_ms"]["median"],
-                         stream.get("idle_share")))
+        rows.append(
+            _row(
+                peers,
+                found["model"],
+                found["method"],
+                found["precision"],
+                stream["fps"],
+                found["stages"]["render"]["gpu_ms"]["median"],
+                found["first_frame_ms"]["median"],
+                stream.get("idle_share"),
+            )
+        )
     return rows
 
 
@@ -73,14 +82,34 @@ def engine_rows(engines: Mapping[str, Any], peers: Mapping[str, Any]) -> list[Ro
             best = max(streams, key=lambda stream: float(stream["fps"]))
             chosen = parts["build 1"]["stages"]["render"]
             first = parts.get("captions", {}).get("first_frame_ms", {}).get("p50")
-            rows.append(_row(peers, model, OURS, chosen["variant"], best["fps"], _median(chosen, chosen["variant"]),
-                             first, best["gpu_idle_share"]))
+            rows.append(
+                _row(
+                    peers,
+                    model,
+                    OURS,
+                    chosen["variant"],
+                    best["fps"],
+                    _median(chosen, chosen["variant"]),
+                    first,
+                    best["gpu_idle_share"],
+                )
+            )
         for variant in ALONE:
             stream = parts.get(f"stream {variant}", {})
             if "fps" in stream and stream["variants"]["render"] == variant:
                 built = parts[f"build {variant}"]["stages"]["render"]
-                rows.append(_row(peers, model, f"{OURS} {variant}", variant, stream["fps"], _median(built, variant),
-                                 None, stream["gpu_idle_share"]))
+                rows.append(
+                    _row(
+                        peers,
+                        model,
+                        f"{OURS} {variant}",
+                        variant,
+                        stream["fps"],
+                        _median(built, variant),
+                        None,
+                        stream["gpu_idle_share"],
+                    )
+                )
     return rows
 
 
@@ -89,8 +118,14 @@ def _median(stage: Mapping[str, Any], variant: str) -> Optional[float]:
 
 
 def _row(
-    peers: Mapping[str, Any], model: str, method: str, precision: str, fps: float, render_ms: Optional[float],
-    first_ms: Optional[float], idle: Optional[float],
+    peers: Mapping[str, Any],
+    model: str,
+    method: str,
+    precision: str,
+    fps: float,
+    render_ms: Optional[float],
+    first_ms: Optional[float],
+    idle: Optional[float],
 ) -> Row:
     known, ceilings = peers["models"].get(model), peers["ceilings"]
     matrix = copy = None
@@ -129,11 +164,18 @@ def sameness(engines: Mapping[str, Any]) -> list[Demand]:
 
 def to_markdown(rows: list[Row]) -> str:
     """The table of the README."""
-    lines = ["| model | method | frames a second | renderer, ms | first frame, ms | GPU idle | of the matrix peak |",
-             "|---|---|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| model | method | frames a second | renderer, ms | first frame, ms | GPU idle | of the matrix peak |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
     for row in sorted(rows, key=lambda row: (row.model, -row.fps)):
-        shown = [f"{row.fps:,.0f}", _shown(row.render_ms, "{:.3f}"), _shown(row.first_frame_ms, "{:.2f}"),
-                 _shown(row.idle_share, "{:.0%}"), _shown(row.matrix_share, "{:.1%}")]
+        shown = [
+            f"{row.fps:,.0f}",
+            _shown(row.render_ms, "{:.3f}"),
+            _shown(row.first_frame_ms, "{:.2f}"),
+            _shown(row.idle_share, "{:.0%}"),
+            _shown(row.matrix_share, "{:.1%}"),
+        ]
         method = row.method if row.method != OURS else f"**{OURS}**, {row.precision} renderer chosen"
         lines.append(f"| {row.model} | {method} | {' | '.join(shown)} |")
     return "\n".join(lines)
@@ -151,11 +193,20 @@ def main(arguments: Optional[list[str]] = None) -> int:
     parser.add_argument("-o", "--output", type=Path, help="the rows and demands as JSON")
     args = parser.parse_args(arguments)
     engines, peers = (json.loads(path.read_text("utf-8")) for path in (args.engines, args.peers))
-    ours = next((part["gpu"]["name"] for parts in engines["bundles"].values() for part in parts.values()
-                 if isinstance(part, dict) and "gpu" in part), None)
+    ours = next(
+        (
+            part["gpu"]["name"]
+            for parts in engines["bundles"].values()
+            for part in parts.values()
+            if isinstance(part, dict) and "gpu" in part
+        ),
+        None,
+    )
     if ours != peers["gpu"]["name"]:
-        print(f"gpu_summary: engines ran on {ours}, peers on {peers['gpu']['name']}; measure both on one GPU",
-              file=sys.stderr)
+        print(
+            f"gpu_summary: engines ran on {ours}, peers on {peers['gpu']['name']}; measure both on one GPU",
+            file=sys.stderr,
+        )
         return 2
     rows = [*engine_rows(engines, peers), *peer_rows(peers)]
     asked = [*demands(rows), *sameness(engines)]
@@ -163,9 +214,15 @@ def main(arguments: Optional[list[str]] = None) -> int:
     for demand in asked:
         print(f"{'kept  ' if demand.kept else 'MISSED'} {demand.name}: {demand.found:.2f}, wanted {demand.wanted:g}")
     if args.output is not None:
-        data = {"format": "t2v-gpu-summary", "format_version": 1, "gpu": peers["gpu"], "ceilings": peers["ceilings"],
-                "versions": {"engines": engines["versions"], "peers": peers["versions"]},
-                "rows": [row.to_json() for row in rows], "demands": [demand.to_json() for demand in asked]}
+        data = {
+            "format": "t2v-gpu-summary",
+            "format_version": 1,
+            "gpu": peers["gpu"],
+            "ceilings": peers["ceilings"],
+            "versions": {"engines": engines["versions"], "peers": peers["versions"]},
+            "rows": [row.to_json() for row in rows],
+            "demands": [demand.to_json() for demand in asked],
+        }
         write_atomic(args.output, (json.dumps(data, indent=1) + "\n").encode())
     return 3 if args.check and not all(demand.kept for demand in asked) else 0
 

@@ -127,8 +127,9 @@ class TorchRunner:
         self.dtype = torch.float16 if method.precision == FP16 else torch.float32
         self.notes: dict[str, Any] = {}
         self.graphs = method.runner in (GRAPH, FRAME_GRAPH)
-        self.modules: dict[str, Any] = dict(gpu_modules(
-            material.checkpoint, place.device, self.dtype, method.tuned and method.precision == FP16))
+        self.modules: dict[str, Any] = dict(
+            gpu_modules(material.checkpoint, place.device, self.dtype, method.tuned and method.precision == FP16)
+        )
         if method.runner == COMPILE:
             mode = None if method.mode == "default" else method.mode
             self.modules = {s: torch.compile(m, mode=mode, dynamic=False) for s, m in self.modules.items()}

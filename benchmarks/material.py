@@ -36,7 +36,11 @@ Graphs = Mapping[str, onnx.ModelProto]
 
 
 def prepare(
-    checkpoint: Path, work: Path, samples: int, seed: int, bundle: Path | None = None,
+    checkpoint: Path,
+    work: Path,
+    samples: int,
+    seed: int,
+    bundle: Path | None = None,
     advance: Callable[[str], object] = lambda doing: None,
 ) -> Path:
     """The folder in `work` with a checkpoint's material; made where it is not there yet.
@@ -65,8 +69,9 @@ def prepare(
         advance("calibration set")
         options = Quantize(text_samples=samples, motion_samples=samples, render_samples=samples)
         calibration = _calibration(loaded, graphs, options, seed)
-        probes = _calibration(loaded, graphs, Quantize(text_samples=16, motion_samples=64, render_samples=PROBES),
-                              seed + 1)
+        probes = _calibration(
+            loaded, graphs, Quantize(text_samples=16, motion_samples=64, render_samples=PROBES), seed + 1
+        )
         _write_probe(made / "probe.npz", graphs["render"], loaded.specs["render"], probes)
         failed: dict[str, str] = {}
         for name, quantizer in QUANTIZERS.items():

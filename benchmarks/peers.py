@@ -82,16 +82,25 @@ def compare(models: Sequence[Model], work: Path, options: Options) -> dict[str, 
                         why[key] = str(error)
                 bar.update()
     contenders = [
-        skipped(model.role, how, why[key]) if (key := (model.role, how.name)) in why
+        skipped(model.role, how, why[key])
+        if (key := (model.role, how.name)) in why
         else describe(model.role, how, first[key], rounds[key], render_macs(model, how), ceilings)
         for model, how in pairs
     ]
     return {
-        "format": FORMAT, "format_version": VERSION, "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(), "versions": versions(*PACKAGES), "seed": options.seed, "rounds": options.rounds,
-        "seconds": options.seconds, "calibration_samples": options.samples,
-        "models": {model.role: _described(model) for model in models}, "ceilings": ceilings,
-        "contenders": contenders, "demands": [demand.to_json() for demand in demands(contenders)],
+        "format": FORMAT,
+        "format_version": VERSION,
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(*PACKAGES),
+        "seed": options.seed,
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "calibration_samples": options.samples,
+        "models": {model.role: _described(model) for model in models},
+        "ceilings": ceilings,
+        "contenders": contenders,
+        "demands": [demand.to_json() for demand in demands(contenders)],
     }
 
 
@@ -108,8 +117,18 @@ def _start(model: Model, how: Method, work: Path, options: Options, probe: bool 
     reason = failures(model.material).get(how.graphs)
     if reason is not None:
         raise ProcessError(f"its tool failed: {reason}")
-    arguments = ["--method", how.name, "--checkpoint", str(model.checkpoint.resolve()), "--material",
-                 str(model.material), "--seconds", str(options.seconds), "--seed", str(options.seed)]
+    arguments = [
+        "--method",
+        how.name,
+        "--checkpoint",
+        str(model.checkpoint.resolve()),
+        "--material",
+        str(model.material),
+        "--seconds",
+        str(options.seconds),
+        "--seed",
+        str(options.seed),
+    ]
     return measure(WORKER, [*arguments, *(["--probe"] if probe else [])], work, TIMEOUT_S)
 
 
@@ -128,10 +147,15 @@ def render_macs(model: Model, how: Method) -> int:
 def _described(model: Model) -> dict[str, Any]:
     with Bundle.open(model.material / "bundle") as bundle:
         manifest = bundle.manifest
-        return {"name": manifest.name, "checkpoint_sha256": manifest.provenance.get("checkpoint_sha256"),
-                "default": dict(manifest.default), "width": manifest.video.width, "height": manifest.video.height,
-                "base_fps": manifest.video.fps,
-                "render_gmac": graph_cost(onnx.load(model.material / "plain" / "render.onnx")).macs / 1e9}
+        return {
+            "name": manifest.name,
+            "checkpoint_sha256": manifest.provenance.get("checkpoint_sha256"),
+            "default": dict(manifest.default),
+            "width": manifest.video.width,
+            "height": manifest.video.height,
+            "base_fps": manifest.video.fps,
+            "render_gmac": graph_cost(onnx.load(model.material / "plain" / "render.onnx")).macs / 1e9,
+        }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -142,12 +166,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--student-bundle", type=Path, help="the same for the student")
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="SVG or PNG of the frame rates to write")
-    parser.add_argument("--rounds", type=int, default=Options.rounds,
-                        help="rounds of all contenders (default %(default)s)")
-    parser.add_argument("--seconds", type=float, default=Options.seconds,
-                        help="seconds at each frame rate in a round (default %(default)s)")
-    parser.add_argument("--samples", type=int, default=Options.samples,
-                        help="calibration samples each peer's quantizer gets (default %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=Options.rounds, help="rounds of all contenders (default %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=Options.seconds,
+        help="seconds at each frame rate in a round (default %(default)s)",
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=Options.samples,
+        help="calibration samples each peer's quantizer gets (default %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", nargs="+", choices=[how.name for how in METHODS], help="only these")
     parser.add_argument("--work", type=Path, help="keep what is prepared here, and take it from here when run again")

@@ -33,19 +33,34 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
             rate = row["figures"][RATE]
             median = rate["median"]
             ours = STUDENT_OURS if row["model"] == STUDENT else TEACHER_OURS
-            axes.barh(place, median, height=0.72, color=ours if row["method"] in (OURS, OURS_ALONE) else PEER,
-                      alpha=PALE if row["method"] == OURS_ALONE else 1.0)
+            axes.barh(
+                place,
+                median,
+                height=0.72,
+                color=ours if row["method"] in (OURS, OURS_ALONE) else PEER,
+                alpha=PALE if row["method"] == OURS_ALONE else 1.0,
+            )
             axes.errorbar(median, place, xerr=[[median - rate["min"]], [rate["max"] - median]], color=INK, lw=1)
             weight = "bold" if row["method"] == OURS else "normal"
-            axes.annotate(f"{median:.0f}", (rate["max"], place), (4, 0), textcoords="offset points", va="center",
-                          color=INK, weight=weight)
+            axes.annotate(
+                f"{median:.0f}",
+                (rate["max"], place),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                color=INK,
+                weight=weight,
+            )
         axes.axvline(REAL_TIME, color=INK, lw=0.8, ls=":")
         axes.set_yticks(range(len(rows)), [f"{names[r['model']]}: {r['label']}" for r in reversed(rows)])
         for label, row in zip(axes.get_yticklabels(), reversed(rows)):
             label.set_weight("bold" if row["method"] == OURS else "normal")
         size = results["models"][TEACHER]
-        axes.set_xlabel(f"frames a second, {size['width']}x{size['height']}, dotted: {REAL_TIME}; "
-                        f"{results['machine']['cores']} cores\n({results['machine']['cpu']})", color=INK)
+        axes.set_xlabel(
+            f"frames a second, {size['width']}x{size['height']}, dotted: {REAL_TIME}; "
+            f"{results['machine']['cores']} cores\n({results['machine']['cpu']})",
+            color=INK,
+        )
         axes.tick_params(colors=INK, length=0)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)

@@ -50,8 +50,12 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 def latency(values_ms: Sequence[float]) -> dict[str, float]:
     """How long runs took: how many there were, median, 95th percentile and least, in the unit given."""
-    return {"runs": len(values_ms), "median": float(np.median(values_ms)),
-            "p95": float(np.percentile(values_ms, 95)), "min": float(min(values_ms))}
+    return {
+        "runs": len(values_ms),
+        "median": float(np.median(values_ms)),
+        "p95": float(np.percentile(values_ms, 95)),
+        "min": float(min(values_ms)),
+    }
 
 
 def psnr_db(made: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
@@ -70,7 +74,11 @@ def covered(intervals: Sequence[tuple[float, float]]) -> float:
 
 
 def describe(
-    model: str, how: Method, first: Mapping[str, Any], rounds: Sequence[Mapping[str, float]], macs: int,
+    model: str,
+    how: Method,
+    first: Mapping[str, Any],
+    rounds: Sequence[Mapping[str, float]],
+    macs: int,
     ceilings: Mapping[str, Any],
 ) -> dict[str, Any]:
     """A measured contender as JSON: every figure of every round, its median, least and most.
@@ -83,10 +91,19 @@ def describe(
     precision = INT8 if variant.startswith(INT8) else FP32
     rate = 2 * macs / figures["render_ms"]["median"] / 1e6
     return {
-        "model": model, "method": how.name, "label": how.label, "status": MEASURED, "engines": first["engines"],
-        "variants": first.get("variants"), "precision": precision, "psnr_db": first["psnr_db"],
-        "first_start_ms": first["cold_start_ms"], "render_gmac": macs / 1e9, "render_gops": rate,
-        "share_of_ceiling": rate / ceilings[precision]["best"], "figures": figures,
+        "model": model,
+        "method": how.name,
+        "label": how.label,
+        "status": MEASURED,
+        "engines": first["engines"],
+        "variants": first.get("variants"),
+        "precision": precision,
+        "psnr_db": first["psnr_db"],
+        "first_start_ms": first["cold_start_ms"],
+        "render_gmac": macs / 1e9,
+        "render_gops": rate,
+        "share_of_ceiling": rate / ceilings[precision]["best"],
+        "figures": figures,
     }
 
 
@@ -101,8 +118,11 @@ def demands(contenders: Sequence[Mapping[str, Any]]) -> list[Demand]:
     """
     found: list[Demand] = []
     for rate in RATES:
-        fps = {(c["model"], c["method"]): float(c["figures"][rate]["median"])
-               for c in contenders if c["status"] == MEASURED}
+        fps = {
+            (c["model"], c["method"]): float(c["figures"][rate]["median"])
+            for c in contenders
+            if c["status"] == MEASURED
+        }
         ours = fps.get((STUDENT, OURS), math.nan)
         eager = fps.get((TEACHER, "torch-eager"), math.nan)
         found.append(Demand(f"{rate}: student over the teacher in PyTorch eager", EAGER_RATIO, ours / eager))
@@ -116,10 +136,14 @@ def demands(contenders: Sequence[Mapping[str, Any]]) -> list[Demand]:
 def table(results: Mapping[str, Any]) -> str:
     """Lines for people."""
     ceilings = results["ceilings"]
-    lines = [f"{precision} ceiling {c['best']:.0f} G{'FLOP' if precision == FP32 else 'OP'}/s ({c['by']})"
-             for precision, c in ceilings.items()]
-    lines.append(f"{'model':<9}{'contender':<35}{'first':>9}{'cold':>9}{'fps':>8}{'fps@60':>8}{'render':>10}"
-                 f"{'of peak':>9}{'memory':>9}{'PSNR':>7}")
+    lines = [
+        f"{precision} ceiling {c['best']:.0f} G{'FLOP' if precision == FP32 else 'OP'}/s ({c['by']})"
+        for precision, c in ceilings.items()
+    ]
+    lines.append(
+        f"{'model':<9}{'contender':<35}{'first':>9}{'cold':>9}{'fps':>8}{'fps@60':>8}{'render':>10}"
+        f"{'of peak':>9}{'memory':>9}{'PSNR':>7}"
+    )
     for c in results["contenders"]:
         if c["status"] == SKIPPED:
             lines.append(f"{c['model']:<9}{c['label']:<35}skipped: {c['reason']}")
@@ -128,8 +152,11 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(
             f"{c['model']:<9}{c['label']:<35}{median['first_frame_ms']:>6.1f} ms{median['cold_start_ms']:>6.0f} ms"
             f"{median['base_fps']:>8.1f}{median['shown_fps']:>8.1f}{median['render_ms']:>7.2f} ms"
-            f"{100 * c['share_of_ceiling']:>7.0f} %{median['peak_mib']:>5.0f} MiB{c['psnr_db']:>7.1f}")
-    lines += [f"{'kept' if d['kept'] else 'MISSED':<7}{d['name']}: "
-              f"{'not measured' if d['found'] is None else format(d['found'], '.2f')}, wanted {d['wanted']:g}"
-              for d in results["demands"]]
+            f"{100 * c['share_of_ceiling']:>7.0f} %{median['peak_mib']:>5.0f} MiB{c['psnr_db']:>7.1f}"
+        )
+    lines += [
+        f"{'kept' if d['kept'] else 'MISSED':<7}{d['name']}: "
+        f"{'not measured' if d['found'] is None else format(d['found'], '.2f')}, wanted {d['wanted']:g}"
+        for d in results["demands"]
+    ]
     return "\n".join(lines)

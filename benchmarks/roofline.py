@@ -107,10 +107,19 @@ def checks_of(
     rows = []
     for check in check_against(load_profile(device), manifest.variants, measured):
         entry = manifest.variants[check.variant][check.stage]
-        rows.append({
-            "device": device, "model": model, "variant": check.variant, "stage": check.stage,
-            "costs": {key: getattr(entry, key) for key in COSTS}, "estimated_ms": check.estimated_ms,
-            "measured_ms": check.measured_ms, "ratio": check.ratio, "measured_in": source})
+        rows.append(
+            {
+                "device": device,
+                "model": model,
+                "variant": check.variant,
+                "stage": check.stage,
+                "costs": {key: getattr(entry, key) for key in COSTS},
+                "estimated_ms": check.estimated_ms,
+                "measured_ms": check.measured_ms,
+                "ratio": check.ratio,
+                "measured_in": source,
+            }
+        )
     return rows
 
 
@@ -119,8 +128,18 @@ def whole_checks(
 ) -> list[dict[str, Any]]:
     """What was measured of whole frames beside its estimate, as JSON; a ratio of estimate over measurement."""
     found = estimate(load_profile(device), manifest)
-    return [{"device": device, "model": model, "figure": figure, "estimated": getattr(found, figure), "measured": value,
-             "ratio": getattr(found, figure) / value, "measured_in": source} for figure, value in measured.items()]
+    return [
+        {
+            "device": device,
+            "model": model,
+            "figure": figure,
+            "estimated": getattr(found, figure),
+            "measured": value,
+            "ratio": getattr(found, figure) / value,
+            "measured_in": source,
+        }
+        for figure, value in measured.items()
+    ]
 
 
 def constants() -> dict[str, Any]:
@@ -133,8 +152,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--teacher", type=Path, required=True, metavar="BUNDLE", help="the reference's bundle")
     parser.add_argument("--student", type=Path, required=True, metavar="BUNDLE", help="the student's bundle")
     parser.add_argument("--gpu", type=Path, metavar="FILE", help="results of a GPU besides, such as results/gpu.json")
-    parser.add_argument("--gpu-bundle", type=Path, action="append", default=[], metavar="BUNDLE",
-                        help="a bundle that was timed on that GPU; again for others")
+    parser.add_argument(
+        "--gpu-bundle",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="BUNDLE",
+        help="a bundle that was timed on that GPU; again for others",
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="JSON to keep")
     args = parser.parse_args(argv)
     peers = json.loads((RESULTS / "peers.json").read_text("utf-8"))
@@ -155,11 +180,15 @@ def main(argv: list[str] | None = None) -> int:
                 if "bundles" in kept:
                     whole += whole_checks(device, name, bundle.manifest, whole_on_gpu(kept, name), args.gpu.name)
     for row in rows:
-        print(f"{row['device']:<14}{row['model']:<11}{row['stage']:<7}{row['variant']:<9}"
-              f"{row['measured_ms']:>9.3g} ms, estimated {row['estimated_ms']:.3g}, {row['ratio']:.2f} times")
+        print(
+            f"{row['device']:<14}{row['model']:<11}{row['stage']:<7}{row['variant']:<9}"
+            f"{row['measured_ms']:>9.3g} ms, estimated {row['estimated_ms']:.3g}, {row['ratio']:.2f} times"
+        )
     for row in whole:
-        print(f"{row['device']:<14}{row['model']:<11}{row['figure']:<16}{row['measured']:>9.4g}, "
-              f"estimated {row['estimated']:.4g}, {row['ratio']:.2f} times")
+        print(
+            f"{row['device']:<14}{row['model']:<11}{row['figure']:<16}{row['measured']:>9.4g}, "
+            f"estimated {row['estimated']:.4g}, {row['ratio']:.2f} times"
+        )
     if args.output:
         data = {"format": FORMAT, "format_version": VERSION, "checks": rows, "whole": whole, "constants": constants()}
         write_atomic(args.output, (json.dumps(data, indent=1) + "\n").encode())

@@ -1,8 +1,8 @@
 """t2v_edge: plays text-to-video bundles as live streams of frames, on small devices, without torch.
 
-    with t2v_edge.Pipeline.open("bundle") as pipeline:
-        for frame in pipeline.stream("a person is waving", fps=30, seconds=4):
-            show(frame.pixels)
+with t2v_edge.Pipeline.open("bundle") as pipeline:
+    for frame in pipeline.stream("a person is waving", fps=30, seconds=4):
+        show(frame.pixels)
 """
 
 from __future__ import annotations
@@ -15,7 +15,17 @@ from t2v_edge.live_options import LiveOptions
 from t2v_edge.pipeline import Pipeline
 from t2v_edge.stream import FrameStream, StreamOptions
 
-__all__ = ["Bundle", "Frame", "FrameStream", "LiveOptions", "LiveStream", "Manifest", "Pipeline", "StreamOptions",
-           "T2VError", "write_bundle"]
+__all__ = [
+    "Bundle",
+    "Frame",
+    "FrameStream",
+    "LiveOptions",
+    "LiveStream",
+    "Manifest",
+    "Pipeline",
+    "StreamOptions",
+    "T2VError",
+    "write_bundle",
+]
 
 __version__ = "0.1.0"

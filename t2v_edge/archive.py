@@ -40,8 +40,9 @@ def open_archive(path: Path) -> Archive:
     if path.is_dir():
         return FolderArchive(path)
     require(path.exists(), f"{path}: no such bundle; make one with t2v-edge export CHECKPOINT -o {path}")
-    require(path.is_file() and zipfile.is_zipfile(path),
-            f"{path} is neither a bundle folder nor a whole zip; copy it again")
+    require(
+        path.is_file() and zipfile.is_zipfile(path), f"{path} is neither a bundle folder nor a whole zip; copy it again"
+    )
     return ZipArchive(path)
 
 
@@ -104,27 +105,37 @@ class ZipArchive:
         files: dict[str, zipfile.ZipInfo] = {}
         for entry in entries:
             # zipfile has already cut the name at a NUL and turned separators; judge what was really stored.
-            require(entry.orig_filename == entry.filename,
-                    f"{path}: {entry.orig_filename!r} is not an allowed name; zip it again")
+            require(
+                entry.orig_filename == entry.filename,
+                f"{path}: {entry.orig_filename!r} is not an allowed name; zip it again",
+            )
             name = check_file_name(entry.filename.rstrip("/") if entry.is_dir() else entry.filename)
             self._check_entry(path, name, entry)
             require(name not in files, f"{path}: {name} stands twice; zip the bundle again")
             if not entry.is_dir():
                 files[name] = entry
-        require(sum(e.file_size for e in files.values()) <= MAX_TOTAL_BYTES,
-                f"{path} unpacks to more than {MAX_TOTAL_BYTES} bytes; it is not a bundle")
-        require(sum(e.compress_size for e in files.values()) <= path.stat().st_size,
-                f"{path}: its entries overlap, as in a zip bomb; do not use it")
+        require(
+            sum(e.file_size for e in files.values()) <= MAX_TOTAL_BYTES,
+            f"{path} unpacks to more than {MAX_TOTAL_BYTES} bytes; it is not a bundle",
+        )
+        require(
+            sum(e.compress_size for e in files.values()) <= path.stat().st_size,
+            f"{path}: its entries overlap, as in a zip bomb; do not use it",
+        )
         return _without_top_folder(files)
 
     @staticmethod
     def _check_entry(path: Path, name: str, entry: zipfile.ZipInfo) -> None:
         kind = stat.S_IFMT(entry.external_attr >> 16)
-        require(kind in (0, stat.S_IFREG, stat.S_IFDIR),
-                f"{path}: {name} is a link or special file; put the file itself there")
+        require(
+            kind in (0, stat.S_IFREG, stat.S_IFDIR),
+            f"{path}: {name} is a link or special file; put the file itself there",
+        )
         require(not entry.flag_bits & 1, f"{path}: {name} is encrypted; zip the bundle without a password")
-        require(entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
-                f"{path}: {name} is compressed in an uncommon way; zip with store or deflate")
+        require(
+            entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED),
+            f"{path}: {name} is compressed in an uncommon way; zip with store or deflate",
+        )
         bomb = entry.file_size > _RATIO_FLOOR and entry.file_size > MAX_RATIO * max(1, entry.compress_size)
         require(not bomb, f"{path}: {name} unpacks to over {MAX_RATIO} times its size, as in a zip bomb; do not use it")
 
@@ -151,4 +162,4 @@ def _without_top_folder(files: dict[str, Any]) -> dict[str, Any]:
     top: Optional[str] = next(iter(files)).split("/")[0] + "/" if files else None
     if FILE_NAME in files or top is None or not all(name.startswith(top) for name in files):
         return files
-    return {name[len(top):]: entry for name, entry in files.items()}
+    return {name[len(top) :]: entry for name, entry in files.items()}

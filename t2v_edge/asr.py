@@ -100,7 +100,7 @@ class SpeechCaptions:
         piece = int(_PIECE_S * self.sample_rate)
         events: list[CaptionEvent] = []
         for start in range(0, len(samples), piece):
-            part = samples[start:start + piece]
+            part = samples[start : start + piece]
             self._heard += len(part)
             events += self._hear(self._sound, part)
         return events
@@ -146,8 +146,16 @@ class SpeechCaptions:
         return events
 
     def _event(self, text: str, final: bool) -> CaptionEvent:
-        return CaptionEvent(self._name, self._segment, self._revision, text, final, self._begun / self.sample_rate,
-                            self._heard / self.sample_rate, self._clock())
+        return CaptionEvent(
+            self._name,
+            self._segment,
+            self._revision,
+            text,
+            final,
+            self._begun / self.sample_rate,
+            self._heard / self.sample_rate,
+            self._clock(),
+        )
 
 
 def listen(file: PcmFile, speech: SpeechCaptions) -> Iterator[CaptionEvent]:
@@ -197,7 +205,8 @@ def open_recognizer(folder: Union[str, os.PathLike[str]], threads: int = 1) -> R
             recognizer = sherpa_onnx.OnlineRecognizer.from_paraformer(**files, **options)
     except Exception as error:  # what its C++ raises is of no class of its own
         raise EngineError(
-            f"the model in {folder} cannot be loaded ({error}); take a streaming one, see {_MODELS}") from error
+            f"the model in {folder} cannot be loaded ({error}); take a streaming one, see {_MODELS}"
+        ) from error
     found: Recognizer = recognizer
     return found
 

@@ -1,9 +1,9 @@
 """An asyncio client of the live server (docs/protocol.md). Needs the ``[serve]`` extra.
 
-    async with await AsyncClient.connect("ws://127.0.0.1:8765/live") as client:
-        await client.caption("a person is waving")
-        async for frame in client.frames():
-            show(frame.pixels)
+async with await AsyncClient.connect("ws://127.0.0.1:8765/live") as client:
+    await client.caption("a person is waving")
+    async for frame in client.frames():
+        show(frame.pixels)
 """
 
 from __future__ import annotations
@@ -132,10 +132,20 @@ class AsyncClient:
         self._stats: deque[asyncio.Future[Stats]] = deque()
 
     @classmethod
-    async def connect(cls: type[C], url: str, *, token: Optional[str] = None, fps: Rate = None,
-                      size: Optional[tuple[int, int]] = None, seed: Optional[int] = None, format: Optional[str] = None,
-                      quality: Optional[int] = None, tls: Optional[ssl.SSLContext] = None, timeout_s: float = 10.0,
-                      retry_s: float = 0.0) -> C:
+    async def connect(
+        cls: type[C],
+        url: str,
+        *,
+        token: Optional[str] = None,
+        fps: Rate = None,
+        size: Optional[tuple[int, int]] = None,
+        seed: Optional[int] = None,
+        format: Optional[str] = None,
+        quality: Optional[int] = None,
+        tls: Optional[ssl.SSLContext] = None,
+        timeout_s: float = 10.0,
+        retry_s: float = 0.0,
+    ) -> C:
         """Connect and be welcomed; what is None is as the server likes it. Raises `ClientError` or `ProtocolError`."""
         settings = Settings(None if fps is None else exact(fps, "fps"), size, seed, format, quality)
         client = cls(ClientOptions(url, token, settings, tls, timeout_s, retry_s))
@@ -168,8 +178,14 @@ class AsyncClient:
         """Start the motion anew."""
         return await self._control("reset", Settings(seed=seed))
 
-    async def set(self, *, fps: Rate = None, size: Optional[tuple[int, int]] = None, format: Optional[str] = None,
-                  quality: Optional[int] = None) -> State:
+    async def set(
+        self,
+        *,
+        fps: Rate = None,
+        size: Optional[tuple[int, int]] = None,
+        format: Optional[str] = None,
+        quality: Optional[int] = None,
+    ) -> State:
         """Change settings; gives all of them. Raises `ProtocolError` where the server cannot."""
         rate = None if fps is None else exact(fps, "fps")
         return await self._control("set", Settings(rate, size, None, format, quality))
@@ -221,8 +237,9 @@ class AsyncClient:
     async def __aenter__(self: C) -> C:
         return self
 
-    async def __aexit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException],
-                        trace: Optional[TracebackType]) -> None:
+    async def __aexit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
         await self.close()
 
     # The connection.
@@ -231,24 +248,35 @@ class AsyncClient:
         """Connect, say hello, be welcomed, and say again what the server has to know."""
         options, more = self.options, {} if self.options.tls is None else {"ssl": self.options.tls}
         try:
-            socket = await connect(options.url, compression=None, open_timeout=options.timeout_s, close_timeout=1,
-                                   max_size=MAX_PAYLOAD_BYTES + 65536, max_queue=4, **more)
+            socket = await connect(
+                options.url,
+                compression=None,
+                open_timeout=options.timeout_s,
+                close_timeout=1,
+                max_size=MAX_PAYLOAD_BYTES + 65536,
+                max_queue=4,
+                **more,
+            )
         except InvalidStatus as error:
             status, body = error.response.status_code, bytes(error.response.body or b"").decode("utf-8", "replace")
             code = "capacity" if status in _TEMPORARY_STATUS else "token" if status == 401 else "refused"
-            raise ProtocolError(code, f"{options.url} answered {status}: {body.strip()[:200]}",
-                                "do what it says") from error
+            raise ProtocolError(
+                code, f"{options.url} answered {status}: {body.strip()[:200]}", "do what it says"
+            ) from error
         except (OSError, asyncio.TimeoutError, InvalidHandshake, InvalidURI, ConnectionClosed, EOFError) as error:
-            raise ClientError(f"{options.url} cannot be reached ({error or type(error).__name__}); "
-                              "start t2v-edge serve there, or correct the address") from error
+            raise ClientError(
+                f"{options.url} cannot be reached ({error or type(error).__name__}); "
+                "start t2v-edge serve there, or correct the address"
+            ) from error
         try:
             await socket.send(write(Hello(token=options.token, settings=self._settings)))
             first = read_server(await asyncio.wait_for(socket.recv(), options.timeout_s))
             if isinstance(first, Error):
                 raise ProtocolError(first.code, first.message, first.remedy)
             if not isinstance(first, Welcome):
-                raise ProtocolError("hello", f"the server's first message is a {first.type}",
-                                    "connect to t2v-edge serve")
+                raise ProtocolError(
+                    "hello", f"the server's first message is a {first.type}", "connect to t2v-edge serve"
+                )
             if self._paused:
                 await socket.send(write(Control("pause")))
             if self._last is not None:

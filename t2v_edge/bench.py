@@ -36,8 +36,11 @@ MAX_CHANGE_FRAMES = 10_000
 CHANGE_S = 10.0
 """In real time the caption changes that often, so that the text stage runs in the same time as the frames."""
 
-ENGLISH = tuple(f"{who} is {what}" for who in ("a person", "a man", "a woman")
-                for what in ("walking", "running", "dancing", "waving", "dribbling a basketball"))
+ENGLISH = tuple(
+    f"{who} is {what}"
+    for who in ("a person", "a man", "a woman")
+    for what in ("walking", "running", "dancing", "waving", "dribbling a basketball")
+)
 CHINESE = tuple(f"{who}在{what}" for who in ("一个人", "一个女人") for what in ("跑步", "跳舞", "挥手"))
 CAPTIONS = (*ENGLISH, *CHINESE)
 FIRSTS = 12
@@ -69,13 +72,21 @@ class BenchOptions:
         if not (math.isfinite(self.seconds) and self.seconds > 0):
             raise UsageError(f"seconds is {self.seconds}, expected more than 0")
         if self.fps is not None and exact(self.fps, "fps") * exact(self.seconds, "seconds") > MAX_FRAMES:
-            raise UsageError(f"{self.seconds} seconds at {self.fps} fps are more than {MAX_FRAMES} frames; "
-                             "give fewer --seconds")
+            raise UsageError(
+                f"{self.seconds} seconds at {self.fps} fps are more than {MAX_FRAMES} frames; give fewer --seconds"
+            )
 
     def to_json(self) -> dict[str, Any]:
-        return {"fps": None if self.fps is None else str(self.fps), "seconds": self.seconds, "seed": self.seed,
-                "engine": self.engine, "variant": self.variant, "threads": self.threads,
-                "batch": self.batch, "ahead": self.ahead}
+        return {
+            "fps": None if self.fps is None else str(self.fps),
+            "seconds": self.seconds,
+            "seed": self.seed,
+            "engine": self.engine,
+            "variant": self.variant,
+            "threads": self.threads,
+            "batch": self.batch,
+            "ahead": self.ahead,
+        }
 
 
 @dataclass
@@ -104,8 +115,9 @@ def bench(
     with Bundle.open(path) as bundle:
         manifest_sha256 = bundle.manifest_sha256
     start = clock.now()
-    with Pipeline.open(path, options.engine, options.variant, options.threads, options.batch,
-                       ahead=options.ahead) as pipeline:
+    with Pipeline.open(
+        path, options.engine, options.variant, options.threads, options.batch, ahead=options.ahead
+    ) as pipeline:
         open_ms = 1000 * (clock.now() - start)
         _warm_up(pipeline, options, advance, clock)
         text, first = _first_frames(pipeline, options, advance, clock)
@@ -119,14 +131,27 @@ def bench(
                 stream, measured.real_time = _real_time(pipeline, options, advance, clock)
         engines = sorted(set(pipeline.engines.values()))
         return BenchReport(
-            bundle=pipeline.manifest.name, manifest_sha256=manifest_sha256, options=options.to_json(),
-            size=stream.size, shown_fps=stream.clock.fps, base_fps=stream.clock.base_fps,
-            engines=dict(pipeline.engines), variants=dict(pipeline.variants), open_ms=open_ms,
+            bundle=pipeline.manifest.name,
+            manifest_sha256=manifest_sha256,
+            options=options.to_json(),
+            size=stream.size,
+            shown_fps=stream.clock.fps,
+            base_fps=stream.clock.base_fps,
+            engines=dict(pipeline.engines),
+            variants=dict(pipeline.variants),
+            open_ms=open_ms,
             stages={stage: text if stage == "text" else stream.stats.stages[stage] for stage in STAGES},
-            first_frame=first, change=change, free=free, real_time=measured.real_time, memory=process_memory(),
-            gpu_memory_mib=None if set(engines) <= set(CPU_ENGINES) else own_gpu_memory_mib(), power=measured.power,
-            machine=describe_machine(system()), versions=versions(*engines, "onnxruntime-gpu"),
-            date=time.strftime("%Y-%m-%d", time.gmtime()))
+            first_frame=first,
+            change=change,
+            free=free,
+            real_time=measured.real_time,
+            memory=process_memory(),
+            gpu_memory_mib=None if set(engines) <= set(CPU_ENGINES) else own_gpu_memory_mib(),
+            power=measured.power,
+            machine=describe_machine(system()),
+            versions=versions(*engines, "onnxruntime-gpu"),
+            date=time.strftime("%Y-%m-%d", time.gmtime()),
+        )
 
 
 def describe_machine(system: System) -> dict[str, Any]:
@@ -134,9 +159,13 @@ def describe_machine(system: System) -> dict[str, Any]:
     # fewer processors than the machine has under taskset or in a container
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        **machine(), "usable_cores": usable, "memory_mib": system.memory_bytes and system.memory_bytes // MIB,
-        "board": system.board, "jetpack": None if system.release is None else system.release.version,
-        "power_mode": None if system.power_mode is None else system.power_mode.name, "gpus": list(system.gpus),
+        **machine(),
+        "usable_cores": usable,
+        "memory_mib": system.memory_bytes and system.memory_bytes // MIB,
+        "board": system.board,
+        "jetpack": None if system.release is None else system.release.version,
+        "power_mode": None if system.power_mode is None else system.power_mode.name,
+        "gpus": list(system.gpus),
         "gpu_driver": system.driver,
     }
 

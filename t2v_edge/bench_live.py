@@ -82,15 +82,26 @@ class LiveBenchOptions:
 
     def to_json(self) -> dict[str, Any]:
         script = self.script
-        return {"seconds": script.seconds, "every_s": None if script.is_timed else script.every_s,
-                "switches": script.switches, "timed": script.is_timed, "clients": self.clients, "mute": self.mute,
-                "flood": self.flood, "fps": self.fps, "size": None if self.size is None else list(self.size),
-                "format": self.format, "seed": self.seed, "own_server": self.server is None,
-                "server_arguments": list(self.arguments)}
+        return {
+            "seconds": script.seconds,
+            "every_s": None if script.is_timed else script.every_s,
+            "switches": script.switches,
+            "timed": script.is_timed,
+            "clients": self.clients,
+            "mute": self.mute,
+            "flood": self.flood,
+            "fps": self.fps,
+            "size": None if self.size is None else list(self.size),
+            "format": self.format,
+            "seed": self.seed,
+            "own_server": self.server is None,
+            "server_arguments": list(self.arguments),
+        }
 
 
-def bench_live(bundle: Optional[Path], options: LiveBenchOptions,
-               advance: Advance = lambda phase, share: None) -> LiveReport:
+def bench_live(
+    bundle: Optional[Path], options: LiveBenchOptions, advance: Advance = lambda phase, share: None
+) -> LiveReport:
     """Measure a live server of the bundle, or the one at `options.server`; advance: told the phase and its share done.
 
     Ctrl-C and SIGTERM end the run, and what was measured up to then is reported. Raises `ServerError`, `ClientError`,
@@ -123,11 +134,19 @@ class _Bench:
                 run, viewer = await self._run(target, "live", options.mute, options.flood)
                 welcome = viewer.welcome
         return LiveReport(
-            bundle=welcome.bundle, manifest_sha256=sha256, options=options.to_json(),
-            size=welcome.settings.size or (0, 0), format=welcome.settings.format or "", said=target.said, run=run,
-            alone=alone, interrupted=self._stop.done(), machine=describe_machine(System.read()),
+            bundle=welcome.bundle,
+            manifest_sha256=sha256,
+            options=options.to_json(),
+            size=welcome.settings.size or (0, 0),
+            format=welcome.settings.format or "",
+            said=target.said,
+            run=run,
+            alone=alone,
+            interrupted=self._stop.done(),
+            machine=describe_machine(System.read()),
             versions=versions("onnxruntime", "openvino", "websockets", "opencv-python-headless"),
-            date=time.strftime("%Y-%m-%d", time.gmtime()))
+            date=time.strftime("%Y-%m-%d", time.gmtime()),
+        )
 
     @contextlib.asynccontextmanager
     async def _server(self) -> AsyncIterator[Target]:
@@ -150,14 +169,17 @@ class _Bench:
     async def _run(self, target: Target, phase: str, mute: int = 0, flood: int = 0) -> tuple[Run, Viewer]:
         """Connect, warm up, play the script, and sum up; adversaries come after the clients and leave before them."""
         async with contextlib.AsyncExitStack() as stack:
-            viewers = [await stack.enter_async_context(await self._connect(target, n))
-                       for n in range(self._options.clients)]
-            await asyncio.gather(*(viewer.meet(CAPTIONS[-1 - n % len(CAPTIONS)], FIRST_S)
-                                   for n, viewer in enumerate(viewers)))
+            viewers = [
+                await stack.enter_async_context(await self._connect(target, n)) for n in range(self._options.clients)
+            ]
+            await asyncio.gather(
+                *(viewer.meet(CAPTIONS[-1 - n % len(CAPTIONS)], FIRST_S) for n, viewer in enumerate(viewers))
+            )
             foes = None
             if mute or flood:
                 foes = await stack.enter_async_context(
-                    Foes(target.url, target.token, self._options.cafile, mute, flood))
+                    Foes(target.url, target.token, self._options.cafile, mute, flood)
+                )
             loop = asyncio.get_running_loop()
             await self._progress(loop.time(), WARM_S, f"{phase}: warming up")
             sampler = await stack.enter_async_context(Sampler(target, SAMPLE_S))
@@ -172,13 +194,27 @@ class _Bench:
             server = await _server_side(target, viewers, trend)
             if foes is not None:
                 await foes.end()
-            return _sum_up(viewers, seconds, cpu / seconds, server, None if foes is None else foes.tally, broken,
-                           self._options.script.is_timed), viewers[0]
+            return _sum_up(
+                viewers,
+                seconds,
+                cpu / seconds,
+                server,
+                None if foes is None else foes.tally,
+                broken,
+                self._options.script.is_timed,
+            ), viewers[0]
 
     async def _connect(self, target: Target, number: int) -> Viewer:
         options = self._options
-        return await Viewer.connect(target.url, token=target.token, fps=options.fps, size=options.size,
-                                    seed=options.seed + number, format=options.format, tls=target.tls)
+        return await Viewer.connect(
+            target.url,
+            token=target.token,
+            fps=options.fps,
+            size=options.size,
+            seed=options.seed + number,
+            format=options.format,
+            tls=target.tls,
+        )
 
     async def _play(self, viewers: Sequence[Viewer], start_s: float, phase: str) -> Optional[str]:
         """Until the script is over, somebody ends it, or a client loses its stream: then why."""
@@ -224,21 +260,44 @@ async def _server_side(target: Target, viewers: Sequence[Viewer], trend: Trend) 
         samples = await ask(target)
     qualities, refused = (
         {key: int(value) for key, value in labelled(samples, name, label).items()}
-        for name, label in (("t2v_quality_clients", "divisor"), ("t2v_refused_total", "code")))
-    return ServerSide(max((m for m in medians if m is not None), default=None),
-                      max((t for t in tails if t is not None), default=None), stage_times(samples), qualities, refused,
-                      trend)
+        for name, label in (("t2v_quality_clients", "divisor"), ("t2v_refused_total", "code"))
+    )
+    return ServerSide(
+        max((m for m in medians if m is not None), default=None),
+        max((t for t in tails if t is not None), default=None),
+        stage_times(samples),
+        qualities,
+        refused,
+        trend,
+    )
 
 
-def _sum_up(viewers: Sequence[Viewer], seconds: float, client_cpu: float, server: ServerSide, foes: Optional[Tally],
-            broken: Optional[str], timed: bool) -> Run:
+def _sum_up(
+    viewers: Sequence[Viewer],
+    seconds: float,
+    client_cpu: float,
+    server: ServerSide,
+    foes: Optional[Tally],
+    broken: Optional[str],
+    timed: bool,
+) -> Run:
     records: list[Record] = [viewer.seen for viewer in viewers]
     seen = [record.seen() for record in records]
     drifts = [drift for record in records if (drift := record.drift_frames()) is not None]
     return Run(
-        seconds=seconds, fps=1 / records[0].period_s, rates=[one.frames / seconds for one in seen], seen=add_up(seen),
-        latency=latency(records), cue=cue_offset(records) if timed else None, jitter_ms=jitter_ms(records),
-        drift_frames=max(drifts, key=abs, default=None), client_cpu=client_cpu, server=server, foes=foes, broken=broken)
+        seconds=seconds,
+        fps=1 / records[0].period_s,
+        rates=[one.frames / seconds for one in seen],
+        seen=add_up(seen),
+        latency=latency(records),
+        cue=cue_offset(records) if timed else None,
+        jitter_ms=jitter_ms(records),
+        drift_frames=max(drifts, key=abs, default=None),
+        client_cpu=client_cpu,
+        server=server,
+        foes=foes,
+        broken=broken,
+    )
 
 
 @contextlib.contextmanager

@@ -46,8 +46,10 @@ class Viewer(AsyncClient):
         while self.seen.frames == 0:
             self._check()
             if self.now() > until_s:
-                raise ClientError(f"{self.options.url} sent no frame within {timeout_s:g} s of the first caption; look "
-                                  "at the server's log")
+                raise ClientError(
+                    f"{self.options.url} sent no frame within {timeout_s:g} s of the first caption; look "
+                    "at the server's log"
+                )
             await asyncio.sleep(POLL_S)
 
     async def say(self, text: str, due_s: Optional[float] = None) -> None:
@@ -79,8 +81,13 @@ class Viewer(AsyncClient):
 
     def _check(self) -> None:
         if self._ended is not None:
-            raise self._ended if isinstance(self._ended, T2VError) else ClientError(
-                f"the connection to {self.options.url} ended ({self._ended}); look at the server's log")
+            raise (
+                self._ended
+                if isinstance(self._ended, T2VError)
+                else ClientError(
+                    f"the connection to {self.options.url} ended ({self._ended}); look at the server's log"
+                )
+            )
 
     def _take_frame(self, data: bytes) -> None:
         at_s = self.now()

@@ -57,8 +57,13 @@ class Foes:
 
     async def __aenter__(self) -> Foes:
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "t2v_edge.bench_live_foes", stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE, start_new_session=True)
+            sys.executable,
+            "-m",
+            "t2v_edge.bench_live_foes",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(self._plan).encode() + b"\n")
         ready = await asyncio.wait_for(self._process.stdout.readline(), 6 * PATIENCE_S)
@@ -88,8 +93,10 @@ class Foes:
 async def play(plan: dict[str, Any], tally: Tally) -> None:
     """Be a nuisance until cancelled."""
     tls = ssl.create_default_context(cafile=plan["cafile"]) if plan["url"].startswith("wss:") else None
-    await asyncio.gather(*(_mute(plan, tls, tally) for _ in range(plan["mute"])),
-                         *(_flood(plan, tls, tally) for _ in range(plan["flood"])))
+    await asyncio.gather(
+        *(_mute(plan, tls, tally) for _ in range(plan["mute"])),
+        *(_flood(plan, tls, tally) for _ in range(plan["flood"])),
+    )
 
 
 async def _mute(plan: dict[str, Any], tls: Optional[ssl.SSLContext], tally: Tally) -> None:
@@ -145,8 +152,9 @@ async def _connected(plan: dict[str, Any], tls: Optional[ssl.SSLContext], tally:
     try:
         kernel = await asyncio.get_running_loop().run_in_executor(None, _dial, parts.hostname, parts.port)
         more = {} if tls is None else {"ssl": tls, "server_hostname": parts.hostname}
-        sock = await connect(plan["url"], sock=kernel, compression=None, max_queue=1, ping_interval=None,
-                             close_timeout=0.1, **more)
+        sock = await connect(
+            plan["url"], sock=kernel, compression=None, max_queue=1, ping_interval=None, close_timeout=0.1, **more
+        )
         await sock.send(write(Hello(token=plan["token"])))
     except (OSError, InvalidHandshake, ConnectionClosed, asyncio.TimeoutError):
         tally.refused += 1

@@ -174,8 +174,19 @@ class Record:
     def seen(self) -> Seen:
         late = int((self.deviations_ms() > 500 * self.period_s).sum())
         seconds = 0.0 if self._before is None or self._begun_s is None else self._before[1] - self._begun_s
-        return Seen(self.frames, seconds, self._missed, self._dropped, self._replaced, late, self._old, self._captions,
-                    len(self._latencies_ms), self._overtaken, 1000 * self._gap_s)
+        return Seen(
+            self.frames,
+            seconds,
+            self._missed,
+            self._dropped,
+            self._replaced,
+            late,
+            self._old,
+            self._captions,
+            len(self._latencies_ms),
+            self._overtaken,
+            1000 * self._gap_s,
+        )
 
 
 def add_up(seen: Sequence[Seen]) -> Seen:

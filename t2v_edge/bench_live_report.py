@@ -32,11 +32,18 @@ class ServerSide:
     trend: Trend
 
     def to_json(self) -> dict[str, Any]:
-        stages = {name: {"count": t.count, "p50_ms": t.median_ms, "p95_ms": t.p95_ms, "p99_ms": t.p99_ms}
-                  for name, t in self.stages.items()}
-        return {"caption_to_sent_median_ms": self.own_median_ms, "caption_to_sent_p95_ms": self.own_p95_ms,
-                "stages": stages, "clients_by_divisor": dict(self.qualities), "refused": dict(self.refused),
-                "memory": self.trend.to_json()}
+        stages = {
+            name: {"count": t.count, "p50_ms": t.median_ms, "p95_ms": t.p95_ms, "p99_ms": t.p99_ms}
+            for name, t in self.stages.items()
+        }
+        return {
+            "caption_to_sent_median_ms": self.own_median_ms,
+            "caption_to_sent_p95_ms": self.own_p95_ms,
+            "stages": stages,
+            "clients_by_divisor": dict(self.qualities),
+            "refused": dict(self.refused),
+            "memory": self.trend.to_json(),
+        }
 
 
 @dataclass(frozen=True)
@@ -68,16 +75,38 @@ class Run:
 
     def to_json(self) -> dict[str, Any]:
         seen = {field.name: getattr(self.seen, field.name) for field in fields(self.seen) if field.name != "seconds"}
-        times = {"p50_ms": self.latency.median_ms, "p95_ms": self.latency.p95_ms, "p99_ms": self.latency.p99_ms,
-                 "max_ms": self.latency.max_ms, "count": self.latency.count}
-        cue = None if self.cue is None else {"p50_ms": self.cue.median_ms, "p95_ms": self.cue.p95_ms,
-                                             "max_ms": self.cue.max_ms, "count": self.cue.count}
+        times = {
+            "p50_ms": self.latency.median_ms,
+            "p95_ms": self.latency.p95_ms,
+            "p99_ms": self.latency.p99_ms,
+            "max_ms": self.latency.max_ms,
+            "count": self.latency.count,
+        }
+        cue = (
+            None
+            if self.cue is None
+            else {
+                "p50_ms": self.cue.median_ms,
+                "p95_ms": self.cue.p95_ms,
+                "max_ms": self.cue.max_ms,
+                "count": self.cue.count,
+            }
+        )
         foes = None if self.foes is None else {f.name: getattr(self.foes, f.name) for f in fields(self.foes)}
         return {
-            "seconds": self.seconds, "fps": self.fps, "client_fps": list(self.rates), "caption_to_first_frame": times,
-            "cue_to_first_frame": cue, "jitter_p95_ms": self.jitter_ms, "jitter_p95_frames": self.jitter_frames,
-            "drift_frames": self.drift_frames, **seen, "lost_captions": self.seen.lost,
-            "client_cpu_share": self.client_cpu, "server": self.server.to_json(), "adversaries": foes,
+            "seconds": self.seconds,
+            "fps": self.fps,
+            "client_fps": list(self.rates),
+            "caption_to_first_frame": times,
+            "cue_to_first_frame": cue,
+            "jitter_p95_ms": self.jitter_ms,
+            "jitter_p95_frames": self.jitter_frames,
+            "drift_frames": self.drift_frames,
+            **seen,
+            "lost_captions": self.seen.lost,
+            "client_cpu_share": self.client_cpu,
+            "server": self.server.to_json(),
+            "adversaries": foes,
             "broken": self.broken,
         }
 
@@ -145,21 +174,35 @@ class LiveReport:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "format": FORMAT, "schema_version": SCHEMA_VERSION, "date": self.date, "bundle": self.bundle,
-            "manifest_sha256": self.manifest_sha256, "machine": dict(self.machine), "versions": dict(self.versions),
-            "options": dict(self.options), "engines": self.said.get("engines"), "variants": self.said.get("variants"),
-            "width": self.size[0], "height": self.size[1], "frame_format": self.format,
-            "interrupted": self.interrupted, "run": self.run.to_json(),
-            "alone": None if self.alone is None else self.alone.to_json(), "slowdown_percent": self.slowdown_percent,
+            "format": FORMAT,
+            "schema_version": SCHEMA_VERSION,
+            "date": self.date,
+            "bundle": self.bundle,
+            "manifest_sha256": self.manifest_sha256,
+            "machine": dict(self.machine),
+            "versions": dict(self.versions),
+            "options": dict(self.options),
+            "engines": self.said.get("engines"),
+            "variants": self.said.get("variants"),
+            "width": self.size[0],
+            "height": self.size[1],
+            "frame_format": self.format,
+            "interrupted": self.interrupted,
+            "run": self.run.to_json(),
+            "alone": None if self.alone is None else self.alone.to_json(),
+            "slowdown_percent": self.slowdown_percent,
             "failed": list(self.failed),
         }
 
     def to_text(self) -> str:
         run, count = self.run, len(self.run.rates)
         length = f"{run.seconds:.0f} s{', interrupted' * self.interrupted}"
-        lines = [f"{self.bundle}, live: {count} client{'s' * (count != 1)} at {run.fps:g} fps, {self.size[0]}x"
-                 f"{self.size[1]} {self.format}, {length}; milliseconds",
-                 f"on {self.machine.get('cpu')}, {self.machine.get('usable_cores')} cores", ""]
+        lines = [
+            f"{self.bundle}, live: {count} client{'s' * (count != 1)} at {run.fps:g} fps, {self.size[0]}x"
+            f"{self.size[1]} {self.format}, {length}; milliseconds",
+            f"on {self.machine.get('cpu')}, {self.machine.get('usable_cores')} cores",
+            "",
+        ]
         rows = [COLUMNS, _row("caption to first frame", run.latency)]
         if self.alone is not None:
             rows.append(_row("  without adversaries", self.alone.latency))
@@ -178,31 +221,47 @@ class LiveReport:
 def _sentences(run: Run) -> list[str]:
     seen, trend, server = run.seen, run.server.trend, run.server
     rates = ", ".join(f"{rate:.1f}" for rate in run.rates)
-    lines = [f"frames a second, each client: {rates}; {seen.missed} missed, {seen.dropped} dropped, {seen.late} late; "
-             f"{seen.old} of an old caption, {seen.replaced} of it left out"]
+    lines = [
+        f"frames a second, each client: {rates}; {seen.missed} missed, {seen.dropped} dropped, {seen.late} late; "
+        f"{seen.old} of an old caption, {seen.replaced} of it left out"
+    ]
     if run.jitter_ms is not None:
         drift = "" if run.drift_frames is None else f"; drift {run.drift_frames:+.2f} frames"
-        lines.append(f"jitter p95 {run.jitter_ms:.1f} ms, {run.jitter_frames:.2f} frames{drift}; longest gap "
-                     f"{seen.gap_ms:.0f} ms")
+        lines.append(
+            f"jitter p95 {run.jitter_ms:.1f} ms, {run.jitter_frames:.2f} frames{drift}; longest gap "
+            f"{seen.gap_ms:.0f} ms"
+        )
     if seen.lost or seen.overtaken:
         lines.append(f"{seen.lost} captions without a frame, {seen.overtaken} left out for a newer one")
     if server.own_p95_ms is not None:
-        lines.append(f"the server's own figure, from a caption to its first frame sent: median "
-                     f"{server.own_median_ms or 0:.1f}, p95 {server.own_p95_ms:.1f}")
+        lines.append(
+            f"the server's own figure, from a caption to its first frame sent: median "
+            f"{server.own_median_ms or 0:.1f}, p95 {server.own_p95_ms:.1f}"
+        )
     if trend.samples:
         slope = "" if trend.slope_mib_per_hour is None else f", {trend.slope_mib_per_hour:+.1f} MiB an hour"
         cpu = "" if trend.cpu_share is None else f"; {trend.cpu_share:.2f} cores busy, {run.client_cpu:.2f} measuring"
-        lines.append(f"the server's memory: {trend.start_bytes / (1 << 20):.0f} MiB at first, "
-                     f"{trend.end_bytes / (1 << 20):.0f} at the end, {trend.peak_bytes / (1 << 20):.0f} at its highest"
-                     + slope + cpu)
+        lines.append(
+            f"the server's memory: {trend.start_bytes / (1 << 20):.0f} MiB at first, "
+            f"{trend.end_bytes / (1 << 20):.0f} at the end, {trend.peak_bytes / (1 << 20):.0f} at its highest"
+            + slope
+            + cpu
+        )
     lower = {divisor: clients for divisor, clients in server.qualities.items() if divisor != "1" and clients}
     if lower:
-        lines.append("quality at the end: " + ", ".join(
-            f"{clients} client{'s' * (clients != 1)} at 1/{divisor} of the rate" for divisor, clients in lower.items()))
+        lines.append(
+            "quality at the end: "
+            + ", ".join(
+                f"{clients} client{'s' * (clients != 1)} at 1/{divisor} of the rate"
+                for divisor, clients in lower.items()
+            )
+        )
     if run.foes is not None:
         foes = run.foes
-        lines.append(f"adversaries: {foes.flood_captions} captions in {foes.flood_sessions} floods, "
-                     f"{foes.mute_sessions} mute sessions, {foes.refused} times not let in")
+        lines.append(
+            f"adversaries: {foes.flood_captions} captions in {foes.flood_sessions} floods, "
+            f"{foes.mute_sessions} mute sessions, {foes.refused} times not let in"
+        )
     return lines
 
 

@@ -15,9 +15,13 @@ WHO = ("a person", "a man", "a woman")
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "orange", "grey")
 WHAT = ("walking", "running", "dancing", "waving", "jumping", "dribbling a basketball")
 ENGLISH = tuple(f"{who} in a {colour} shirt is {what}" for colour in COLOURS for what in WHAT for who in WHO)
-CHINESE = tuple(f"{who}穿着{colour}衣服在{what}" for colour in ("红色", "蓝色", "绿色", "白色", "黑色")
-                for who in ("一个人", "一个男人", "一个女人") for what in ("走路", "跑步", "跳舞", "挥手"))
-CAPTIONS = tuple(caption for pair in zip(ENGLISH, CHINESE) for caption in pair) + ENGLISH[len(CHINESE):]
+CHINESE = tuple(
+    f"{who}穿着{colour}衣服在{what}"
+    for colour in ("红色", "蓝色", "绿色", "白色", "黑色")
+    for who in ("一个人", "一个男人", "一个女人")
+    for what in ("走路", "跑步", "跳舞", "挥手")
+)
+CAPTIONS = tuple(caption for pair in zip(ENGLISH, CHINESE) for caption in pair) + ENGLISH[len(CHINESE) :]
 """So many that by the time one comes again a server has long forgotten what its text stage made of it."""
 
 GOLDEN = 0.6180339887498949
@@ -66,8 +70,9 @@ class Script:
             count += 1
 
 
-def make_script(path: Optional[Path], seconds: Optional[float], every_s: Optional[float],
-                switches: Optional[int]) -> Script:
+def make_script(
+    path: Optional[Path], seconds: Optional[float], every_s: Optional[float], switches: Optional[int]
+) -> Script:
     """The script of these options: a .vtt or .srt file is played in time, the lines of a .txt file come in turn.
 
     Defaults: captions of our own, every second, for ten seconds or `switches` of them. A file of cues ends a second

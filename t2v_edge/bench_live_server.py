@@ -58,9 +58,21 @@ async def serving(bundle: Path, arguments: Sequence[str], token: Optional[str]) 
     with tempfile.TemporaryFile() as log:
         # A session of its own: Ctrl-C here is this program's to answer.
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "t2v_edge", "serve", str(bundle), "--port", "0", "--json", *arguments,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=log, start_new_session=True,
-            env=environment)
+            sys.executable,
+            "-m",
+            "t2v_edge",
+            "serve",
+            str(bundle),
+            "--port",
+            "0",
+            "--json",
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+            env=environment,
+        )
         try:
             assert process.stdout is not None
             try:
@@ -95,8 +107,11 @@ def _ask(target: Target) -> Samples:
     parts = urlsplit(target.url)
     host = parts.hostname or ""
     # No proxy, whatever the environment says: what is measured is beside us.
-    connection = (http.client.HTTPSConnection(host, parts.port, timeout=ASK_S, context=target.tls)
-                  if parts.scheme == "wss" else http.client.HTTPConnection(host, parts.port, timeout=ASK_S))
+    connection = (
+        http.client.HTTPSConnection(host, parts.port, timeout=ASK_S, context=target.tls)
+        if parts.scheme == "wss"
+        else http.client.HTTPConnection(host, parts.port, timeout=ASK_S)
+    )
     headers = {} if target.token is None else {"Authorization": f"Bearer {target.token}"}
     try:
         connection.request("GET", "/metrics", headers=headers)
@@ -171,14 +186,20 @@ class Trend:
         if len(late) > 2 and times[-1] - times[0] >= LEAST_S:
             centred = late - late.mean()
             slope = float((centred * held).sum() / (centred**2).sum()) * 3600 / (1 << 20)
-        return cls(len(times), int(held[0]), int(held[-1]), int(memory.max()), slope,
-                   None if share is None else float(share))
+        return cls(
+            len(times), int(held[0]), int(held[-1]), int(memory.max()), slope, None if share is None else float(share)
+        )
 
     def to_json(self) -> dict[str, Any]:
         mib = 1 << 20
-        return {"samples": self.samples, "start_mib": self.start_bytes / mib, "end_mib": self.end_bytes / mib,
-                "peak_mib": self.peak_bytes / mib, "slope_mib_per_hour": self.slope_mib_per_hour,
-                "cpu_share": self.cpu_share}
+        return {
+            "samples": self.samples,
+            "start_mib": self.start_bytes / mib,
+            "end_mib": self.end_bytes / mib,
+            "peak_mib": self.peak_bytes / mib,
+            "slope_mib_per_hour": self.slope_mib_per_hour,
+            "cpu_share": self.cpu_share,
+        }
 
 
 class Sampler:

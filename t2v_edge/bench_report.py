@@ -47,8 +47,13 @@ class FreeRun:
 
     def to_json(self) -> dict[str, Any]:
         share = self.cpu_s / self.wall_s if self.wall_s > 0 else None
-        return {"frames": self.frames, "wall_s": self.wall_s, "fps": self.fps, "cpu_share": share,
-                "frame": self.frame.to_json()}
+        return {
+            "frames": self.frames,
+            "wall_s": self.wall_s,
+            "fps": self.fps,
+            "cpu_share": share,
+            "frame": self.frame.to_json(),
+        }
 
 
 @dataclass(frozen=True)
@@ -90,29 +95,48 @@ class BenchReport:
     def to_json(self) -> dict[str, Any]:
         """Milliseconds, MiB, watts, millijoules, as the keys say (docs/benchmarking.md)."""
         return {
-            "format": FORMAT, "schema_version": SCHEMA_VERSION, "date": self.date, "bundle": self.bundle,
-            "manifest_sha256": self.manifest_sha256, "machine": dict(self.machine),
-            "versions": dict(self.versions), "options": dict(self.options), "variants": dict(self.variants),
-            "engines": dict(self.engines), "width": self.size[0], "height": self.size[1],
-            "shown_fps": float(self.shown_fps), "shown_fps_exact": str(self.shown_fps),
-            "base_fps": float(self.base_fps), "open_ms": self.open_ms,
+            "format": FORMAT,
+            "schema_version": SCHEMA_VERSION,
+            "date": self.date,
+            "bundle": self.bundle,
+            "manifest_sha256": self.manifest_sha256,
+            "machine": dict(self.machine),
+            "versions": dict(self.versions),
+            "options": dict(self.options),
+            "variants": dict(self.variants),
+            "engines": dict(self.engines),
+            "width": self.size[0],
+            "height": self.size[1],
+            "shown_fps": float(self.shown_fps),
+            "shown_fps_exact": str(self.shown_fps),
+            "base_fps": float(self.base_fps),
+            "open_ms": self.open_ms,
             "stages": {stage: latency.to_json() for stage, latency in self.stages.items()},
-            "caption_to_first_frame": self.first_frame.to_json(), "caption_change": self.change.to_json(),
+            "caption_to_first_frame": self.first_frame.to_json(),
+            "caption_change": self.change.to_json(),
             "free_run": self.free.to_json(),
             "real_time": None if self.real_time is None else self.real_time.to_json(),
-            "memory": {"resident_mib": self.memory.resident_bytes / MIB, "peak_mib": self.memory.peak_bytes / MIB,
-                       "gpu_mib": self.gpu_memory_mib},
+            "memory": {
+                "resident_mib": self.memory.resident_bytes / MIB,
+                "peak_mib": self.memory.peak_bytes / MIB,
+                "gpu_mib": self.gpu_memory_mib,
+            },
             "power": {**self.power.to_json(), "energy_mj": self.energy_mj},
         }
 
     def to_text(self) -> str:
         rows = [self._row(stage, self.stages[stage]) for stage in STAGES]
-        rows += [self._row("frame", self.free.frame), self._row("caption to first frame", self.first_frame),
-                 self._row("caption change", self.change.latency)]
+        rows += [
+            self._row("frame", self.free.frame),
+            self._row("caption to first frame", self.first_frame),
+            self._row("caption change", self.change.latency),
+        ]
         if self.real_time is not None:
             rows.insert(len(STAGES) + 1, self._row("frame in real time", self.real_time.frame))
-        title = (f"{self.bundle}: {self.size[0]}x{self.size[1]}, a stream of {float(self.shown_fps):g} fps "
-                 f"({float(self.base_fps):g} motion steps a second); milliseconds")
+        title = (
+            f"{self.bundle}: {self.size[0]}x{self.size[1]}, a stream of {float(self.shown_fps):g} fps "
+            f"({float(self.base_fps):g} motion steps a second); milliseconds"
+        )
         chosen = ", ".join(f"{stage} {self.variants[stage]} on {self.engines[stage]}" for stage in STAGES)
         places = [*self.machine.get("gpus", ()), self.machine.get("board") or self.machine.get("cpu")]
         if self.machine.get("jetpack"):
@@ -132,9 +156,11 @@ class BenchReport:
         lines = [] if self.free.fps is None else [f"{self.free.fps:.1f} frames a second, {how}"]
         if self.real_time is not None:
             pace = self.real_time
-            lines.append(f"in real time at {pace.fps:g} fps: {pace.late} of {pace.frames} frames late"
-                         + (f", by up to {pace.latest_ms:.1f} ms" if pace.late else "")
-                         + f"; {100 * pace.headroom:.0f} % of the time free, {pace.cpu_share:.2f} cores busy")
+            lines.append(
+                f"in real time at {pace.fps:g} fps: {pace.late} of {pace.frames} frames late"
+                + (f", by up to {pace.latest_ms:.1f} ms" if pace.late else "")
+                + f"; {100 * pace.headroom:.0f} % of the time free, {pace.cpu_share:.2f} cores busy"
+            )
         memory = f"memory: {self.memory.peak_bytes / MIB:.0f} MiB at its highest"
         lines.append(memory if self.gpu_memory_mib is None else f"{memory}, {self.gpu_memory_mib:.0f} MiB on the GPU")
         if self.power.mean_w:
@@ -142,13 +168,16 @@ class BenchReport:
             energy = "" if self.energy_mj is None else f"; {self.energy_mj:.1f} mJ a frame"
             lines.append(f"power by {self.power.tool}: {rails}{energy}")
         else:
-            lines.append("power: " + ("nothing tells it here" if self.power.tool is None
-                                      else f"{self.power.tool} told nothing"))
+            lines.append(
+                "power: " + ("nothing tells it here" if self.power.tool is None else f"{self.power.tool} told nothing")
+            )
         return lines
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of columns as wide as their widest cell, the first to the left and the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [f"  {row[0]:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:]))
-            for row in rows]
+    return [
+        f"  {row[0]:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:]))
+        for row in rows
+    ]

@@ -67,8 +67,12 @@ class Plan:
         return cls({stage: (result.engine, result.variant) for stage, result in results.items()}, settings)
 
     def to_bytes(self) -> bytes:
-        return dumps({"stages": {stage: list(chosen) for stage, chosen in self.stages.items()},
-                      "settings": self.settings.to_json()})
+        return dumps(
+            {
+                "stages": {stage: list(chosen) for stage, chosen in self.stages.items()},
+                "settings": self.settings.to_json(),
+            }
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Optional[Plan]:
@@ -102,8 +106,13 @@ class Builder:
         """Variants of a stage that this TensorRT takes, the most exact first."""
         variants = self.bundle.manifest.variants
         asked = [v for v in self.options.variants or () if stage in variants[v]]
-        taken = [v for v in asked or variants if stage in variants[v]
-                 and variants[v][stage].precision in RUNS and variants[v][stage].opset <= self.api.opset_cap]
+        taken = [
+            v
+            for v in asked or variants
+            if stage in variants[v]
+            and variants[v][stage].precision in RUNS
+            and variants[v][stage].opset <= self.api.opset_cap
+        ]
         return tuple(sorted(taken, key=lambda v: RUNS.index(variants[v][stage].precision)))
 
     @property
@@ -117,8 +126,10 @@ class Builder:
         golden = Golden.read(self.bundle)
         reference = make_reference(self.bundle)
         if golden is None and reference is None:
-            raise EngineError("there is nothing to prove engines by: the bundle has no golden vectors and ONNX Runtime "
-                              "is not installed; pip install 't2v-edge[cpu]'")
+            raise EngineError(
+                "there is nothing to prove engines by: the bundle has no golden vectors and ONNX Runtime "
+                "is not installed; pip install 't2v-edge[cpu]'"
+            )
         results = {}
         queue = GpuQueue().acquire()
         try:
@@ -127,8 +138,9 @@ class Builder:
         finally:
             queue.release()
         self.cache.put(self._plan_key(), Plan.of(results, self.options.settings).to_bytes())
-        return BuildReport(self.api.name, self.api.version_text, self.gpu, self.options.settings, results,
-                           time.perf_counter() - start)
+        return BuildReport(
+            self.api.name, self.api.version_text, self.gpu, self.options.settings, results, time.perf_counter() - start
+        )
 
     def open(self) -> tuple[dict[str, Engine], dict[str, str]]:
         """The chosen engines in one queue, and the variant of each stage.
@@ -174,8 +186,10 @@ class Builder:
 
     def _holds(self, plan: Plan) -> bool:
         """Whether all engines of a plan are kept, whole."""
-        return all(engine != self.api.name or self.cache.get(self._key(variant, stage)) is not None
-                   for stage, (engine, variant) in plan.stages.items())
+        return all(
+            engine != self.api.name or self.cache.get(self._key(variant, stage)) is not None
+            for stage, (engine, variant) in plan.stages.items()
+        )
 
     def _open(self, plan: Plan) -> tuple[dict[str, Engine], dict[str, str]]:
         with ExitStack() as opened:
@@ -245,8 +259,11 @@ class Builder:
                     continue
                 found = vectors.check(stage, engine.run)
                 worst = max(found.max_rel, tried.max_rel or 0.0)
-                tried = replace(tried, max_rel=worst if math.isfinite(worst) else None,
-                                psnr_db=found.psnr_db if tried.psnr_db is None else tried.psnr_db)
+                tried = replace(
+                    tried,
+                    max_rel=worst if math.isfinite(worst) else None,
+                    psnr_db=found.psnr_db if tried.psnr_db is None else tried.psnr_db,
+                )
                 tried = replace(tried, golden=str(found)) if name == "golden" else replace(tried, rollout=str(found))
                 allowed = vectors.tolerance(stage, entry.precision, variant)
                 if not allowed.allows(found):
@@ -266,8 +283,9 @@ class Builder:
 
         def make() -> bytes:
             timing = {"kind": "timing cache", **self._machine()}
-            built = self.api.build(graph, entry.precision, entry.opset, self._settings(stage),
-                                   self.cache.get(timing) or b"")
+            built = self.api.build(
+                graph, entry.precision, entry.opset, self._settings(stage), self.cache.get(timing) or b""
+            )
             if built.timing_cache:
                 self.cache.put(timing, built.timing_cache)
             return built.engine
@@ -284,20 +302,35 @@ class Builder:
 
     def _machine(self) -> dict[str, Any]:
         """All of this machine that an engine holds for."""
-        return {"engine": self.api.name, "version": self.api.version_text, "gpu": self.gpu.name,
-                "compute_capability": self.gpu.compute_capability, "driver": self.gpu.driver}
+        return {
+            "engine": self.api.name,
+            "version": self.api.version_text,
+            "gpu": self.gpu.name,
+            "compute_capability": self.gpu.compute_capability,
+            "driver": self.gpu.driver,
+        }
 
     def _key(self, variant: str, stage: str) -> dict[str, Any]:
         entry = self.bundle.entry(variant, stage)
-        return {"kind": "engine", **self._machine(), "graph_sha256": self.bundle.manifest.files[entry.file].sha256,
-                "precision": entry.precision, "typed": self.api.types(entry.precision),
-                "settings": self._settings(stage).to_json()}
+        return {
+            "kind": "engine",
+            **self._machine(),
+            "graph_sha256": self.bundle.manifest.files[entry.file].sha256,
+            "precision": entry.precision,
+            "typed": self.api.types(entry.precision),
+            "settings": self._settings(stage).to_json(),
+        }
 
     def _plan_key(self) -> dict[str, Any]:
         variants = None if self.options.variants is None else list(self.options.variants)
         digest = hashlib.sha256(self.bundle.manifest.to_bytes()).hexdigest()
-        return {"kind": "plan", **self._machine(), "bundle": digest, "batch": self.options.settings.batch,
-                "variants": variants}
+        return {
+            "kind": "plan",
+            **self._machine(),
+            "bundle": digest,
+            "batch": self.options.settings.batch,
+            "variants": variants,
+        }
 
 
 def time_in_turns(engines: Mapping[str, TensorRtEngine]) -> dict[str, float]:

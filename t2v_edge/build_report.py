@@ -61,20 +61,33 @@ class BuildReport:
     total_s: float
 
     def to_json(self) -> dict[str, Any]:
-        return {"engine": self.engine, "version": self.version, "gpu": dict(vars(self.gpu)),
-                "settings": self.settings.to_json(), "total_s": self.total_s,
-                "stages": {stage: result.to_json() for stage, result in self.stages.items()}}
+        return {
+            "engine": self.engine,
+            "version": self.version,
+            "gpu": dict(vars(self.gpu)),
+            "settings": self.settings.to_json(),
+            "total_s": self.total_s,
+            "stages": {stage: result.to_json() for stage, result in self.stages.items()},
+        }
 
     def to_text(self) -> str:
-        lines = [f"{self.engine} {self.version} on {self.gpu.name} ({self.gpu.compute_capability}), "
-                 f"{self.total_s:.1f} s"]
+        lines = [
+            f"{self.engine} {self.version} on {self.gpu.name} ({self.gpu.compute_capability}), {self.total_s:.1f} s"
+        ]
         for stage, result in self.stages.items():
             lines.append(f"  {stage:<7}{result.variant} on {result.engine}: {result.why}")
             for tried in result.tried:
-                shown = f"refused: {tried.refused}" if tried.refused else (
-                    f"{tried.median_ms:.3f} ms  {tried.golden} from the golden vectors"
-                    + (f", {tried.rollout} from ONNX Runtime" if tried.rollout else ""))
+                shown = (
+                    f"refused: {tried.refused}"
+                    if tried.refused
+                    else (
+                        f"{tried.median_ms:.3f} ms  {tried.golden} from the golden vectors"
+                        + (f", {tried.rollout} from ONNX Runtime" if tried.rollout else "")
+                    )
+                )
                 made = "kept" if tried.kept else f"built in {tried.build_s:.1f} s"
-                lines.append(f"    {tried.variant:<10}{shown}" + ("" if tried.refused else f"  ({made}, "
-                             f"{tried.engine_bytes / 1e6:.1f} MB)"))
+                lines.append(
+                    f"    {tried.variant:<10}{shown}"
+                    + ("" if tried.refused else f"  ({made}, {tried.engine_bytes / 1e6:.1f} MB)")
+                )
         return "\n".join(lines)

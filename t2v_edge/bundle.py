@@ -65,11 +65,14 @@ class Bundle:
         except OSError as error:
             raise BundleError(f"{where} cannot be read ({error}); check its permissions") from error
         try:
-            require(FILE_NAME in archive.sizes,
-                    f"{where} has no {FILE_NAME}; give the folder that t2v-edge export wrote")
+            require(
+                FILE_NAME in archive.sizes, f"{where} has no {FILE_NAME}; give the folder that t2v-edge export wrote"
+            )
             size = archive.sizes[FILE_NAME]
-            require(size <= MAX_MANIFEST_BYTES,
-                    f"{where}: {FILE_NAME} has {size} bytes, at most {MAX_MANIFEST_BYTES} are taken; export again")
+            require(
+                size <= MAX_MANIFEST_BYTES,
+                f"{where}: {FILE_NAME} has {size} bytes, at most {MAX_MANIFEST_BYTES} are taken; export again",
+            )
             manifest = Manifest.from_bytes(b"".join(archive.chunks(FILE_NAME)))
             manifest.check_files()
             bundle = cls(where, archive, manifest)
@@ -90,8 +93,10 @@ class Bundle:
             raise BundleError(f"{self.path}: {name} is not listed in the manifest; remove it or export again")
         for name, entry in self.manifest.files.items():
             size = self._archive.sizes[name]
-            require(size == entry.bytes,
-                    f"{self.path}: {name} has {size} bytes, the manifest says {entry.bytes}; copy the bundle again")
+            require(
+                size == entry.bytes,
+                f"{self.path}: {name} has {size} bytes, the manifest says {entry.bytes}; copy the bundle again",
+            )
 
     def _check_hash(self, name: str) -> None:
         digest = hashlib.sha256()
@@ -100,13 +105,16 @@ class Bundle:
         self._compare(name, digest.hexdigest())
 
     def _compare(self, name: str, sha256: str) -> None:
-        require(sha256 == self.manifest.files[name].sha256,
-                f"{self.path}: {name} is damaged or altered (its SHA-256 differs); copy or export the bundle again")
+        require(
+            sha256 == self.manifest.files[name].sha256,
+            f"{self.path}: {name} is damaged or altered (its SHA-256 differs); copy or export the bundle again",
+        )
 
     def read(self, name: str) -> bytes:
         """The bytes of a listed file, its hash checked again."""
-        require(name in self.manifest.files,
-                f"{self.path}: there is no file {name!r}; see t2v-edge inspect {self.path}")
+        require(
+            name in self.manifest.files, f"{self.path}: there is no file {name!r}; see t2v-edge inspect {self.path}"
+        )
         data = b"".join(self._archive.chunks(name))
         self._compare(name, hashlib.sha256(data).hexdigest())
         return data
@@ -166,13 +174,17 @@ class Bundle:
 
 def check_graph(summary: GraphSummary, spec: StageSpec, entry: GraphEntry) -> None:
     """Check that a graph takes and gives what its stage's contract says; raises `BundleError`."""
-    require(summary.opset == entry.opset,
-            f"{entry.file}: opset {summary.opset}, the manifest says {entry.opset}; export the bundle again")
+    require(
+        summary.opset == entry.opset,
+        f"{entry.file}: opset {summary.opset}, the manifest says {entry.opset}; export the bundle again",
+    )
     pairs = (("takes", summary.inputs, spec.inputs), ("gives", summary.outputs, spec.outputs))
     for verb, found, wanted in pairs:
         if sorted(found, key=_by_name) != sorted(wanted, key=_by_name):
-            raise BundleError(f"{entry.file}: the graph {verb} {_describe(found)}, the {spec.stage} contract says "
-                              f"{_describe(wanted)}; export the bundle again")
+            raise BundleError(
+                f"{entry.file}: the graph {verb} {_describe(found)}, the {spec.stage} contract says "
+                f"{_describe(wanted)}; export the bundle again"
+            )
 
 
 def _by_name(tensor: TensorSpec) -> str:
@@ -193,8 +205,9 @@ def write_bundle(path: Union[str, os.PathLike[str]], manifest: Manifest, files: 
     target = Path(os.path.realpath(path))
     for name, data in files.items():
         check_file_name(name)
-        require(len(data) <= MAX_FILE_BYTES,
-                f"{name} has {len(data)} bytes, at most {MAX_FILE_BYTES} are taken; use fp16")
+        require(
+            len(data) <= MAX_FILE_BYTES, f"{name} has {len(data)} bytes, at most {MAX_FILE_BYTES} are taken; use fp16"
+        )
     entries = {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())}
     complete = replace(manifest, files=entries)
     complete.check_files()

@@ -48,8 +48,10 @@ class CaptionEvent:
         if not isinstance(self.text, str):
             raise CaptionError(f"a caption's text must be a string, not {type(self.text).__name__}")
         if len(self.text) > MAX_EVENT_CHARACTERS:
-            raise CaptionError(f"the caption has {len(self.text)} characters, an event may have {MAX_EVENT_CHARACTERS};"
-                               " send what should be seen, not the whole transcript")
+            raise CaptionError(
+                f"the caption has {len(self.text)} characters, an event may have {MAX_EVENT_CHARACTERS};"
+                " send what should be seen, not the whole transcript"
+            )
         if type(self.final) is not bool:
             raise CaptionError("a caption's final must be true or false")
         for name in ("start_s", "end_s", "received_s"):
@@ -168,8 +170,10 @@ class CaptionMerger:
         Raises `CaptionError` for an event of another stream than the first.
         """
         if self._stream not in (None, event.stream):
-            raise CaptionError(f"the event is of stream {event.stream!r} and this merger of {self._stream!r}; "
-                               "give each stream a merger of its own")
+            raise CaptionError(
+                f"the event is of stream {event.stream!r} and this merger of {self._stream!r}; "
+                "give each stream a merger of its own"
+            )
         self._stream = event.stream
         self._now = max(self._now, event.received_s)
         if not self._is_news(event):
@@ -271,7 +275,7 @@ def shorten(text: str) -> str:
     # What is dropped may have stood between two characters that are one when they meet.
     tidied = unicodedata.normalize("NFKC", tidy(text[:MAX_EVENT_CHARACTERS]))
     head = tidied[:MAX_CHARACTERS]
-    if tidied[MAX_CHARACTERS:MAX_CHARACTERS + 1] not in ("", " "):
+    if tidied[MAX_CHARACTERS : MAX_CHARACTERS + 1] not in ("", " "):
         space = head.rfind(" ", MAX_CHARACTERS - _WORD_MARGIN)
         head = head if space < 0 else head[:space]
     return head

@@ -33,9 +33,14 @@ BUILD_BYTES = 1900 << 20
 """What TensorRT's builder takes besides, of the memory that CPU and GPU share: 927 + 968 MiB for its library of kernels
 in a published log of TensorRT 10.3.0 on an Orin Nano 8GB. Not measured by us."""
 
-BOARDS = (("AGX Orin", "jetson-agx-orin-{}gb", (32, 64)), ("Orin NX", "jetson-orin-nx-{}gb", (8, 16)),
-          ("Orin Nano", "jetson-orin-nano-{}gb", (4, 8)), ("Thor", "jetson-thor-t5000", ()),
-          ("AGX Xavier", "jetson-agx-xavier", ()), ("Xavier NX", "jetson-xavier-nx", ()))
+BOARDS = (
+    ("AGX Orin", "jetson-agx-orin-{}gb", (32, 64)),
+    ("Orin NX", "jetson-orin-nx-{}gb", (8, 16)),
+    ("Orin Nano", "jetson-orin-nano-{}gb", (4, 8)),
+    ("Thor", "jetson-thor-t5000", ()),
+    ("AGX Xavier", "jetson-agx-xavier", ()),
+    ("Xavier NX", "jetson-xavier-nx", ()),
+)
 """What a board's model holds, the name of its profile, and the gigabytes it comes with."""
 
 
@@ -54,8 +59,14 @@ class Finding:
 
 def examine(system: System) -> tuple[Finding, ...]:
     """What is found of a machine, whatever is to be played on it."""
-    found = (*_python(system), *_platform(system), *_tensorrt(system), *_rtx(system), *_engines(system),
-             *_power(system))
+    found = (
+        *_python(system),
+        *_platform(system),
+        *_tensorrt(system),
+        *_rtx(system),
+        *_engines(system),
+        *_power(system),
+    )
     return tuple(dict.fromkeys(found))
 
 
@@ -64,8 +75,11 @@ def usable_engines(system: System) -> tuple[str, ...]:
     if system.python.version < OLDEST_PYTHON:
         return ()
     packages = system.python.packages
-    found = [name for name, needed in (("onnxruntime", ("onnxruntime", "onnxruntime-gpu")), ("openvino", ("openvino",)))
-             if any(package in packages for package in needed)]
+    found = [
+        name
+        for name, needed in (("onnxruntime", ("onnxruntime", "onnxruntime-gpu")), ("openvino", ("openvino",)))
+        if any(package in packages for package in needed)
+    ]
     found += ["onnxruntime-cuda"] if "onnxruntime-gpu" in packages and (system.gpus or system.driver) else []
     found += ["tensorrt"] if all(f.level == OK for f in _tensorrt(system)) and system.python.tensorrt else []
     found += ["tensorrt-rtx"] if all(f.level == OK for f in _rtx(system)) and system.python.tensorrt_rtx else []
@@ -81,18 +95,36 @@ def examine_device(system: System, profile: DeviceProfile) -> tuple[Finding, ...
     """Whether the machine is the kind of device that `profile` stands for, and has its first engine."""
     name = profile.name
     if profile.kind == "headset":
-        return (Finding("device", FAIL, f"{name} plays a bundle in its browser, which this cannot examine",
-                        "run t2v-edge doctor on the machine that serves it, without --device"),)
+        return (
+            Finding(
+                "device",
+                FAIL,
+                f"{name} plays a bundle in its browser, which this cannot examine",
+                "run t2v-edge doctor on the machine that serves it, without --device",
+            ),
+        )
     if (profile.kind == "jetson") != system.is_jetson and profile.kind != "cpu":
-        return (Finding("device", FAIL, f"{name} is a {profile.kind}, this machine is not",
-                        "run t2v-edge doctor on the device itself, or give another --device"),)
+        return (
+            Finding(
+                "device",
+                FAIL,
+                f"{name} is a {profile.kind}, this machine is not",
+                "run t2v-edge doctor on the device itself, or give another --device",
+            ),
+        )
     wanted = profile.engines[0]
     usable = usable_engines(system)
     if profile.kind == "desktop" and "tensorrt-rtx" in usable:
         wanted = "tensorrt-rtx"
     if wanted not in usable:
-        return (Finding("device", FAIL, f"{name} is meant to run {wanted}, which cannot be used here yet",
-                        "do what the findings on it say"),)
+        return (
+            Finding(
+                "device",
+                FAIL,
+                f"{name} is meant to run {wanted}, which cannot be used here yet",
+                "do what the findings on it say",
+            ),
+        )
     return (Finding("device", OK, f"as {name} expects, {wanted} can be used"),)
 
 
@@ -116,8 +148,10 @@ def guess_profile(system: System) -> Optional[str]:
 
 def _environment(system: System) -> str:
     """The commands for an environment that sees JetPack's TensorRT."""
-    return ("/usr/bin/python3 -m venv --system-site-packages ~/t2v && . ~/t2v/bin/activate && "
-            f"pip install 't2v-edge[cpu,tensorrt]' {_cuda_python(system)}")
+    return (
+        "/usr/bin/python3 -m venv --system-site-packages ~/t2v && . ~/t2v/bin/activate && "
+        f"pip install 't2v-edge[cpu,tensorrt]' {_cuda_python(system)}"
+    )
 
 
 def _cuda_python(system: System) -> str:
@@ -134,8 +168,10 @@ def _python(system: System) -> Iterator[Finding]:
         return
     remedy = "install Python 3.9 or newer, and pip install 't2v-edge[cpu]' with it"
     if system.is_jetson:
-        remedy = ("sudo apt install python3.9 python3.9-venv && python3.9 -m venv ~/t2v && . ~/t2v/bin/activate && "
-                  "pip install 't2v-edge[cpu]'")
+        remedy = (
+            "sudo apt install python3.9 python3.9-venv && python3.9 -m venv ~/t2v && . ~/t2v/bin/activate && "
+            "pip install 't2v-edge[cpu]'"
+        )
     yield Finding("python", FAIL, f"Python {python.text} is older than 3.9, the oldest that t2v-edge runs on", remedy)
 
 
@@ -150,8 +186,13 @@ def _platform(system: System) -> Iterator[Finding]:
         return
     board, release = system.board or "a Jetson of unknown model", system.release
     if release is None:
-        yield Finding("platform", WARN, f"{board}, Jetson Linux {system.l4t or 'of unknown release'}, which belongs to "
-                      "no JetPack release that is known here", "upgrade t2v-edge, or go by the other findings")
+        yield Finding(
+            "platform",
+            WARN,
+            f"{board}, Jetson Linux {system.l4t or 'of unknown release'}, which belongs to "
+            "no JetPack release that is known here",
+            "upgrade t2v-edge, or go by the other findings",
+        )
         return
     named = f"{board}, JetPack {system.jetpack or release.version} (Jetson Linux {system.l4t or 'unknown'})"
     if version_of(release.version) >= (6,):
@@ -160,8 +201,13 @@ def _platform(system: System) -> Iterator[Finding]:
     remedy = "take --engine onnxruntime; for TensorRT, flash JetPack 6.2 or newer"
     if "tegra194" in " ".join(system.compatible) or "Xavier" in board:
         remedy = "take --engine onnxruntime; JetPack 5 is the last for Xavier"
-    yield Finding("platform", WARN, f"{named}: its TensorRT {release.tensorrt} is older than 8.6, so that only ONNX "
-                  "Runtime on the CPU is left, in a Python 3.9 or newer of your own", remedy)
+    yield Finding(
+        "platform",
+        WARN,
+        f"{named}: its TensorRT {release.tensorrt} is older than 8.6, so that only ONNX "
+        "Runtime on the CPU is left, in a Python 3.9 or newer of your own",
+        remedy,
+    )
 
 
 def _tensorrt(system: System) -> Iterator[Finding]:
@@ -175,21 +221,36 @@ def _tensorrt(system: System) -> Iterator[Finding]:
         return
     version = version_of(module.version)
     if system.is_jetson and not module.of_system and not _wheel_fits(system, version):
-        has = ("JetPack's is hidden behind it" if packaged else "JetPack brings its own")
-        why = (f"does not support JetPack {release.version}" if version >= (11,) and release is not None
-               else f"is not the {system.tensorrt or (release.tensorrt if release else 'one')} that this JetPack has")
-        yield Finding("tensorrt-wheel", FAIL, f"TensorRT {module.version or 'of unknown version'} in {module.folder} "
-                      f"came with pip and {why}: do not use it ({has})",
-                      "pip uninstall -y tensorrt tensorrt_cu12 tensorrt_cu12_libs tensorrt_cu12_bindings tensorrt_cu13 "
-                      f"tensorrt_cu13_libs tensorrt_cu13_bindings && {_environment(system)}")
+        has = "JetPack's is hidden behind it" if packaged else "JetPack brings its own"
+        why = (
+            f"does not support JetPack {release.version}"
+            if version >= (11,) and release is not None
+            else f"is not the {system.tensorrt or (release.tensorrt if release else 'one')} that this JetPack has"
+        )
+        yield Finding(
+            "tensorrt-wheel",
+            FAIL,
+            f"TensorRT {module.version or 'of unknown version'} in {module.folder} "
+            f"came with pip and {why}: do not use it ({has})",
+            "pip uninstall -y tensorrt tensorrt_cu12 tensorrt_cu12_libs tensorrt_cu12_bindings tensorrt_cu13 "
+            f"tensorrt_cu13_libs tensorrt_cu13_bindings && {_environment(system)}",
+        )
         return
     if version and version < OLDEST:
-        yield Finding("tensorrt", WARN, f"TensorRT {module.version} is older than 8.6, the oldest that is supported",
-                      "take --engine onnxruntime, or upgrade TensorRT (on a Jetson: JetPack 6.0 or newer)")
+        yield Finding(
+            "tensorrt",
+            WARN,
+            f"TensorRT {module.version} is older than 8.6, the oldest that is supported",
+            "take --engine onnxruntime, or upgrade TensorRT (on a Jetson: JetPack 6.0 or newer)",
+        )
         return
     if not system.is_jetson and not (system.gpus or system.driver):
-        yield Finding("tensorrt", WARN, f"TensorRT {module.version} cannot run: there is no NVIDIA driver",
-                      "install NVIDIA's driver, or take --engine onnxruntime")
+        yield Finding(
+            "tensorrt",
+            WARN,
+            f"TensorRT {module.version} cannot run: there is no NVIDIA driver",
+            "install NVIDIA's driver, or take --engine onnxruntime",
+        )
         return
     whose = "the system's" if module.of_system else f"in {module.folder}"
     yield Finding("tensorrt", OK, f"TensorRT {module.version or 'of unknown version'}, {whose}")
@@ -200,27 +261,52 @@ def _tensorrt_absent(system: System) -> Iterator[Finding]:
     python, release = system.python, system.release
     if not system.is_jetson:
         if system.tensorrt:
-            yield Finding("tensorrt", WARN, f"TensorRT {system.tensorrt} is installed, and this Python does not see "
-                          "its module", "/usr/bin/python3 -m venv --system-site-packages ~/t2v && "
-                          ". ~/t2v/bin/activate && pip install 't2v-edge[tensorrt]'")
+            yield Finding(
+                "tensorrt",
+                WARN,
+                f"TensorRT {system.tensorrt} is installed, and this Python does not see its module",
+                "/usr/bin/python3 -m venv --system-site-packages ~/t2v && "
+                ". ~/t2v/bin/activate && pip install 't2v-edge[tensorrt]'",
+            )
         return
     expected = system.tensorrt or (release.tensorrt if release else "")
     if not system.tensorrt and not system.tensorrt_bindings:
-        yield Finding("tensorrt", WARN, f"JetPack's TensorRT {expected}".rstrip() + " is not installed",
-                      "sudo apt update && sudo apt install tensorrt python3-libnvinfer")
+        yield Finding(
+            "tensorrt",
+            WARN,
+            f"JetPack's TensorRT {expected}".rstrip() + " is not installed",
+            "sudo apt update && sudo apt install tensorrt python3-libnvinfer",
+        )
     elif not system.tensorrt_bindings and not python.venv:
-        yield Finding("tensorrt", WARN, f"TensorRT {expected} is installed without its Python module",
-                      "sudo apt update && sudo apt install python3-libnvinfer")
+        yield Finding(
+            "tensorrt",
+            WARN,
+            f"TensorRT {expected} is installed without its Python module",
+            "sudo apt update && sudo apt install python3-libnvinfer",
+        )
     elif system.system_python and python.version[:2] != system.system_python[:2]:
         of_system = ".".join(map(str, system.system_python))
-        yield Finding("tensorrt", WARN, f"TensorRT {expected} has a module for the system's Python {of_system} only, "
-                      f"and this is Python {python.text}", _environment(system))
+        yield Finding(
+            "tensorrt",
+            WARN,
+            f"TensorRT {expected} has a module for the system's Python {of_system} only, "
+            f"and this is Python {python.text}",
+            _environment(system),
+        )
     elif not python.system_site:
-        yield Finding("venv", WARN, f"the environment {python.prefix} does not see the system's packages, and so "
-                      f"not TensorRT {expected}", _environment(system))
+        yield Finding(
+            "venv",
+            WARN,
+            f"the environment {python.prefix} does not see the system's packages, and so not TensorRT {expected}",
+            _environment(system),
+        )
     else:
-        yield Finding("tensorrt", WARN, f"TensorRT {expected} is installed, and this Python does not find its module",
-                      "sudo apt install --reinstall python3-libnvinfer")
+        yield Finding(
+            "tensorrt",
+            WARN,
+            f"TensorRT {expected} is installed, and this Python does not find its module",
+            "sudo apt install --reinstall python3-libnvinfer",
+        )
 
 
 def _wheel_fits(system: System, version: tuple[int, ...]) -> bool:
@@ -241,8 +327,12 @@ def _cuda_bindings(system: System) -> Iterator[Finding]:
     if found is None:
         yield Finding("cuda-python", WARN, "cuda-python is not installed, and TensorRT cannot be used without", remedy)
     elif system.cuda and version_of(found)[:1] != version_of(system.cuda)[:1]:
-        yield Finding("cuda-python", WARN, f"cuda-python {found} is of another CUDA than the {system.cuda} that is "
-                      "installed", remedy)
+        yield Finding(
+            "cuda-python",
+            WARN,
+            f"cuda-python {found} is of another CUDA than the {system.cuda} that is installed",
+            remedy,
+        )
     else:
         yield Finding("cuda-python", OK, f"cuda-python {found}, CUDA {system.cuda or 'of the driver'}")
 
@@ -250,17 +340,29 @@ def _cuda_bindings(system: System) -> Iterator[Finding]:
 def _rtx(system: System) -> Iterator[Finding]:
     module = system.python.tensorrt_rtx
     if module is not None and system.is_jetson:
-        yield Finding("tensorrt-rtx", WARN, "TensorRT-RTX does not run on a Jetson's GPU",
-                      "pip uninstall -y tensorrt-rtx, and take JetPack's TensorRT")
+        yield Finding(
+            "tensorrt-rtx",
+            WARN,
+            "TensorRT-RTX does not run on a Jetson's GPU",
+            "pip uninstall -y tensorrt-rtx, and take JetPack's TensorRT",
+        )
     elif module is not None and not (system.gpus or system.driver):
-        yield Finding("tensorrt-rtx", WARN, f"TensorRT-RTX {module.version} can build engines here and not run them: "
-                      "there is no NVIDIA driver", "run on a machine with an RTX GPU and NVIDIA's driver")
+        yield Finding(
+            "tensorrt-rtx",
+            WARN,
+            f"TensorRT-RTX {module.version} can build engines here and not run them: there is no NVIDIA driver",
+            "run on a machine with an RTX GPU and NVIDIA's driver",
+        )
     elif module is not None:
         yield Finding("tensorrt-rtx", OK, f"TensorRT-RTX {module.version or 'of unknown version'}")
         yield from _cuda_bindings(system)
     elif (system.gpus or system.driver) and not system.is_jetson and system.python.tensorrt is None:
-        yield Finding("tensorrt-rtx", WARN, "the GPU stands idle: neither TensorRT-RTX nor TensorRT is installed",
-                      "pip install 't2v-edge[rtx]' (RTX 30 series and newer)")
+        yield Finding(
+            "tensorrt-rtx",
+            WARN,
+            "the GPU stands idle: neither TensorRT-RTX nor TensorRT is installed",
+            "pip install 't2v-edge[rtx]' (RTX 30 series and newer)",
+        )
 
 
 def _engines(system: System) -> Iterator[Finding]:
@@ -281,8 +383,12 @@ def _power(system: System) -> Iterator[Finding]:
     if mode == best or (_watts(mode.name) and _watts(mode.name) == _watts(best.name)):
         yield Finding("power-mode", OK, f"power mode {mode.name}; sudo jetson_clocks holds the clocks at their highest")
     else:
-        yield Finding("power-mode", WARN, f"power mode {mode.name}, {best.name} is faster",
-                      f"sudo nvpmodel -m {best.id} && sudo jetson_clocks (more power and heat; it may ask to reboot)")
+        yield Finding(
+            "power-mode",
+            WARN,
+            f"power mode {mode.name}, {best.name} is faster",
+            f"sudo nvpmodel -m {best.id} && sudo jetson_clocks (more power and heat; it may ask to reboot)",
+        )
 
 
 def _watts(mode: str) -> int:
@@ -300,12 +406,20 @@ def _memory(system: System, manifest: Manifest) -> Iterator[Finding]:
     if system.is_jetson:
         stop = "sudo systemctl isolate multi-user.target (stops the desktop; graphical.target starts it again)"
     if available < needed:
-        yield Finding("memory", FAIL, f"the bundle needs about {_megabytes(needed)} MB to play, {figures}",
-                      f"{stop}, or export with --recipe small or fewer variants")
+        yield Finding(
+            "memory",
+            FAIL,
+            f"the bundle needs about {_megabytes(needed)} MB to play, {figures}",
+            f"{stop}, or export with --recipe small or fewer variants",
+        )
     elif system.is_jetson and "tensorrt" in usable_engines(system) and available < needed + BUILD_BYTES:
-        yield Finding("memory", WARN, f"the bundle needs about {_megabytes(needed)} MB to play, and building its "
-                      f"TensorRT engines about {_megabytes(BUILD_BYTES)} MB more; {figures}",
-                      f"before t2v-edge build: {stop}")
+        yield Finding(
+            "memory",
+            WARN,
+            f"the bundle needs about {_megabytes(needed)} MB to play, and building its "
+            f"TensorRT engines about {_megabytes(BUILD_BYTES)} MB more; {figures}",
+            f"before t2v-edge build: {stop}",
+        )
     else:
         yield Finding("memory", OK, f"the bundle needs about {_megabytes(needed)} MB to play, {figures}")
 
@@ -325,11 +439,19 @@ def _graphs(system: System, manifest: Manifest) -> Iterator[Finding]:
         taken = {v: entry for v, entry in entries.items() if entry.precision in RUNS}
         newer = sorted({entry.opset for entry in taken.values() if entry.opset > cap})
         if not taken:
-            yield Finding("graphs", WARN, f"{stage} has only {', '.join(entries)}, which {named} does not take; the "
-                          "CPU runs it", remedy)
+            yield Finding(
+                "graphs",
+                WARN,
+                f"{stage} has only {', '.join(entries)}, which {named} does not take; the CPU runs it",
+                remedy,
+            )
         elif newer and len(newer) == len({entry.opset for entry in taken.values()}):
-            yield Finding("opset", WARN, f"{stage} has opset {newer[0]}, {named} reads up to {cap} rightly; the CPU "
-                          "runs it", remedy)
+            yield Finding(
+                "opset",
+                WARN,
+                f"{stage} has opset {newer[0]}, {named} reads up to {cap} rightly; the CPU runs it",
+                remedy,
+            )
 
 
 def _megabytes(size: int) -> int:

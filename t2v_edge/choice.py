@@ -54,8 +54,10 @@ def open_stage(name: str, graph: bytes, spec: StageSpec, options: EngineOptions,
         return open_engine(name, graph, spec, options)
     available = available_engines()
     if not available:
-        raise EngineError(f"nothing here runs the {spec.stage} graph as it is: pip install 't2v-edge[cpu]', or build "
-                          "TensorRT's engines with t2v-edge build BUNDLE")
+        raise EngineError(
+            f"nothing here runs the {spec.stage} graph as it is: pip install 't2v-edge[cpu]', or build "
+            "TensorRT's engines with t2v-edge build BUNDLE"
+        )
     if len(available) == 1:
         return open_engine(available[0], graph, spec, options)
     key = choice_key(graph, available, options)
@@ -78,9 +80,13 @@ def open_stage(name: str, graph: bytes, spec: StageSpec, options: EngineOptions,
 
 def choice_key(graph: bytes, available: tuple[str, ...], options: EngineOptions) -> dict[str, Any]:
     """All that a choice holds for: the graph's SHA-256, engine versions, the machine, threads."""
-    return {"format": FORMAT, "graph_sha256": hashlib.sha256(graph).hexdigest(),
-            "engines": {name: _version(ENGINES[name]) for name in available},
-            "machine": machine(), "threads": options.threads}
+    return {
+        "format": FORMAT,
+        "graph_sha256": hashlib.sha256(graph).hexdigest(),
+        "engines": {name: _version(ENGINES[name]) for name in available},
+        "machine": machine(),
+        "threads": options.threads,
+    }
 
 
 def read_choice(path: Path, available: tuple[str, ...]) -> Optional[str]:

@@ -26,8 +26,11 @@ Exit codes: 0 done, 1 the work failed, 2 wrong use, 3 below the demanded accurac
 def make_parser(command: Optional[str]) -> argparse.ArgumentParser:
     """The parser; `command` is the one about to be used, or None."""
     parser = argparse.ArgumentParser(
-        "t2v-edge", description="Text-to-video on small devices: checkpoint to bundle, bundle to video.", epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        "t2v-edge",
+        description="Text-to-video on small devices: checkpoint to bundle, bundle to video.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"t2v-edge {t2v_edge.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in toolchain.COMMANDS:

@@ -34,9 +34,20 @@ class Client:
         self._inner = inner
 
     @classmethod
-    def connect(cls, url: str, *, token: Optional[str] = None, fps: Rate = None, size: Optional[tuple[int, int]] = None,
-                seed: Optional[int] = None, format: Optional[str] = None, quality: Optional[int] = None,
-                tls: Optional[ssl.SSLContext] = None, timeout_s: float = 10.0, retry_s: float = 0.0) -> Client:
+    def connect(
+        cls,
+        url: str,
+        *,
+        token: Optional[str] = None,
+        fps: Rate = None,
+        size: Optional[tuple[int, int]] = None,
+        seed: Optional[int] = None,
+        format: Optional[str] = None,
+        quality: Optional[int] = None,
+        tls: Optional[ssl.SSLContext] = None,
+        timeout_s: float = 10.0,
+        retry_s: float = 0.0,
+    ) -> Client:
         """Connect and be welcomed; what is None is as the server likes it.
 
         retry_s: for how long a connection that is lost is tried again, 0 for not at all. tls: for wss, None for the
@@ -46,9 +57,21 @@ class Client:
         thread = threading.Thread(target=loop.run_forever, name="t2v-edge-client", daemon=True)
         thread.start()
         try:
-            inner = asyncio.run_coroutine_threadsafe(AsyncClient.connect(
-                url, token=token, fps=fps, size=size, seed=seed, format=format, quality=quality, tls=tls,
-                timeout_s=timeout_s, retry_s=retry_s), loop).result()
+            inner = asyncio.run_coroutine_threadsafe(
+                AsyncClient.connect(
+                    url,
+                    token=token,
+                    fps=fps,
+                    size=size,
+                    seed=seed,
+                    format=format,
+                    quality=quality,
+                    tls=tls,
+                    timeout_s=timeout_s,
+                    retry_s=retry_s,
+                ),
+                loop,
+            ).result()
         except BaseException:
             _end(loop, thread)
             raise
@@ -79,8 +102,14 @@ class Client:
         """Start the motion anew."""
         return self._do(self._inner.reset(seed))
 
-    def set(self, *, fps: Rate = None, size: Optional[tuple[int, int]] = None, format: Optional[str] = None,
-            quality: Optional[int] = None) -> State:
+    def set(
+        self,
+        *,
+        fps: Rate = None,
+        size: Optional[tuple[int, int]] = None,
+        format: Optional[str] = None,
+        quality: Optional[int] = None,
+    ) -> State:
         """Change settings; gives all of them. Raises `ProtocolError` where the server cannot."""
         return self._do(self._inner.set(fps=fps, size=size, format=format, quality=quality))
 
@@ -108,8 +137,9 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException],
-                 trace: Optional[TracebackType]) -> None:
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
         self.close()
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:

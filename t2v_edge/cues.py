@@ -120,7 +120,7 @@ def read_text(path: Path, max_bytes: int) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = len(re.split(rb"\r\n|\r|\n", data[:error.start]))
+        line = len(re.split(rb"\r\n|\r|\n", data[: error.start]))
         raise CueError(f"{path}, line {line}: this is not UTF-8 text; save the file as UTF-8") from error
 
 
@@ -132,8 +132,10 @@ def _blocks(lines: Iterable[_Line], header: bool) -> Iterator[list[_Line]]:
         if line if header else line.strip():
             block.append((number, line))
             if len(block) > MAX_EVENT_CHARACTERS:
-                raise CueError(f"line {number}: {MAX_EVENT_CHARACTERS} lines and none of them empty; leave a line "
-                               "empty between cues")
+                raise CueError(
+                    f"line {number}: {MAX_EVENT_CHARACTERS} lines and none of them empty; leave a line "
+                    "empty between cues"
+                )
             continue
         if header and block and block[0][0] == 1:
             _refuse_arrows(block[1:])
@@ -152,7 +154,7 @@ def _cues_of_blocks(blocks: Iterator[list[_Line]], no_cues: Optional[re.Pattern[
         if named:
             number, line = block[1]
         start_ms, end_ms = _times(number, line)
-        rest = block[2 if named else 1:]
+        rest = block[2 if named else 1 :]
         _refuse_arrows(rest)
         yield Cue(start_ms / 1000, end_ms / 1000, _shown(number, [line for _, line in rest]))
 
@@ -175,9 +177,11 @@ def _times(number: int, line: str) -> tuple[int, int]:
     """Start and end of a timing line, in milliseconds."""
     match = _TIMING.fullmatch(line)
     if match is None:
-        raise CueError(f"line {number}: {line[:60]!r} is no line of times; write 00:00:01.000 --> 00:00:04.000, and "
-                       "leave a line empty between cues and none within one")
-    start, end = (_milliseconds(number, match.groups()[at:at + 4]) for at in (0, 4))
+        raise CueError(
+            f"line {number}: {line[:60]!r} is no line of times; write 00:00:01.000 --> 00:00:04.000, and "
+            "leave a line empty between cues and none within one"
+        )
+    start, end = (_milliseconds(number, match.groups()[at : at + 4]) for at in (0, 4))
     if end <= start:
         raise CueError(f"line {number}: the cue does not end after it starts; correct its times")
     return start, end
@@ -206,6 +210,7 @@ def _shown(number: int, lines: list[str]) -> str:
 
 def _short(number: int, text: str) -> str:
     if len(text) > MAX_EVENT_CHARACTERS:
-        raise CueError(f"line {number}: the caption has {len(text)} characters, at most {MAX_EVENT_CHARACTERS} are "
-                       "read; split it")
+        raise CueError(
+            f"line {number}: the caption has {len(text)} characters, at most {MAX_EVENT_CHARACTERS} are read; split it"
+        )
     return shorten(text)

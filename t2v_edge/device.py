@@ -112,10 +112,17 @@ class DeviceProfile:
             rates = MappingProxyType({precision: _rounded(rate * scale) for precision, rate in rates.items()})
         if bandwidth is not None and self.memory_mhz:
             bandwidth = _rounded(bandwidth * mode.memory_mhz / self.memory_mhz)
-        return replace(self, name=f"{self.name}@{mode.name}", power_mode=mode.name, dense_tops=rates,
-                       bandwidth_gb_s=bandwidth, gpu_tpcs=mode.gpu_tpcs if self.gpu_tpcs else None,
-                       gpu_mhz=mode.gpu_mhz if self.gpu_mhz else None,
-                       memory_mhz=mode.memory_mhz if self.memory_mhz else None, power_modes=())
+        return replace(
+            self,
+            name=f"{self.name}@{mode.name}",
+            power_mode=mode.name,
+            dense_tops=rates,
+            bandwidth_gb_s=bandwidth,
+            gpu_tpcs=mode.gpu_tpcs if self.gpu_tpcs else None,
+            gpu_mhz=mode.gpu_mhz if self.gpu_mhz else None,
+            memory_mhz=mode.memory_mhz if self.memory_mhz else None,
+            power_modes=(),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """All of the profile as plain JSON values."""

@@ -114,8 +114,11 @@ def _engines_of(system: System) -> dict[str, Door]:
 def _run(bundle: Bundle, engines: Mapping[str, Door], advance: Advance) -> tuple[list[Finding], tuple[Trial, ...]]:
     golden = Golden.read(bundle)
     if golden is None:
-        return [Finding("golden", WARN, "the bundle has no golden vectors, so that no engine can be proved",
-                        "export it again")], ()
+        return [
+            Finding(
+                "golden", WARN, "the bundle has no golden vectors, so that no engine can be proved", "export it again"
+            )
+        ], ()
     if not engines:
         return [], ()
     tokenizer = check_tokenizer(bundle, golden)

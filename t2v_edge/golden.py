@@ -41,8 +41,19 @@ INT8_SLACK_DB = 3.0
 
 NO_DIFFERENCE_DB = 100.0
 
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError, SyntaxError, KeyError,
-            RuntimeError, NotImplementedError, OverflowError)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    KeyError,
+    RuntimeError,
+    NotImplementedError,
+    OverflowError,
+)
 
 
 @dataclass(frozen=True)
@@ -62,8 +73,10 @@ class GoldenDifference:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; null stands for infinite."""
-        return {key: value if not isinstance(value, float) or math.isfinite(value) else None
-                for key, value in vars(self).items()}
+        return {
+            key: value if not isinstance(value, float) or math.isfinite(value) else None
+            for key, value in vars(self).items()
+        }
 
     def __str__(self) -> str:
         if not math.isfinite(self.max_rel):
@@ -174,8 +187,10 @@ class Golden:
         return float(value)
 
     def _text(self, spec: StageSpec, run: Run) -> dict[str, tuple[Array, Array]]:
-        made = [run({"input_ids": self.ids[i : i + 1], "attention_mask": self.mask[i : i + 1]})["condition"]
-                for i in range(len(self.ids))]
+        made = [
+            run({"input_ids": self.ids[i : i + 1], "attention_mask": self.mask[i : i + 1]})["condition"]
+            for i in range(len(self.ids))
+        ]
         return {"condition": (np.concatenate(made), self.condition)}
 
     def _motion(self, spec: StageSpec, run: Run) -> dict[str, tuple[Array, Array]]:
@@ -260,8 +275,9 @@ def _read_array(stream: IO[bytes], name: str, wanted: _Expected, rows: dict[str,
     count = shape[0] if shape else 1
     label, limit = wanted.rows
     if fortran or shape[1:] != wanted.shape or not 1 <= count <= limit or count != rows.setdefault(label, count):
-        raise ValueError(f"{name} has the shape {str(shape)[:80]}, expected "
-                         f"{(rows.get(label, f'1 to {limit}'), *wanted.shape)}")
+        raise ValueError(
+            f"{name} has the shape {str(shape)[:80]}, expected {(rows.get(label, f'1 to {limit}'), *wanted.shape)}"
+        )
     if wanted.dtype == "str":
         good = dtype.kind == "U" and 0 < dtype.itemsize <= 4 * MAX_CAPTION_CHARS
     else:
@@ -283,8 +299,9 @@ def _check_arrays(arrays: Mapping[str, Array]) -> None:
         caption.encode("utf-8")
     steps = arrays["frame_steps"]
     if steps.min() < 0 or steps.max() >= len(arrays["motion"]):
-        raise ValueError(f"frame_steps {steps.tolist()} are not steps of motion, of which there are "
-                         f"{len(arrays['motion'])}")
+        raise ValueError(
+            f"frame_steps {steps.tolist()} are not steps of motion, of which there are {len(arrays['motion'])}"
+        )
     if int(arrays["input_ids"].min()) < 0:
         raise ValueError("input_ids holds a negative token")
 
@@ -292,8 +309,10 @@ def _check_arrays(arrays: Mapping[str, Array]) -> None:
 def _check_output(spec: StageSpec, tensor: TensorSpec, made: Optional[Array]) -> None:
     if made is None or made.shape != tensor.shape or made.dtype != np.dtype(tensor.dtype):
         found = "nothing" if made is None else f"{made.dtype}{list(made.shape)}"
-        raise EngineError(f"stage {spec.stage}: the engine gives {found} as {tensor.name}, its contract says "
-                          f"{tensor.dtype}{list(tensor.shape)}; take another engine or variant")
+        raise EngineError(
+            f"stage {spec.stage}: the engine gives {found} as {tensor.name}, its contract says "
+            f"{tensor.dtype}{list(tensor.shape)}; take another engine or variant"
+        )
 
 
 def _difference(made: Array, wanted: Array) -> tuple[float, float, float]:

@@ -50,8 +50,9 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
     lives in, for tests. Raises `UsageError` or `EngineError`.
     """
 
-    def __init__(self, pipeline: Pipeline, options: Optional[LiveOptions] = None,
-                 clock: Optional[WaitClock] = None) -> None:
+    def __init__(
+        self, pipeline: Pipeline, options: Optional[LiveOptions] = None, clock: Optional[WaitClock] = None
+    ) -> None:
         self.options = options if options is not None else LiveOptions()
         base_fps = Fraction(pipeline.manifest.video.fps)
         self.clock = Clock(base_fps, base_fps if self.options.fps is None else exact(self.options.fps, "fps"))
@@ -152,9 +153,21 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
         stages = {stage: self._watch.latency(stage) for stage in STAGES}  # before the lock that frames are made under
         with self._changed:
             core, book = self._core, self._core.ledger
-            return LiveStats(book.shown, book.rendered, dict(book.dropped), book.late, book.anchors, book.fps,
-                             book.switch, len(core.queue), core.generation, core.quality.level, core.quality.divisor,
-                             self._maker.steps, stages)
+            return LiveStats(
+                book.shown,
+                book.rendered,
+                dict(book.dropped),
+                book.late,
+                book.anchors,
+                book.fps,
+                book.switch,
+                len(core.queue),
+                core.generation,
+                core.quality.level,
+                core.quality.divisor,
+                self._maker.steps,
+                stages,
+            )
 
     @property
     def counts(self) -> LiveCounts:

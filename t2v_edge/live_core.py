@@ -139,9 +139,16 @@ class LiveCore:
     def _order(self, slot: Slot, stride: int, condition: Condition) -> Order:
         aims = self._to_aim or self._to_restart
         order = Order(
-            tuple(slot.index + stride * i for i in range(self._rows)), stride, slot.skipped, self.generation,
-            condition.caption, condition if aims else None, self._seed if self._to_restart else None, slot.anew,
-            excused=aims or slot.anew or self._was_full)
+            tuple(slot.index + stride * i for i in range(self._rows)),
+            stride,
+            slot.skipped,
+            self.generation,
+            condition.caption,
+            condition if aims else None,
+            self._seed if self._to_restart else None,
+            slot.anew,
+            excused=aims or slot.anew or self._was_full,
+        )
         self._to_aim = self._to_restart = self._was_full = False
         return order
 

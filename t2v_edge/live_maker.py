@@ -73,8 +73,10 @@ class Maker:
             step = math.floor(self._position)
             self._rollout.place(step, self._position - step)
         pixels = self._rollout.collect(self._rollout.send())
-        return [Frame(shown, index, index, self._clock.time_base, order.generation, order.caption)
-                for index, shown in zip(order.indices, pixels)]
+        return [
+            Frame(shown, index, index, self._clock.time_base, order.generation, order.caption)
+            for index, shown in zip(order.indices, pixels)
+        ]
 
     def close(self) -> None:
         self._rollout.close()

@@ -64,9 +64,12 @@ def _text(data: Mapping[str, Any], key: str, pattern: re.Pattern[str] = _WORD) -
 
 
 def _groups(value: Any) -> tuple[int, ...]:
-    _sound(isinstance(value, list) and len(value) <= MAX_GROUPS
-           and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in value),
-           f"condition_groups is {str(value)[:80]}, expected a list of at most {MAX_GROUPS} sizes")
+    _sound(
+        isinstance(value, list)
+        and len(value) <= MAX_GROUPS
+        and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in value),
+        f"condition_groups is {str(value)[:80]}, expected a list of at most {MAX_GROUPS} sizes",
+    )
     return tuple(value)
 
 
@@ -81,14 +84,23 @@ class VideoSpec:
     colour_range: str = "full"
 
     def to_json(self) -> dict[str, Any]:
-        return {"height": self.height, "width": self.width, "fps": self.fps,
-                "colour_range": self.colour_range, "blend_steps": self.blend_steps}
+        return {
+            "height": self.height,
+            "width": self.width,
+            "fps": self.fps,
+            "colour_range": self.colour_range,
+            "blend_steps": self.blend_steps,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> VideoSpec:
         _sound(data["colour_range"] == "full", "colour_range must be 'full'")
-        return cls(_integer(data, "height", 1, MAX_SIDE), _integer(data, "width", 1, MAX_SIDE),
-                   _integer(data, "fps", 1, MAX_FPS), _integer(data, "blend_steps", 0, 10_000))
+        return cls(
+            _integer(data, "height", 1, MAX_SIDE),
+            _integer(data, "width", 1, MAX_SIDE),
+            _integer(data, "fps", 1, MAX_FPS),
+            _integer(data, "blend_steps", 0, 10_000),
+        )
 
 
 @dataclass(frozen=True)
@@ -104,8 +116,9 @@ class TokenizerSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TokenizerSpec:
-        return cls(check_file_name(data["file"]), _integer(data, "tokens", 1, MAX_TOKENS),
-                   _integer(data, "pad_id", 0, 1 << 30))
+        return cls(
+            check_file_name(data["file"]), _integer(data, "tokens", 1, MAX_TOKENS), _integer(data, "pad_id", 0, 1 << 30)
+        )
 
 
 COSTS = ("macs", "weight_bytes", "activation_bytes", "launches")
@@ -140,12 +153,20 @@ class GraphEntry:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GraphEntry:
         layers = data.get("float32_layers", [])
-        _sound(isinstance(layers, list) and len(layers) <= MAX_LAYERS
-               and all(isinstance(name, str) and 0 < len(name) <= MAX_LAYER_NAME for name in layers),
-               f"float32_layers must be a list of at most {MAX_LAYERS} names")
+        _sound(
+            isinstance(layers, list)
+            and len(layers) <= MAX_LAYERS
+            and all(isinstance(name, str) and 0 < len(name) <= MAX_LAYER_NAME for name in layers),
+            f"float32_layers must be a list of at most {MAX_LAYERS} names",
+        )
         costs = {key: _integer(data, key, 0, MAX_COST) for key in COSTS if key in data}
-        return cls(check_file_name(data["file"]), _text(data, "precision"), _integer(data, "opset", 1, 99),
-                   tuple(layers), **costs)
+        return cls(
+            check_file_name(data["file"]),
+            _text(data, "precision"),
+            _integer(data, "opset", 1, 99),
+            tuple(layers),
+            **costs,
+        )
 
 
 @dataclass(frozen=True)
@@ -194,8 +215,9 @@ class Manifest:
             _sound(set(graphs) <= set(STAGES), f"variant {variant} names unknown stages")
         _sound(set(self.default) == set(STAGES), f"default must name {', '.join(STAGES)}")
         for stage, variant in self.default.items():
-            _sound(stage in self.variants.get(variant, {}),
-                    f"default {stage} is {variant!r}, which is not in the bundle")
+            _sound(
+                stage in self.variants.get(variant, {}), f"default {stage} is {variant!r}, which is not in the bundle"
+            )
         _sound(len(self.files) <= MAX_FILES, f"more than {MAX_FILES} files")
         total = sum(entry.bytes for entry in self.files.values())
         _sound(total <= MAX_TOTAL_BYTES, f"{total} bytes of files, at most {MAX_TOTAL_BYTES} are taken; drop variants")
@@ -212,14 +234,20 @@ class Manifest:
         for stage, spec in self.stages.items():
             _sound(spec.stage == stage, f"stage {stage} holds the contract of {spec.stage}")
         frame = next(t for t in self.stages["render"].results if t.name == "frame")
-        _sound(frame.shape[1:3] == (self.video.height, self.video.width),
-                f"the render stage makes {frame.shape}, the video is {self.video.height}x{self.video.width}")
+        _sound(
+            frame.shape[1:3] == (self.video.height, self.video.width),
+            f"the render stage makes {frame.shape}, the video is {self.video.height}x{self.video.width}",
+        )
         condition = next(t for t in self.stages["text"].results if t.name == "condition")
-        _sound(sum(self.condition_groups) in (0, condition.shape[1]),
-                f"condition_groups make {sum(self.condition_groups)}, the condition has {condition.shape[1]} numbers")
+        _sound(
+            sum(self.condition_groups) in (0, condition.shape[1]),
+            f"condition_groups make {sum(self.condition_groups)}, the condition has {condition.shape[1]} numbers",
+        )
         ids = next(t for t in self.stages["text"].feeds if t.name == "input_ids")
-        _sound(ids.shape == (1, self.tokenizer.tokens),
-                f"the text stage takes {ids.shape}, the tokenizer gives {self.tokenizer.tokens}")
+        _sound(
+            ids.shape == (1, self.tokenizer.tokens),
+            f"the text stage takes {ids.shape}, the tokenizer gives {self.tokenizer.tokens}",
+        )
 
     def needed_files(self) -> tuple[str, ...]:
         """Every file that the manifest refers to, in order, without repeats."""
@@ -256,26 +284,34 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
-        require(len(data) <= MAX_MANIFEST_BYTES,
-                f"{FILE_NAME} has {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are taken")
+        require(
+            len(data) <= MAX_MANIFEST_BYTES,
+            f"{FILE_NAME} has {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are taken",
+        )
         return cls.from_json(strict_json.loads(data, FILE_NAME))
 
     @classmethod
     def from_json(cls, data: Any) -> Manifest:
         """Read a manifest from parsed JSON; raises `BundleError` naming what is wrong. Unknown keys are ignored."""
-        require(isinstance(data, dict) and data.get("format") == FORMAT,
-                f"{FILE_NAME} is not a {FORMAT} manifest; give the folder that t2v-edge export wrote")
+        require(
+            isinstance(data, dict) and data.get("format") == FORMAT,
+            f"{FILE_NAME} is not a {FORMAT} manifest; give the folder that t2v-edge export wrote",
+        )
         version = data.get("schema_version")
-        require(version == SCHEMA_VERSION and not isinstance(version, bool),
-                f"schema_version is {version!r}, this reads {SCHEMA_VERSION}; upgrade t2v-edge or export again")
+        require(
+            version == SCHEMA_VERSION and not isinstance(version, bool),
+            f"schema_version is {version!r}, this reads {SCHEMA_VERSION}; upgrade t2v-edge or export again",
+        )
         try:
             return cls(
                 name=data["name"],
                 video=VideoSpec.from_json(data["video"]),
                 tokenizer=TokenizerSpec.from_json(data["tokenizer"]),
                 stages={str(k): StageSpec.from_json(v) for k, v in data["stages"].items()},
-                variants={str(v): {str(s): GraphEntry.from_json(g) for s, g in graphs.items()}
-                          for v, graphs in data["variants"].items()},
+                variants={
+                    str(v): {str(s): GraphEntry.from_json(g) for s, g in graphs.items()}
+                    for v, graphs in data["variants"].items()
+                },
                 default={str(k): str(v) for k, v in data["default"].items()},
                 files={check_file_name(k): FileEntry.from_json(v) for k, v in data["files"].items()},
                 golden=None if data.get("golden") is None else check_file_name(data["golden"]),

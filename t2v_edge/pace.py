@@ -49,13 +49,26 @@ class Pace:
     memory_growth_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        return {"fps": self.fps, "frames": self.frames, "late": self.late, "latest_ms": self.latest_ms,
-                "headroom": self.headroom, "cpu_share": self.cpu_share, "mean_ms": self.mean_ms,
-                "frame": self.frame.to_json(), "memory_growth_bytes": self.memory_growth_bytes}
+        return {
+            "fps": self.fps,
+            "frames": self.frames,
+            "late": self.late,
+            "latest_ms": self.latest_ms,
+            "headroom": self.headroom,
+            "cpu_share": self.cpu_share,
+            "mean_ms": self.mean_ms,
+            "frame": self.frame.to_json(),
+            "memory_growth_bytes": self.memory_growth_bytes,
+        }
 
 
-def keep_pace(stream: Iterator[object], fps: float, frames: int, clock: Clockwork = REAL_TIME,
-              advance: Callable[[], object] = lambda: None) -> Pace:
+def keep_pace(
+    stream: Iterator[object],
+    fps: float,
+    frames: int,
+    clock: Clockwork = REAL_TIME,
+    advance: Callable[[], object] = lambda: None,
+) -> Pace:
     """Show `frames` frames of `stream` on time, `fps` a second; `advance` is called after each."""
     took = np.empty(frames)
     lateness = np.empty(frames)
@@ -75,6 +88,13 @@ def keep_pace(stream: Iterator[object], fps: float, frames: int, clock: Clockwor
         advance()
     wall = max(clock.now() - begun, frames / fps)
     return Pace(
-        fps=fps, frames=frames, late=int((lateness > 0).sum()), latest_ms=1000 * float(max(lateness.max(), 0.0)),
-        headroom=1 - float(took.sum()) / wall, cpu_share=(clock.cpu() - cpu) / wall, mean_ms=1000 * float(took.mean()),
-        frame=Latency.of((1000 * took).tolist()), memory_growth_bytes=process_memory().resident_bytes - resident)
+        fps=fps,
+        frames=frames,
+        late=int((lateness > 0).sum()),
+        latest_ms=1000 * float(max(lateness.max(), 0.0)),
+        headroom=1 - float(took.sum()) / wall,
+        cpu_share=(clock.cpu() - cpu) / wall,
+        mean_ms=1000 * float(took.mean()),
+        frame=Latency.of((1000 * took).tolist()),
+        memory_growth_bytes=process_memory().resident_bytes - resident,
+    )

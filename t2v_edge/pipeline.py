@@ -198,9 +198,21 @@ class Pipeline:
 
         Raises `CaptionError`, `UsageError` or `EngineError`.
         """
-        live = LiveStream(self, LiveOptions(
-            fps=fps, size=size, seed=seed, blend_steps=blend_steps, smoothing=smoothing, queue=queue, policy=policy,
-            ahead=ahead, adaptive=adaptive, idle_after_s=idle_after_s))
+        live = LiveStream(
+            self,
+            LiveOptions(
+                fps=fps,
+                size=size,
+                seed=seed,
+                blend_steps=blend_steps,
+                smoothing=smoothing,
+                queue=queue,
+                policy=policy,
+                ahead=ahead,
+                adaptive=adaptive,
+                idle_after_s=idle_after_s,
+            ),
+        )
         if caption is not None:
             try:
                 live.set_caption(caption)
@@ -274,8 +286,11 @@ def _open_built(
                 return builder.open()
         except (EngineError, ImportError) as error:
             if engine != AUTO:
-                raise error if isinstance(error, EngineError) else EngineError(
-                    f"engine {engine} needs cuda-python ({error}); pip install 't2v-edge[tensorrt]'") from error
+                raise (
+                    error
+                    if isinstance(error, EngineError)
+                    else EngineError(f"engine {engine} needs cuda-python ({error}); pip install 't2v-edge[tensorrt]'")
+                ) from error
             _LOG.warning("engines that were built are left alone: %s", error)
     return None
 

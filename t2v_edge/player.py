@@ -109,8 +109,11 @@ class HostPlayer:
         before = after if share >= 1.0 else self._before
         if before is None or after is None:
             raise RuntimeError("a frame was placed before its motion step")
-        feeds = {"motion": mix(before[0], after[0], share), "condition": mix(before[1], after[1], share),
-                 **self._draws.render}
+        feeds = {
+            "motion": mix(before[0], after[0], share),
+            "condition": mix(before[1], after[1], share),
+            **self._draws.render,
+        }
         if self._pool is None:
             return self._frame(feeds)
         try:

@@ -78,8 +78,15 @@ class Power:
         return None if self.total is None else self.mean_w[self.total]
 
     def to_json(self) -> dict[str, Any]:
-        return {"tool": self.tool, "readings": self.readings, "mean_w": dict(self.mean_w), "max_w": dict(self.max_w),
-                "total": self.total, "total_w": self.total_w, "device_memory_mib": self.device_memory_mib}
+        return {
+            "tool": self.tool,
+            "readings": self.readings,
+            "mean_w": dict(self.mean_w),
+            "max_w": dict(self.max_w),
+            "total": self.total,
+            "total_w": self.total_w,
+            "device_memory_mib": self.device_memory_mib,
+        }
 
 
 def parse_tegrastats(line: str) -> Optional[Reading]:
@@ -115,8 +122,13 @@ def find_tool(gpu: bool, which: Callable[[str], Optional[str]] = shutil.which) -
     if gpu and which("nvidia-smi"):
         # CUDA's first device; where CUDA_VISIBLE_DEVICES names one, that one.
         device = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
-        command = ("nvidia-smi", f"--id={device}", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits",
-                   f"--loop-ms={INTERVAL_MS}")
+        command = (
+            "nvidia-smi",
+            f"--id={device}",
+            f"--query-gpu={_QUERY}",
+            "--format=csv,noheader,nounits",
+            f"--loop-ms={INTERVAL_MS}",
+        )
         return PowerTool("nvidia-smi", command, parse_nvidia_smi, (BOARD,))
     return None
 
@@ -127,8 +139,16 @@ def own_gpu_memory_mib(which: Callable[[str], Optional[str]] = shutil.which) -> 
         return None
     command = ("nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits")
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                              text=True, errors="replace", timeout=10, check=False)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            timeout=10,
+            check=False,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return sum_own_memory(done.stdout, os.getpid())
@@ -136,8 +156,11 @@ def own_gpu_memory_mib(which: Callable[[str], Optional[str]] = shutil.which) -> 
 
 def sum_own_memory(text: str, pid: int) -> Optional[float]:
     """Add up what lines of ``pid, MiB``, one for each GPU that a process uses, say of `pid`; None where none does."""
-    found = [_number(memory) for number, _, memory in (line.partition(",") for line in text.splitlines())
-             if number.strip() == str(pid)]
+    found = [
+        _number(memory)
+        for number, _, memory in (line.partition(",") for line in text.splitlines())
+        if number.strip() == str(pid)
+    ]
     told = [value for value in found if value is not None]
     return sum(told) if told else None
 
@@ -160,9 +183,14 @@ class PowerSampler:
         if self._tool is None:
             return Power()
         rails = dict(self._rails)
-        return Power(self._tool.name, self._readings, {name: total / n for name, (n, total, _) in rails.items()},
-                     {name: highest for name, (_, _, highest) in rails.items()},
-                     next((name for name in self._tool.totals if name in rails), None), self._memory)
+        return Power(
+            self._tool.name,
+            self._readings,
+            {name: total / n for name, (n, total, _) in rails.items()},
+            {name: highest for name, (_, _, highest) in rails.items()},
+            next((name for name in self._tool.totals if name in rails), None),
+            self._memory,
+        )
 
     def add(self, reading: Reading) -> None:
         """Count one reading."""
@@ -178,12 +206,18 @@ class PowerSampler:
         if self._tool is not None:
             try:
                 self._process = subprocess.Popen(
-                    self._tool.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                    text=True, errors="replace")
+                    self._tool.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    errors="replace",
+                )
             except OSError:
                 return self
             self._thread = threading.Thread(
-                target=self._read, args=(self._process.stdout, self._tool.parse), name="power", daemon=True)
+                target=self._read, args=(self._process.stdout, self._tool.parse), name="power", daemon=True
+            )
             self._thread.start()
         return self
 

@@ -61,7 +61,8 @@ def make_reference(bundle: Bundle) -> Optional[Golden]:
         arrays[f"motion.{name}"] = np.concatenate([step[name] for step in noises])
     feeds = {"condition": made[0], **draws.render}
     arrays["frames"] = np.concatenate(
-        [engines["render"].run({"motion": motions[step], **feeds})["frame"] for step in FRAME_STEPS])
+        [engines["render"].run({"motion": motions[step], **feeds})["frame"] for step in FRAME_STEPS]
+    )
     for engine in engines.values():
         engine.close()
     return Golden(manifest, arrays)

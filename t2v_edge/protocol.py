@@ -34,8 +34,18 @@ FORMATS = (RAW, JPEG, WEBP)
 ACTIONS = ("pause", "resume", "reset", "set")
 
 CLOSE_CODES = {
-    "version": 1002, "bad_message": 1007, "bad_frame": 1007, "binary": 1003, "too_large": 1009, "token": 1008,
-    "too_fast": 1008, "too_slow": 1008, "hello": 1008, "capacity": 1013, "internal": 1011, "stopping": 1001,
+    "version": 1002,
+    "bad_message": 1007,
+    "bad_frame": 1007,
+    "binary": 1003,
+    "too_large": 1009,
+    "token": 1008,
+    "too_fast": 1008,
+    "too_slow": 1008,
+    "hello": 1008,
+    "capacity": 1013,
+    "internal": 1011,
+    "stopping": 1001,
 }
 """Error code -> WebSocket close code. An error whose code is not here leaves the connection open."""
 
@@ -58,9 +68,13 @@ class Settings:
 
     @classmethod
     def read(cls, fields: Fields) -> Settings:
-        return cls(fields.fraction("fps", MIN_FPS, MAX_FPS), fields.size("size", MAX_SIDE),
-                   fields.optional_whole("seed", 0, MAX_SEED), fields.optional_choice("format", FORMATS),
-                   fields.optional_whole("quality", 1, 100))
+        return cls(
+            fields.fraction("fps", MIN_FPS, MAX_FPS),
+            fields.size("size", MAX_SIDE),
+            fields.optional_whole("seed", 0, MAX_SEED),
+            fields.optional_choice("format", FORMATS),
+            fields.optional_whole("quality", 1, 100),
+        )
 
 
 @dataclass(frozen=True)
@@ -93,8 +107,13 @@ class Welcome:
         base_fps = fields.fraction("base_fps", MIN_FPS, MAX_FPS)
         if base_fps is None:
             raise fields.wrong("base_fps", None, "a number")
-        return cls(fields.whole("version", 1, 65535), fields.text("session", 64), fields.text("bundle", 256), base_fps,
-                   Settings.read(fields))
+        return cls(
+            fields.whole("version", 1, 65535),
+            fields.text("session", 64),
+            fields.text("bundle", 256),
+            base_fps,
+            Settings.read(fields),
+        )
 
 
 @dataclass(frozen=True)
@@ -114,9 +133,14 @@ class Caption:
 
     @classmethod
     def read(cls, fields: Fields) -> Caption:
-        return cls(fields.whole("segment", 0, MAX_WHOLE), fields.whole("revision", 0, MAX_WHOLE),
-                   fields.text("text", MAX_TEXT), fields.flag("final", True),
-                   fields.optional_number("start", 0, MAX_SECONDS), fields.optional_number("end", 0, MAX_SECONDS))
+        return cls(
+            fields.whole("segment", 0, MAX_WHOLE),
+            fields.whole("revision", 0, MAX_WHOLE),
+            fields.text("text", MAX_TEXT),
+            fields.flag("final", True),
+            fields.optional_number("start", 0, MAX_SECONDS),
+            fields.optional_number("end", 0, MAX_SECONDS),
+        )
 
 
 @dataclass(frozen=True)
@@ -167,8 +191,12 @@ class Showing:
 
     @classmethod
     def read(cls, fields: Fields) -> Showing:
-        return cls(fields.whole("generation", 0, MAX_WHOLE), fields.whole("segment", 0, MAX_WHOLE),
-                   fields.whole("revision", 0, MAX_WHOLE), fields.text("text", MAX_TEXT))
+        return cls(
+            fields.whole("generation", 0, MAX_WHOLE),
+            fields.whole("segment", 0, MAX_WHOLE),
+            fields.whole("revision", 0, MAX_WHOLE),
+            fields.text("text", MAX_TEXT),
+        )
 
 
 @dataclass(frozen=True)
@@ -207,12 +235,17 @@ class Stats:
 
     @classmethod
     def read(cls, fields: Fields) -> Stats:
-        return cls(fields.number("seconds", 0, MAX_SECONDS), fields.number("fps", 0, MAX_SECONDS),
-                   fields.whole("sent", 0, MAX_WHOLE), fields.whole("dropped", 0, MAX_WHOLE),
-                   fields.whole("captions", 0, MAX_WHOLE), fields.whole("generation", 0, MAX_WHOLE),
-                   fields.optional_number("latency_ms", 0, MAX_SECONDS),
-                   fields.optional_number("latency_p95_ms", 0, MAX_SECONDS),
-                   fields.optional_whole("divisor", 1, MAX_FPS))
+        return cls(
+            fields.number("seconds", 0, MAX_SECONDS),
+            fields.number("fps", 0, MAX_SECONDS),
+            fields.whole("sent", 0, MAX_WHOLE),
+            fields.whole("dropped", 0, MAX_WHOLE),
+            fields.whole("captions", 0, MAX_WHOLE),
+            fields.whole("generation", 0, MAX_WHOLE),
+            fields.optional_number("latency_ms", 0, MAX_SECONDS),
+            fields.optional_number("latency_p95_ms", 0, MAX_SECONDS),
+            fields.optional_whole("divisor", 1, MAX_FPS),
+        )
 
 
 @dataclass(frozen=True)
@@ -227,8 +260,12 @@ class Error:
 
     @classmethod
     def read(cls, fields: Fields) -> Error:
-        return cls(fields.text("code", 64), fields.text("message", MAX_TEXT), fields.text("remedy", MAX_TEXT),
-                   fields.flag("fatal", False))
+        return cls(
+            fields.text("code", 64),
+            fields.text("message", MAX_TEXT),
+            fields.text("remedy", MAX_TEXT),
+            fields.flag("fatal", False),
+        )
 
     @classmethod
     def of(cls, error: ProtocolError) -> Error:
@@ -252,8 +289,11 @@ def read_client(data: Union[str, bytes]) -> ClientMessage:
 def read_server(data: Union[str, bytes]) -> ServerMessage:
     """What a server sent as text; raises `ProtocolError`, with code ``unknown_type`` for what a client may skip."""
     if not isinstance(data, str):
-        raise ProtocolError("bad_frame", "the server's message is binary where text was due",
-                            "use a client and a server of one version of the protocol")
+        raise ProtocolError(
+            "bad_frame",
+            "the server's message is binary where text was due",
+            "use a client and a server of one version of the protocol",
+        )
     message: ServerMessage = _read(data, _FROM_SERVER)
     return message
 
@@ -276,8 +316,9 @@ def negotiate(versions: Sequence[int]) -> int:
     shared = set(versions) & set(VERSIONS)
     if not shared:
         mine, theirs = (", ".join(map(str, sorted(v))) for v in (VERSIONS, versions))
-        raise ProtocolError("version", f"the client speaks versions {theirs}, the server {mine}",
-                            "update the older of the two")
+        raise ProtocolError(
+            "version", f"the client speaks versions {theirs}, the server {mine}", "update the older of the two"
+        )
     return max(shared)
 
 
@@ -293,8 +334,9 @@ def _read(text: str, kinds: dict[str, Any]) -> Any:
         raise ProtocolError("bad_message", f"the message is a JSON {type(values).__name__}", "send one JSON object")
     kind = values.get("type")
     if not isinstance(kind, str) or kind not in kinds:
-        raise ProtocolError("unknown_type", f"messages of type {str(kind)[:40]!r} are not known",
-                            f"send one of: {', '.join(kinds)}")
+        raise ProtocolError(
+            "unknown_type", f"messages of type {str(kind)[:40]!r} are not known", f"send one of: {', '.join(kinds)}"
+        )
     return kinds[kind].read(Fields(kind, values))
 
 
@@ -329,10 +371,16 @@ class FrameHeader:
     payload_bytes: int
 
     def __post_init__(self) -> None:
-        ranges = (("generation", self.generation, 0, _MAX_32), ("sequence", self.sequence, 0, _MAX_32),
-                  ("pts", self.pts, 0, MAX_WHOLE), ("numerator", self.time_base.numerator, 1, _MAX_32),
-                  ("denominator", self.time_base.denominator, 1, _MAX_32), ("width", self.width, 1, MAX_SIDE),
-                  ("height", self.height, 1, MAX_SIDE), ("payload_bytes", self.payload_bytes, 1, MAX_PAYLOAD_BYTES))
+        ranges = (
+            ("generation", self.generation, 0, _MAX_32),
+            ("sequence", self.sequence, 0, _MAX_32),
+            ("pts", self.pts, 0, MAX_WHOLE),
+            ("numerator", self.time_base.numerator, 1, _MAX_32),
+            ("denominator", self.time_base.denominator, 1, _MAX_32),
+            ("width", self.width, 1, MAX_SIDE),
+            ("height", self.height, 1, MAX_SIDE),
+            ("payload_bytes", self.payload_bytes, 1, MAX_PAYLOAD_BYTES),
+        )
         for name, value, low, high in ranges:
             if not low <= value <= high:
                 raise _bad_frame(f"{name} of a frame is {value}, expected {low} to {high}")
@@ -343,17 +391,29 @@ class FrameHeader:
 
     def pack(self) -> bytes:
         """The 40 bytes."""
-        return _HEADER.pack(MAGIC, VERSION, FORMATS.index(self.format), HEADER_BYTES, self.generation, self.sequence,
-                            self.pts, self.time_base.numerator, self.time_base.denominator, self.width, self.height,
-                            self.payload_bytes)
+        return _HEADER.pack(
+            MAGIC,
+            VERSION,
+            FORMATS.index(self.format),
+            HEADER_BYTES,
+            self.generation,
+            self.sequence,
+            self.pts,
+            self.time_base.numerator,
+            self.time_base.denominator,
+            self.width,
+            self.height,
+            self.payload_bytes,
+        )
 
     @classmethod
     def unpack(cls, message: bytes) -> tuple[FrameHeader, memoryview]:
         """The header of a binary message, and a view of its payload; raises `ProtocolError`."""
         if len(message) < HEADER_BYTES:
             raise _bad_frame(f"a binary message has {len(message)} bytes, less than a header's {HEADER_BYTES}")
-        (magic, version, kind, start, generation, sequence, pts, numerator, denominator, width, height,
-         size) = _HEADER.unpack_from(message)
+        (magic, version, kind, start, generation, sequence, pts, numerator, denominator, width, height, size) = (
+            _HEADER.unpack_from(message)
+        )
         if magic != MAGIC or version != VERSION:
             raise _bad_frame(f"a binary message starts with {magic!r}, version {version}: it is no frame of version 1")
         if kind >= len(FORMATS) or denominator == 0:

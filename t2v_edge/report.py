@@ -70,10 +70,14 @@ class RunReport:
         stats = self.stats
         rate = "" if stats.fps is None else f" at {stats.fps:.1f} fps"
         first = "" if stats.first_frame_ms is None else f", first frame after {stats.first_frame_ms:.1f} ms"
-        lines = [f"{self.target or 'nothing written'}: {stats.frames} frames of {self.size[0]}x{self.size[1]} "
-                 f"for {float(self.fps):g} fps, made{rate}{first}"]
+        lines = [
+            f"{self.target or 'nothing written'}: {stats.frames} frames of {self.size[0]}x{self.size[1]} "
+            f"for {float(self.fps):g} fps, made{rate}{first}"
+        ]
         for stage, latency in stats.stages.items():
             if latency.median_ms is not None and latency.p95_ms is not None:
-                lines.append(f"  {stage:<7}{self.variants[stage]:<8}{self.engines[stage]:<12}{latency.count:>6} runs  "
-                             f"median {latency.median_ms:.2f} ms  p95 {latency.p95_ms:.2f} ms")
+                lines.append(
+                    f"  {stage:<7}{self.variants[stage]:<8}{self.engines[stage]:<12}{latency.count:>6} runs  "
+                    f"median {latency.median_ms:.2f} ms  p95 {latency.p95_ms:.2f} ms"
+                )
         return "\n".join(lines)

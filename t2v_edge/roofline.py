@@ -46,8 +46,9 @@ class Constants:
     caption_us: float
 
 
-GPU = Constants({"fp32": 0.5, "fp16": 0.1, "int8": 0.05}, launch_cycles=4200, launch_us=0, runtime_us=50,
-                caption_us=600)
+GPU = Constants(
+    {"fp32": 0.5, "fp16": 0.1, "int8": 0.05}, launch_cycles=4200, launch_us=0, runtime_us=50, caption_us=600
+)
 """Measured on one H200 with TensorRT 8.6.0 and CUDA graphs (tests/t2v_edge/test_roofline.py has the figures): an
 encoder of six layers, 73 kernels of little arithmetic, takes 157 us, which is 2.2 us or 4,000 clocks of 1.83 GHz a
 kernel, a GRU step of five kernels 11 us, and a renderer of 77 of which few compute much 190 us. What renderers of 1.4
@@ -110,8 +111,12 @@ class Estimate:
     missing: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "stages": {s.stage: s.to_json() for s in self.stages}, "missing": list(self.missing),
-                "estimate": True}
+        return {
+            **vars(self),
+            "stages": {s.stage: s.to_json() for s in self.stages},
+            "missing": list(self.missing),
+            "estimate": True,
+        }
 
 
 @dataclass(frozen=True)
@@ -158,19 +163,27 @@ def estimate(profile: DeviceProfile, manifest: Manifest) -> Estimate:
     frame_ms = max(compute_ms, copy_ms)
     memory = _memory(manifest, stages) + BUFFERS * frame_bytes
     return Estimate(
-        profile.name, manifest.name, tuple(stages), fps=1e3 / frame_ms, frame_ms=frame_ms, copy_ms=copy_ms,
+        profile.name,
+        manifest.name,
+        tuple(stages),
+        fps=1e3 / frame_ms,
+        frame_ms=frame_ms,
+        copy_ms=copy_ms,
         first_frame_ms=sum(part.ms for part in stages) + copy_ms + runtime_ms + constants.caption_us / 1e3,
         memory_bytes=memory,
         fits=None if profile.memory_bytes is None else memory <= profile.memory_bytes,
-        binds=COPY if copy_ms > compute_ms else _largest(terms))
+        binds=COPY if copy_ms > compute_ms else _largest(terms),
+    )
 
 
 def require_costs(manifest: Manifest) -> None:
     """Raise `BundleError` where a stage's graphs say nothing of what they cost, so that no device has an estimate."""
     for stage in STAGES:
         if all(_uncounted(graphs[stage]) for graphs in manifest.variants.values() if stage in graphs):
-            raise BundleError(f"the bundle {manifest.name} does not say what its {stage} graphs cost a run: export it "
-                              "again with this version; operators that are not understood stay uncounted")
+            raise BundleError(
+                f"the bundle {manifest.name} does not say what its {stage} graphs cost a run: export it "
+                "again with this version; operators that are not understood stay uncounted"
+            )
 
 
 def estimate_stage(profile: DeviceProfile, stage: str, entry: GraphEntry) -> Optional[StageEstimate]:

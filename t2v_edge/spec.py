@@ -47,16 +47,20 @@ class TensorSpec:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.name, str) and _NAME.fullmatch(self.name) is not None,
-                 f"bad tensor name {self.name!r}")
+        _require(
+            isinstance(self.name, str) and _NAME.fullmatch(self.name) is not None, f"bad tensor name {self.name!r}"
+        )
         _require(self.dtype in DTYPES, f"tensor {self.name}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         elements = 1
         for size in self.shape:
-            _require(isinstance(size, int) and not isinstance(size, bool) and size >= 1,
-                     f"tensor {self.name}: bad shape {self.shape}")
+            _require(
+                isinstance(size, int) and not isinstance(size, bool) and size >= 1,
+                f"tensor {self.name}: bad shape {self.shape}",
+            )
             elements *= size
-        _require(elements <= MAX_ELEMENTS,
-                 f"tensor {self.name}: {elements} elements, at most {MAX_ELEMENTS} are allowed")
+        _require(
+            elements <= MAX_ELEMENTS, f"tensor {self.name}: {elements} elements, at most {MAX_ELEMENTS} are allowed"
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
@@ -82,10 +86,13 @@ class NoiseSpec:
 
     def __post_init__(self) -> None:
         TensorSpec(self.input, self.shape)
-        _require(self.distribution in DISTRIBUTIONS,
-                 f"noise {self.name}: distribution {self.distribution!r} is not one of {', '.join(DISTRIBUTIONS)}")
-        _require(self.cadence in CADENCES,
-                 f"noise {self.name}: cadence {self.cadence!r} is not one of {', '.join(CADENCES)}")
+        _require(
+            self.distribution in DISTRIBUTIONS,
+            f"noise {self.name}: distribution {self.distribution!r} is not one of {', '.join(DISTRIBUTIONS)}",
+        )
+        _require(
+            self.cadence in CADENCES, f"noise {self.name}: cadence {self.cadence!r} is not one of {', '.join(CADENCES)}"
+        )
 
     @property
     def input(self) -> str:
@@ -158,8 +165,10 @@ class StageSpec:
         _require(not self.states or self.stage == "motion", f"stage {self.stage}: only the motion stage carries state")
         for noise in self.noises:
             _require(self.stage != "text", "stage text: takes no noise")
-            _require(self.stage == "motion" or noise.cadence == "stream",
-                     f"stage {self.stage}: noise {noise.name} must be drawn once a stream; only motion draws at steps")
+            _require(
+                self.stage == "motion" or noise.cadence == "stream",
+                f"stage {self.stage}: noise {noise.name} must be drawn once a stream; only motion draws at steps",
+            )
         for names in ([t.name for t in self.inputs], [t.name for t in self.outputs]):
             _require(len(set(names)) == len(names), f"stage {self.stage}: a name is used twice in {names}")
 
@@ -213,15 +222,21 @@ def check_stages(text: StageSpec, motion: StageSpec, render: StageSpec) -> None:
 
     tokens = one(text.feeds, "input_ids", "text")
     mask = one(text.feeds, "attention_mask", "text")
-    _require(tokens.shape == mask.shape and len(tokens.shape) == 2,
-             "stage text: input_ids and attention_mask must share a shape (1, tokens)")
+    _require(
+        tokens.shape == mask.shape and len(tokens.shape) == 2,
+        "stage text: input_ids and attention_mask must share a shape (1, tokens)",
+    )
     condition = one(text.results, "condition", "text")
     moved = one(motion.results, "motion", "motion")
     frame = one(render.results, "frame", "render")
     pairs = (("motion", motion, condition), ("render", render, condition), ("render", render, moved))
     for stage, spec, wanted in pairs:
         got = one(spec.feeds, wanted.name, stage)
-        _require(got.shape == wanted.shape,
-                 f"stage {stage}: takes {got.name} of shape {got.shape}, but {wanted.shape} is made")
-    _require(len(frame.shape) == 4 and frame.shape[0] == 1 and frame.shape[3] == 3 and frame.dtype == "uint8",
-             f"stage render: frame must be uint8 (1, H, W, 3), not {frame.dtype} {frame.shape}")
+        _require(
+            got.shape == wanted.shape,
+            f"stage {stage}: takes {got.name} of shape {got.shape}, but {wanted.shape} is made",
+        )
+    _require(
+        len(frame.shape) == 4 and frame.shape[0] == 1 and frame.shape[3] == 3 and frame.dtype == "uint8",
+        f"stage render: frame must be uint8 (1, H, W, 3), not {frame.dtype} {frame.shape}",
+    )

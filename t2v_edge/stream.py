@@ -103,12 +103,16 @@ class FrameStream(Iterator[Frame]):
         self.frame_count = None if seconds is None else self.clock.frames_in(exact(seconds, "seconds"))
         self._pipeline = pipeline
         self._watch = Stopwatch(STAGES)
-        self._rollout = Rollout(pipeline, RolloutOptions(options.seed, options.size, options.smoothing,
-                                                         options.blend_steps, options.ahead), self._watch)
+        self._rollout = Rollout(
+            pipeline,
+            RolloutOptions(options.seed, options.size, options.smoothing, options.blend_steps, options.ahead),
+            self._watch,
+        )
         self.size = self._rollout.size
         # All captions are checked now, so that a bad one fails before anything is shown.
-        self._schedule = deque((self.clock.step_of(exact(at, "caption time")), normalise(caption))
-                               for at, caption in options.captions)
+        self._schedule = deque(
+            (self.clock.step_of(exact(at, "caption time")), normalise(caption)) for at, caption in options.captions
+        )
         self._lock = threading.Lock()
         self._pending: Optional[Condition] = None
         self._caption = self._schedule[0][1]
@@ -190,8 +194,9 @@ class FrameStream(Iterator[Frame]):
             self._groups.append(self._send())
         group = self._groups.popleft()
         for planned, shown in zip(group.frames, self._rollout.collect(group.send_ms)):
-            self._ready.append(Frame(shown, planned.index, planned.index, self.clock.time_base, planned.generation,
-                                     planned.caption))
+            self._ready.append(
+                Frame(shown, planned.index, planned.index, self.clock.time_base, planned.generation, planned.caption)
+            )
 
     def _send(self) -> _Group:
         """Run the motion steps that the next group of frames needs and no more, and send it off."""

@@ -26,8 +26,9 @@ def parse(text: str, depth: int = MAX_DEPTH) -> Any:
     """Parse JSON of at most `depth` levels; raises `ValueError` for anything malformed, non-finite or too deep."""
     try:
         _check_depth(text, depth)
-        return json.loads(text, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer,
-                          object_pairs_hook=_unique)
+        return json.loads(
+            text, parse_constant=_no_constant, parse_float=_finite, parse_int=_integer, object_pairs_hook=_unique
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
 

@@ -29,8 +29,20 @@ MAX_CPUINFO_BYTES = 1 << 20
 MAX_GPUS = 64
 MAX_TEXT = 200
 
-PACKAGES = ("t2v-edge", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino", "cuda-python",
-            "cuda-bindings", "tensorrt", "tensorrt-rtx", "opencv-python-headless", "av")
+PACKAGES = (
+    "t2v-edge",
+    "numpy",
+    "tokenizers",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "cuda-python",
+    "cuda-bindings",
+    "tensorrt",
+    "tensorrt-rtx",
+    "opencv-python-headless",
+    "av",
+)
 """Python packages whose versions matter here."""
 
 _DPKG = re.compile(r"nvidia-jetpack|nvidia-l4t-core|libnvinfer\d+|python3-libnvinfer|cuda-cudart-\d+-\d+")
@@ -78,9 +90,16 @@ class PythonFacts:
         settings = _read(Path(sys.prefix) / "pyvenv.cfg") or ""
         seen = re.search(r"^\s*include-system-site-packages\s*=\s*true\s*$", settings, re.IGNORECASE | re.MULTILINE)
         packages = {name: version for name in PACKAGES if (version := _package(name)) is not None}
-        return cls(version=(sys.version_info[0], sys.version_info[1], sys.version_info[2]), machine=platform.machine(),
-                   prefix=sys.prefix, venv=venv, system_site=not venv or seen is not None, packages=packages,
-                   tensorrt=_module("tensorrt"), tensorrt_rtx=_module("tensorrt-rtx"))
+        return cls(
+            version=(sys.version_info[0], sys.version_info[1], sys.version_info[2]),
+            machine=platform.machine(),
+            prefix=sys.prefix,
+            venv=venv,
+            system_site=not venv or seen is not None,
+            packages=packages,
+            tensorrt=_module("tensorrt"),
+            tensorrt_rtx=_module("tensorrt-rtx"),
+        )
 
 
 @dataclass(frozen=True)
@@ -203,8 +222,9 @@ def _texts(path: Path) -> tuple[str, ...]:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    return {key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in text.splitlines())
-            if colon}
+    return {
+        key.strip(): value.strip() for key, colon, value in (line.partition(":") for line in text.splitlines()) if colon
+    }
 
 
 def _kilobytes(value: Optional[str]) -> Optional[int]:

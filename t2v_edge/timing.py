@@ -41,8 +41,14 @@ class Latency:
         return cls(done, median, p95, p99, float(times.max()), jitter)
 
     def to_json(self) -> dict[str, Any]:
-        return {"count": self.count, "median_ms": self.median_ms, "p95_ms": self.p95_ms, "p99_ms": self.p99_ms,
-                "max_ms": self.max_ms, "jitter_ms": self.jitter_ms}
+        return {
+            "count": self.count,
+            "median_ms": self.median_ms,
+            "p95_ms": self.p95_ms,
+            "p99_ms": self.p99_ms,
+            "max_ms": self.max_ms,
+            "jitter_ms": self.jitter_ms,
+        }
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,10 @@ def installed_engines() -> dict[str, Door]:
     nothing.
     """
     built = [name for name in BUILT if is_installed(name)]
-    return {**{name: Door(partial(_open_graph, name)) for name in available_engines()},
-            **{name: Door(partial(_open_kept, name), partial(_planned, name)) for name in built}}
+    return {
+        **{name: Door(partial(_open_graph, name)) for name in available_engines()},
+        **{name: Door(partial(_open_kept, name), partial(_planned, name)) for name in built},
+    }
 
 
 def _open_graph(name: str, bundle: Bundle, variant: str, stage: str) -> Engine:
@@ -130,8 +132,14 @@ def judge(trials: Sequence[Trial]) -> tuple[Finding, ...]:
     found = list(_wrong(trials))
     for stage in STAGES:
         if not any(trial.right and trial.default for trial in trials if trial.stage == stage):
-            found.append(Finding("golden", FAIL, f"no engine here plays {stage} rightly in its default variant",
-                                 "try --variant fp32, or export the bundle for this device"))
+            found.append(
+                Finding(
+                    "golden",
+                    FAIL,
+                    f"no engine here plays {stage} rightly in its default variant",
+                    "try --variant fp32, or export the bundle for this device",
+                )
+            )
     if not found:
         engines = ", ".join(dict.fromkeys(trial.engine for trial in trials))
         found.append(Finding("golden", OK, f"golden vectors of {len(trials)} graphs come out right on {engines}"))
@@ -150,9 +158,13 @@ def _wrong(trials: Sequence[Trial]) -> Iterator[Finding]:
             yield Finding("golden", WARN, f"{engine} {verb}: {problem or remedy}", remedy if problem else None)
         for trial in mine:
             if trial.problem is None and not trial.right:
-                yield Finding("golden", FAIL if trial.default else WARN, f"{engine} computes {trial.variant} "
-                              f"{trial.stage} wrongly: {trial.difference}, allowed is {trial.tolerance}",
-                              _instead(trial, trials))
+                yield Finding(
+                    "golden",
+                    FAIL if trial.default else WARN,
+                    f"{engine} computes {trial.variant} "
+                    f"{trial.stage} wrongly: {trial.difference}, allowed is {trial.tolerance}",
+                    _instead(trial, trials),
+                )
 
 
 def _instead(trial: Trial, trials: Sequence[Trial]) -> str:
@@ -175,6 +187,10 @@ def check_tokenizer(bundle: Bundle, golden: Golden) -> Finding:
         except CaptionError:
             same = False
         if not same:
-            return Finding("tokenizer", FAIL, f"the caption {caption!r:.80} has other tokens here than at export",
-                           "pip install -U tokenizers")
+            return Finding(
+                "tokenizer",
+                FAIL,
+                f"the caption {caption!r:.80} has other tokens here than at export",
+                "pip install -U tokenizers",
+            )
     return Finding("tokenizer", OK, f"all {len(golden.captions)} golden captions have the tokens they had at export")

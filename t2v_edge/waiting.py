@@ -22,8 +22,9 @@ class WaitClock(Protocol):
         """Wait, holding `condition`, until it is notified or the clock says `until_s`; None: until it is notified."""
         ...
 
-    async def wait_async(self, condition: threading.Condition, told: asyncio.Future[None],
-                         until_s: Optional[float]) -> None:
+    async def wait_async(
+        self, condition: threading.Condition, told: asyncio.Future[None], until_s: Optional[float]
+    ) -> None:
         """Wait in an event loop, not holding `condition`, until `told` is done or the clock says `until_s`."""
         ...
 
@@ -41,8 +42,9 @@ class SystemClock:
     def wait(self, condition: threading.Condition, until_s: Optional[float]) -> None:
         condition.wait(None if until_s is None else max(until_s - self.now(), 0.0))
 
-    async def wait_async(self, condition: threading.Condition, told: asyncio.Future[None],
-                         until_s: Optional[float]) -> None:
+    async def wait_async(
+        self, condition: threading.Condition, told: asyncio.Future[None], until_s: Optional[float]
+    ) -> None:
         import asyncio  # heavy, and already there where there is a loop to run this
 
         await asyncio.wait({told}, timeout=None if until_s is None else max(until_s - self.now(), 0.0))

@@ -11,7 +11,8 @@ from typing import NamedTuple
 # they change what is seen: he and she, numbers, not, no, with, without, on, off, up, down.
 FUNCTION_WORDS = frozenset(
     "a an the is are am was were be being been has have had this that these there it its who which and of to in at by "
-    "for as please um uh er erm hmm s re m ve d ll".split())
+    "for as please um uh er erm hmm s re m ve d ll".split()
+)
 FUNCTION_CHARACTERS = frozenset("的了着地得在是一个個位名正有这這那和与與嗯啊呃吧呢请請")
 
 # Scripts without spaces count by character: Han, kana, and the marks that repeat a character.

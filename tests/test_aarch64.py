@@ -29,15 +29,22 @@ def run(tmp_path, *arguments, user=0, without=(), machine="aarch64", script=SCRI
             (tools / name).write_text(f"#!{shutil.which('sh')}\necho {says}\n")
             (tools / name).chmod(0o755)
     environment = {"PATH": str(tools), "HOME": str(tmp_path), "T2V_EDGE_AARCH64": str(tmp_path / "userland")}
-    done = subprocess.run([shutil.which("bash"), str(script), *map(str, arguments)], env=environment,
-                          capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [shutil.which("bash"), str(script), *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     assert not os.path.exists(tmp_path / "userland"), "nothing is made before all is known to be here"
     return done.returncode, done.stderr
 
 
 def test_a_user_is_told_to_be_root(tmp_path):
     assert run(tmp_path, "--check", user=1000) == (
-        1, "aarch64: making a userland needs root: sudo -E make test-aarch64\n")
+        1,
+        "aarch64: making a userland needs root: sudo -E make test-aarch64\n",
+    )
 
 
 def test_a_missing_tool_is_named_with_its_package(tmp_path):
@@ -48,8 +55,7 @@ def test_a_missing_tool_is_named_with_its_package(tmp_path):
 def test_no_bundle_or_one_without_int8_is_refused(tmp_path):
     if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").is_file():
         pytest.skip("Debian's keys are not here, and their absence comes first")
-    for number, (manifest, words) in enumerate((
-            (None, "t2v-edge export"), ('{"precision": "fp32"}', "--recipe fast"))):
+    for number, (manifest, words) in enumerate(((None, "t2v-edge export"), ('{"precision": "fp32"}', "--recipe fast"))):
         place = tmp_path / str(number)
         bundle = place / "bundle"
         bundle.mkdir(parents=True)

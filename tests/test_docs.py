@@ -11,16 +11,35 @@ import pytest
 from t2v_edge.cli import make_parser
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "devices/README.md", "docs/formats.md", "docs/comparing.md",
-             "docs/decisions.md", "docs/quantization.md", "docs/benchmarking.md", "docs/captions.md", "docs/live.md",
-             "docs/protocol.md", "docs/web.md", "benchmarks/README.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "devices/README.md",
+    "docs/formats.md",
+    "docs/comparing.md",
+    "docs/decisions.md",
+    "docs/quantization.md",
+    "docs/benchmarking.md",
+    "docs/captions.md",
+    "docs/live.md",
+    "docs/protocol.md",
+    "docs/web.md",
+    "benchmarks/README.md",
+)
 
 
 def commands_of_the_readme() -> list[str]:
-    lines = [line.strip() for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-             if re.match(r" {4}(\.venv/bin/)?t2v-edge ", line)]
-    lines.append(re.search(r"\$\(BIN\)/(t2v-edge run .*\n.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))[1]
-                 .replace("\\\n", "").replace("$(DEMO_FIRST)", "a").replace("$(DEMO_THEN)", "b"))
+    lines = [
+        line.strip()
+        for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+        if re.match(r" {4}(\.venv/bin/)?t2v-edge ", line)
+    ]
+    lines.append(
+        re.search(r"\$\(BIN\)/(t2v-edge run .*\n.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))[1]
+        .replace("\\\n", "")
+        .replace("$(DEMO_FIRST)", "a")
+        .replace("$(DEMO_THEN)", "b")
+    )
     return lines
 
 
@@ -36,8 +55,9 @@ def commands_of(document: str) -> list[str]:
     return [line for line in lines if line.startswith("t2v-edge ")]
 
 
-@pytest.mark.parametrize("line", [line for page in ("benchmarking", "captions", "web")
-                                  for line in commands_of(f"docs/{page}.md")])
+@pytest.mark.parametrize(
+    "line", [line for page in ("benchmarking", "captions", "web") for line in commands_of(f"docs/{page}.md")]
+)
 def test_documented_command_of_a_page_is_one_the_command_line_takes(line: str) -> None:
     words = shlex.split(line, comments=True)
     make_parser(words[1]).parse_args(words[1:])
@@ -45,7 +65,17 @@ def test_documented_command_of_a_page_is_one_the_command_line_takes(line: str) -
 
 def test_the_readme_shows_all_commands() -> None:
     assert {line.split("t2v-edge ")[1].split()[0] for line in commands_of_the_readme()} == {
-        "export", "compress", "compare", "build", "run", "bench", "doctor", "serve", "inspect", "devices"}
+        "export",
+        "compress",
+        "compare",
+        "build",
+        "run",
+        "bench",
+        "doctor",
+        "serve",
+        "inspect",
+        "devices",
+    }
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -20,22 +20,73 @@ from t2v_edge.device import list_profiles, tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-PACKAGES = {"t2v_edge": ROOT / "t2v_edge", "t2v_export": ROOT / "export/t2v_export",
-            "t2v_calibration": ROOT / "calibration/t2v_calibration"}
+PACKAGES = {
+    "t2v_edge": ROOT / "t2v_edge",
+    "t2v_export": ROOT / "export/t2v_export",
+    "t2v_calibration": ROOT / "calibration/t2v_calibration",
+}
 
 # Modules of t2v_edge by layer, low to high: a module imports from its own layer and those below.
 LAYERS = (
     ("errors",),
-    ("spec", "frame", "device", "files", "strict_json", "onnx_lite", "clock", "draws", "timing", "resize", "machine",
-     "cache", "jetpack", "memory", "pace", "power", "wording", "fields", "protocol", "pacer", "quality", "waiting"),
+    (
+        "spec",
+        "frame",
+        "device",
+        "files",
+        "strict_json",
+        "onnx_lite",
+        "clock",
+        "draws",
+        "timing",
+        "resize",
+        "machine",
+        "cache",
+        "jetpack",
+        "memory",
+        "pace",
+        "power",
+        "wording",
+        "fields",
+        "protocol",
+        "pacer",
+        "quality",
+        "waiting",
+    ),
     ("bundle", "archive", "manifest", "tokenizer", "roofline"),
     ("engine", "choice", "golden", "system", "checks", "captions", "cues", "sources", "asr"),
-    ("rollout", "stream", "live", "live_core", "live_maker", "live_options", "live_stats", "player", "proof", "build",
-     "build_report"),
+    (
+        "rollout",
+        "stream",
+        "live",
+        "live_core",
+        "live_maker",
+        "live_options",
+        "live_stats",
+        "player",
+        "proof",
+        "build",
+        "build_report",
+    ),
     ("pipeline",),
-    ("sinks", "report", "trial", "doctor", "bench", "bench_report", "server", "async_client", "client",
-     "bench_live", "bench_live_client", "bench_live_foes", "bench_live_record", "bench_live_report",
-     "bench_live_script", "bench_live_server"),
+    (
+        "sinks",
+        "report",
+        "trial",
+        "doctor",
+        "bench",
+        "bench_report",
+        "server",
+        "async_client",
+        "client",
+        "bench_live",
+        "bench_live_client",
+        "bench_live_foes",
+        "bench_live_record",
+        "bench_live_report",
+        "bench_live_script",
+        "bench_live_server",
+    ),
     ("cli", "commands", "__main__"),
 )
 LAYER_OF = {name: height for height, names in enumerate(LAYERS) for name in names}
@@ -68,7 +119,8 @@ def imports_of(package: str) -> Iterator[Import]:
 def _imports(node: ast.AST, module: str, is_package: bool, at_import: bool, file: str) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
         lazy = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or (
-            isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test))
+            isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
+        )
         place = f"{file}:{getattr(child, 'lineno', 0)}"
         if isinstance(child, ast.Import):
             for alias in child.names:
@@ -112,8 +164,11 @@ def test_runtime_imports_run_one_way() -> None:
 
 
 def test_packages_import_only_those_below_them() -> None:
-    allowed = {"t2v_edge": {"t2v_edge"}, "t2v_calibration": {"t2v_edge", "t2v_calibration"},
-               "t2v_export": set(PACKAGES)}
+    allowed = {
+        "t2v_edge": {"t2v_edge"},
+        "t2v_calibration": {"t2v_edge", "t2v_calibration"},
+        "t2v_export": set(PACKAGES),
+    }
     wrong = []
     for package in PACKAGES:
         for item in imports_of(package):
@@ -126,8 +181,11 @@ def test_packages_import_only_those_below_them() -> None:
 
 
 def test_runtime_names_no_toolchain_library_even_lazily() -> None:
-    wrong = [f"{item.place}: {item.target}" for item in imports_of("t2v_edge")
-             if item.target.split(".")[0] in NEVER_IN_RUNTIME]
+    wrong = [
+        f"{item.place}: {item.target}"
+        for item in imports_of("t2v_edge")
+        if item.target.split(".")[0] in NEVER_IN_RUNTIME
+    ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -191,11 +249,18 @@ def test_profiles_and_captions_load_from_the_layout_of_an_installed_wheel(tmp_pa
         shutil.copytree(PACKAGES[package], tmp_path / package, ignore=ignore)
     for source, target in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"].items():
         shutil.copytree(ROOT / source, tmp_path / target, ignore=ignore, dirs_exist_ok=True)
-    code = ("import t2v_edge.device as d, t2v_calibration.captions as c; print(d.__file__); print(*d.list_profiles());"
-            "print(len(c.load_captions('en')))")
+    code = (
+        "import t2v_edge.device as d, t2v_calibration.captions as c; print(d.__file__); print(*d.list_profiles());"
+        "print(len(c.load_captions('en')))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else
-                          [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     file, names, captions = done.stdout.splitlines()
     assert Path(file).is_relative_to(tmp_path)
@@ -216,6 +281,10 @@ def test_the_page_loads_from_the_layout_of_an_installed_wheel(tmp_path: Path) ->
 
 
 def test_no_file_of_the_packages_is_past_400_lines() -> None:
-    long = [f"{path.relative_to(ROOT)}: {count}" for package in PACKAGES for _, path in modules_of(package)
-            if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400]
+    long = [
+        f"{path.relative_to(ROOT)}: {count}"
+        for package in PACKAGES
+        for _, path in modules_of(package)
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    ]
     assert not long, "\n".join(long)

@@ -132,16 +132,25 @@ def described_captions(index: Path) -> tuple[Caption, ...]:
     """CMU's own descriptions of the training clips in the motion data's `index.csv`, and their mirror images."""
     with index.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "train" and row["action"] in ACTIONS]
-    texts = {(side, row["action"]) for row in rows if row["cmu_description"]
-             for side in (row["cmu_description"], mirror_caption(row["cmu_description"]))}
+    texts = {
+        (side, row["action"])
+        for row in rows
+        if row["cmu_description"]
+        for side in (row["cmu_description"], mirror_caption(row["cmu_description"]))
+    }
     return tuple(Caption(text, "en", {"action": action}) for text, action in sorted(texts))
 
 
 def characters(language: str = "zh") -> tuple[str, ...]:
     """Every Chinese character and full-width mark that the grammar can write, sorted."""
     marks = "，。、！" if language == "zh" else ""
-    return tuple(sorted({c for text in _strings(grammar(language)) for c in text if ord(c) > 0x2E7F} | set(marks)
-                        | ({"他", "她", "和", "配", "前", "的", "左", "右"} if language == "zh" else set())))
+    return tuple(
+        sorted(
+            {c for text in _strings(grammar(language)) for c in text if ord(c) > 0x2E7F}
+            | set(marks)
+            | ({"他", "她", "和", "配", "前", "的", "左", "右"} if language == "zh" else set())
+        )
+    )
 
 
 def phrasings(language: str, action: str, split: str) -> tuple[str, ...]:
@@ -186,7 +195,7 @@ def _finish(rng: Random, text: str, language: str) -> str:
         if long_words:
             word = _choice(rng, long_words)
             at = word.start() + 2 + int(rng.random() * (len(word.group()) - 4))
-            text = text[:at] + text[at + 1] + text[at] + text[at + 2:]
+            text = text[:at] + text[at + 1] + text[at] + text[at + 2 :]
     style = rng.random()
     text = text.upper() if style < 0.03 else text[0].upper() + text[1:] if style < 0.6 else text
     return text + _choice(rng, ("", "", ".", ".", "!"))
@@ -369,8 +378,13 @@ def _articles(text: str) -> str:
 def _pronouns(text: str, build: str | None) -> str:
     pronoun, possessive = {"man": ("he", "his"), "woman": ("she", "her")}.get(build or "", ("they", "their"))
     plural = pronoun == "they"
-    forms = {"pron": pronoun, "poss": possessive, "has": "have" if plural else "has",
-             "is": "are" if plural else "is", "wears": "wear" if plural else "wears"}
+    forms = {
+        "pron": pronoun,
+        "poss": possessive,
+        "has": "have" if plural else "has",
+        "is": "are" if plural else "is",
+        "wears": "wear" if plural else "wears",
+    }
     for name, form in forms.items():
         text = text.replace("{" + name + "}", form)
     return text

@@ -51,8 +51,10 @@ def load_heldout(path: Path, count: int) -> list[Caption]:
 
 def readings_of(captions: list[Caption], read: np.ndarray, slots: dict[str, tuple[str, ...]]) -> Readings:
     """Join what captions named with what was read (n, slots)."""
-    named = [[values.index(c.slots[slot]) if slot in c.slots else UNNAMED for slot, values in slots.items()]
-             for c in captions]
+    named = [
+        [values.index(c.slots[slot]) if slot in c.slots else UNNAMED for slot, values in slots.items()]
+        for c in captions
+    ]
     return Readings(tuple(slots), np.array(named), read)
 
 
@@ -60,17 +62,30 @@ def judge(captions: list[Caption], readings: Readings, seed: int) -> dict[str, A
     """Accuracy of all captions, by language and by composition; the shuffled control and its chance levels."""
     language = np.array([c.language for c in captions])
     composed = np.array([c.composes for c in captions])
-    parts = groups(readings, {
-        "overall": np.ones(len(captions), bool), "english": language == "en", "chinese": language == "zh",
-        "composition": composed, "phrasing": ~composed,
-    })
+    parts = groups(
+        readings,
+        {
+            "overall": np.ones(len(captions), bool),
+            "english": language == "en",
+            "chinese": language == "zh",
+            "composition": composed,
+            "phrasing": ~composed,
+        },
+    )
     order = derangement(len(captions), np.random.default_rng(seed))
     difference = {}
     if "english" in parts and "chinese" in parts:
-        difference = {slot: round(100 * (parts["chinese"][slot]["rate"] - entry["rate"]), 2)
-                      for slot, entry in parts["english"].items() if entry["count"] and parts["chinese"][slot]["count"]}
-    return {**parts, "chinese_minus_english_points": difference, "shuffled": readings.shuffled(order).accuracy(),
-            "chance": readings.chance()}
+        difference = {
+            slot: round(100 * (parts["chinese"][slot]["rate"] - entry["rate"]), 2)
+            for slot, entry in parts["english"].items()
+            if entry["count"] and parts["chinese"][slot]["count"]
+        }
+    return {
+        **parts,
+        "chinese_minus_english_points": difference,
+        "shuffled": readings.shuffled(order).accuracy(),
+        "chance": readings.chance(),
+    }
 
 
 def accuracy_table(report: dict[str, Any]) -> str:
@@ -116,8 +131,11 @@ def to_markdown(report: dict[str, Any]) -> str:
         "",
     ]
     if "without_props" in real:
-        lines += [f"On real clips drawn without props the evaluator reads the action right in "
-                  f"{percent(real['without_props']['action'])} %: ball, sword, gloves and sponge are strong cues.", ""]
+        lines += [
+            f"On real clips drawn without props the evaluator reads the action right in "
+            f"{percent(real['without_props']['action'])} %: ball, sword, gloves and sponge are strong cues.",
+            "",
+        ]
     if "rollouts" in report:
         lines += [rollout_tables(report), ""]
     lines.append(
@@ -164,12 +182,17 @@ def evaluate(given: argparse.Namespace) -> dict[str, Any]:
     jobs = [Job(((0, caption.text),), given.seed + i) for i, caption in enumerate(captions)]
     read = np.array(list(tqdm(read_jobs(studio, jobs, given.processes), "captions", len(jobs), disable=quiet)))
     report = {
-        "bundle": given.bundle.name, "variant": given.variant or "default", "seed": given.seed,
-        "machine": machine(), "versions": versions("onnxruntime"),
+        "bundle": given.bundle.name,
+        "variant": given.variant or "default",
+        "seed": given.seed,
+        "machine": machine(),
+        "versions": versions("onnxruntime"),
         "captions": judge(captions, readings_of(captions, read, slots), given.seed),
         "real": real_clips(given.checkpoint / "evaluator", described, given.data if given.remeasure else None),
-        "videos": [{**c.to_json(), "seed": job.seed, "read": [values[i] for values, i in zip(slots.values(), row)]}
-                   for c, job, row in zip(captions, jobs, read.tolist())],
+        "videos": [
+            {**c.to_json(), "seed": job.seed, "read": [values[i] for values, i in zip(slots.values(), row)]}
+            for c, job, row in zip(captions, jobs, read.tolist())
+        ],
     }
     if given.rollouts:
         report["rollouts"] = measure_rollouts(studio, given.steps, given.streams, given.seed, given.data, quiet)

@@ -113,8 +113,10 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 def save_evaluator(folder: Path, model: VideoEvaluator, **measured: Any) -> None:
     """Write `evaluator.safetensors` and `evaluator.json`; `measured` (validation, training...) is kept in the JSON."""
-    half = {k: v.detach().cpu().half().contiguous() if v.is_floating_point() else v.detach().cpu().contiguous()
-            for k, v in model.state_dict().items()}
+    half = {
+        k: v.detach().cpu().half().contiguous() if v.is_floating_point() else v.detach().cpu().contiguous()
+        for k, v in model.state_dict().items()
+    }
     write_atomic(folder / "evaluator.safetensors", save(half, metadata={"format": FORMAT}))
     write_json(folder / "evaluator.json", describe(model) | measured)
 
@@ -126,8 +128,13 @@ def describe(model: VideoEvaluator) -> dict[str, Any]:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         **asdict(config),
-        "input": {"name": "video", "dtype": "uint8", "shape": [1, config.frames, 3, config.size, config.size],
-                  "colours": "RGB, full range", "resize": "area"},
+        "input": {
+            "name": "video",
+            "dtype": "uint8",
+            "shape": [1, config.frames, 3, config.size, config.size],
+            "colours": "RGB, full range",
+            "resize": "area",
+        },
         "output": {"name": "logits", "shape": [1, config.logits], "layout": "the values of each slot, in order"},
         "parameters": sum(p.numel() for p in model.parameters()),
     }
@@ -166,8 +173,15 @@ def write_onnx(folder: Path) -> Path:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, (video,), buffer, input_names=["video"], output_names=["logits"],
-                          opset_version=ONNX_OPSET, dynamo=False)
+        torch.onnx.export(
+            model,
+            (video,),
+            buffer,
+            input_names=["video"],
+            output_names=["logits"],
+            opset_version=ONNX_OPSET,
+            dynamo=False,
+        )
     path = folder / "evaluator.onnx"
     write_atomic(path, buffer.getvalue())
     return path

@@ -48,8 +48,11 @@ def make_encoder(source: Path, out: Path, seed: int = 0) -> int:
     tokenizer["truncation"] = tokenizer["padding"] = None
 
     weights = {name: value.float() for name, value in load_file(source / "model.safetensors").items()}
-    weights = {name.removeprefix("bert."): value for name, value in weights.items()
-               if "pooler." not in name and not name.endswith("position_ids")}
+    weights = {
+        name.removeprefix("bert."): value
+        for name, value in weights.items()
+        if "pooler." not in name and not name.endswith("position_ids")
+    }
     weights[WORDS] = start_embeddings(weights[WORDS], known, added, seed)
     weights[POSITION] = weights[POSITION][:POSITIONS].clone()
     config["max_position_embeddings"] = POSITIONS

@@ -94,7 +94,10 @@ def mirror(clip: Clip) -> Clip:
     """The clip with left and right exchanged, its prop too."""
     flip = np.array([-1.0, 1.0, 1.0], np.float32)
     return replace(
-        clip, name=clip.name + ":mirrored", joints=clip.joints[:, list(MIRRORED)] * flip, prop=clip.prop * flip,
+        clip,
+        name=clip.name + ":mirrored",
+        joints=clip.joints[:, list(MIRRORED)] * flip,
+        prop=clip.prop * flip,
         mirrored=not clip.mirrored,
     )
 
@@ -263,5 +266,3 @@ def _retarget(joints: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 def _forward(angle: np.ndarray) -> np.ndarray:
     return np.stack([np.sin(angle), np.cos(angle)], -1)
-
-

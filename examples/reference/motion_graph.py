@@ -111,15 +111,15 @@ class MotionGraph:
         stay = self._stay(switch, rng)
         while True:
             span = np.arange(blend)
-            before[t:t + blend] = np.minimum(row + span, last)
-            after[t:t + blend] = target + span
-            mix[t:t + blend] = _smooth(span / blend) if t == 0 else _smooth((span + 1) / (blend + 1))
-            labels[t:t + blend] = action
+            before[t : t + blend] = np.minimum(row + span, last)
+            after[t : t + blend] = target + span
+            mix[t : t + blend] = _smooth(span / blend) if t == 0 else _smooth((span + 1) / (blend + 1))
+            labels[t : t + blend] = action
             t, row, last = t + blend, target + blend, int(self._end[clip]) - 1
             run = min(last - LOOP_BLEND - row, stay - t if stay - t >= 0 else 0, length - t)
             run = max(run, 0)
-            before[t:t + run] = after[t:t + run] = row + np.arange(run)
-            labels[t:t + run] = action
+            before[t : t + run] = after[t : t + run] = row + np.arange(run)
+            labels[t : t + run] = action
             t, row = t + run, row + run
             if t >= length:
                 return _Path(before[:length], after[:length], mix[:length], labels[:length])
@@ -139,7 +139,7 @@ class MotionGraph:
         if key not in self._jumps:
             start, frames = int(self._start[clip]), int(self._end[clip] - self._start[clip])
             choices = max(1, min(int(part * frames), frames - blend - LOOP_BLEND - 2))
-            distance = np.square(self._keys[start:start + choices] - self._keys[row]).sum(1)
+            distance = np.square(self._keys[start : start + choices] - self._keys[row]).sum(1)
             self._jumps[key] = start + int(distance.argmin())
         return self._jumps[key]
 

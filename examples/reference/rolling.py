@@ -86,8 +86,12 @@ def measure_run(motion: np.ndarray, speeds: np.ndarray, bones: np.ndarray) -> di
     moved = mean_speeds(motion) / speeds
     late = moved[len(moved) // 2 :].mean(0)
     error = np.abs(bone_lengths(motion) / bones - 1)
-    return {"ratio": float(moved[:, 0].mean()), "late": float(late.min()), "most": float(late.max()),
-            "bones": float(error.max())}
+    return {
+        "ratio": float(moved[:, 0].mean()),
+        "late": float(late.min()),
+        "most": float(late.max()),
+        "bones": float(error.max()),
+    }
 
 
 def measure_rollouts(studio: Studio, steps: int, streams: int, seed: int, data: Path, quiet: bool) -> dict[str, Any]:
@@ -97,18 +101,27 @@ def measure_rollouts(studio: Studio, steps: int, streams: int, seed: int, data: 
     stuck = 0
     for number, action in enumerate(tqdm([a for a in ACTIONS if a in speeds], "rollouts", disable=quiet)):
         runs = [
-            measure_run(studio.take([(0, caption_of(action))], seed + number * streams + k, steps).motion,
-                        speeds[action], bones)
+            measure_run(
+                studio.take([(0, caption_of(action))], seed + number * streams + k, steps).motion, speeds[action], bones
+            )
             for k in range(streams)
         ]
         frozen, exploded = (sum(r["late"] < FROZEN for r in runs), sum(not r["most"] <= EXPLODED for r in runs))
         stuck += frozen + exploded
         actions[action] = {
-            "speed_ratio": round(float(np.mean([r["ratio"] for r in runs])), 4), "frozen": frozen, "exploded": exploded,
-            "bone_error": round(max(r["bones"] for r in runs), 5), "data_speed_m_s": round(float(speeds[action][0]), 4),
+            "speed_ratio": round(float(np.mean([r["ratio"] for r in runs])), 4),
+            "frozen": frozen,
+            "exploded": exploded,
+            "bone_error": round(max(r["bones"] for r in runs), 5),
+            "data_speed_m_s": round(float(speeds[action][0]), 4),
         }
-    return {"engine": "onnxruntime", "steps": steps, "streams_per_action": streams,
-            "frozen_or_exploded": proportion(stuck, streams * len(actions)), "actions": actions}
+    return {
+        "engine": "onnxruntime",
+        "steps": steps,
+        "streams_per_action": streams,
+        "frozen_or_exploded": proportion(stuck, streams * len(actions)),
+        "actions": actions,
+    }
 
 
 def jump(take: Take, change: int) -> float:
@@ -125,17 +138,20 @@ def measure_switches(studio: Studio, seed: int, processes: int, quiet: bool) -> 
     """Every ordered pair of actions: does the evaluator read the new one from a second after, and do joints jump?"""
     change = STAY_S * studio.fps
     pairs = [(a, b) for a in ACTIONS for b in ACTIONS if a != b]
-    jobs = [Job(((0, caption_of(a)), (change, caption_of(b))), seed + i, STAY_S + AFTER_S)
-            for i, (a, b) in enumerate(pairs)]
+    jobs = [
+        Job(((0, caption_of(a)), (change, caption_of(b))), seed + i, STAY_S + AFTER_S) for i, (a, b) in enumerate(pairs)
+    ]
     read = list(tqdm(read_jobs(studio, jobs, processes), "switches", len(jobs), disable=quiet))
     labels = studio.describe()["slots"]["action"]
     right = [labels[found[0]] == b for found, (_, b) in zip(read, pairs)]
     jumps = [jump(studio.take(job.script, job.seed, 2 * change), change) for job in jobs]
     return {
-        "pairs": len(pairs), "read": proportion(sum(right), len(right)), "window_starts_s_after": AFTER_S,
-        "jump_mean": round(float(np.mean(jumps)), 4), "jump_p95": round(float(np.quantile(jumps, 0.95)), 4),
-        "missed": [f"{a} -> {b}: read {labels[found[0]]}"
-                   for ok, (a, b), found in zip(right, pairs, read) if not ok],
+        "pairs": len(pairs),
+        "read": proportion(sum(right), len(right)),
+        "window_starts_s_after": AFTER_S,
+        "jump_mean": round(float(np.mean(jumps)), 4),
+        "jump_p95": round(float(np.quantile(jumps, 0.95)), 4),
+        "missed": [f"{a} -> {b}: read {labels[found[0]]}" for ok, (a, b), found in zip(right, pairs, read) if not ok],
     }
 
 
@@ -147,14 +163,16 @@ def rollout_tables(report: dict[str, Any]) -> str:
         for name, row in rolled["actions"].items()
     ]
     head = ("action", "joint speed / data's", "frozen", "exploded", "largest bone error, %")
-    return "\n".join([
-        f"{rolled['steps']:,} free-running steps of the bundle's motion graph, {rolled['streams_per_action']} streams "
-        f"of each action; frozen or exploded: {percent(rolled['frozen_or_exploded'])} %.",
-        "",
-        markdown_table(head, rows),
-        "",
-        f"Caption switches, all {switched['pairs']} ordered pairs of actions: the new action is read from a window "
-        f"that starts {switched['window_starts_s_after']} s after the switch in {percent(switched['read'])} %; the "
-        f"peak joint speed around the switch is {switched['jump_mean']:.2f} of that elsewhere (95th percentile "
-        f"{switched['jump_p95']:.2f}).",
-    ])
+    return "\n".join(
+        [
+            f"{rolled['steps']:,} free-running steps of the bundle's motion graph, {rolled['streams_per_action']} "
+            f"streams of each action; frozen or exploded: {percent(rolled['frozen_or_exploded'])} %.",
+            "",
+            markdown_table(head, rows),
+            "",
+            f"Caption switches, all {switched['pairs']} ordered pairs of actions: the new action is read from a window "
+            f"that starts {switched['window_starts_s_after']} s after the switch in {percent(switched['read'])} %; the "
+            f"peak joint speed around the switch is {switched['jump_mean']:.2f} of that elsewhere (95th percentile "
+            f"{switched['jump_p95']:.2f}).",
+        ]
+    )

@@ -183,29 +183,41 @@ def free_run(
     rollout = play(module, actions, generator)
     speed = torch.stack([joint_speed(rollout.poses).mean(-1), limb_speed(rollout.poses).mean(-1)], -1)
     usual = speeds.to(device)[actions[:, 0]].clamp(min=1e-3)
-    ratio, late = speed.mean(1) / usual, speed[:, steps // 2:].mean(1) / usual
+    ratio, late = speed.mean(1) / usual, speed[:, steps // 2 :].mean(1) / usual
     frozen, exploded = (late < FROZEN).any(1), (~torch.isfinite(ratio) | (late > EXPLODED)).any(1)
     right = (read(reader, module, rollout.poses) == actions[:, :1]).float().mean(1)
     rows = {}
     for index, action in enumerate(ACTIONS):
         mine = actions[:, 0] == index
         rows[action] = {
-            "speed_ratio": ratio[mine, 0].mean().item(), "limb_speed_ratio": ratio[mine, 1].mean().item(),
+            "speed_ratio": ratio[mine, 0].mean().item(),
+            "limb_speed_ratio": ratio[mine, 1].mean().item(),
             "late_speed_ratio": late[mine, 0].mean().item(),
-            "frozen": frozen[mine].float().mean().item(), "exploded": exploded[mine].float().mean().item(),
-            "read": right[mine].mean().item(), "foot_slide_m_s": foot_slide(rollout.poses[mine]),
+            "frozen": frozen[mine].float().mean().item(),
+            "exploded": exploded[mine].float().mean().item(),
+            "read": right[mine].mean().item(),
+            "foot_slide_m_s": foot_slide(rollout.poses[mine]),
         }
     ratios = [row["speed_ratio"] for row in rows.values()]
     return {
-        "steps": steps, "streams_per_action": streams, "speed_ratio_min": min(ratios), "speed_ratio_max": max(ratios),
+        "steps": steps,
+        "streams_per_action": streams,
+        "speed_ratio_min": min(ratios),
+        "speed_ratio_max": max(ratios),
         "frozen_or_exploded": (frozen | exploded).float().mean().item(),
         "bone_error": bone_error(rollout.poses, module.bones).max().item(),
-        "read": right.mean().item(), "actions": rows,
+        "read": right.mean().item(),
+        "actions": rows,
     }, rollout
 
 
 def switch_run(
-    module: SkeletalMotion, reader: ActionReader, *, streams: int = 96, stay: int = 160, switches: int = 4,
+    module: SkeletalMotion,
+    reader: ActionReader,
+    *,
+    streams: int = 96,
+    stay: int = 160,
+    switches: int = 4,
     seed: int = 1,
 ) -> dict[str, float]:
     """Random changes of action every `stay` steps: what is read at 0, 8 and 16 steps after, and whether joints jump.
@@ -224,11 +236,11 @@ def switch_run(
     figures = {}
     changes = [k * stay for k in range(1, switches + 1)]
     for delay in (0, 8, 16):
-        seen = [read(reader, module, rollout.poses[:, c + delay: c + delay + WINDOW])[:, 0] for c in changes]
+        seen = [read(reader, module, rollout.poses[:, c + delay : c + delay + WINDOW])[:, 0] for c in changes]
         wanted = [rollout.actions[:, c] for c in changes]
         figures[f"read_after_{delay}"] = (torch.stack(seen) == torch.stack(wanted)).float().mean().item()
-    at_change = torch.stack([peak[:, c - 1: c + 15].amax(1) for c in changes]).mean()
-    around = [peak[:, c + o: c + o + 16].amax(1) for c in changes for o in (-48, 48)]
+    at_change = torch.stack([peak[:, c - 1 : c + 15].amax(1) for c in changes]).mean()
+    around = [peak[:, c + o : c + o + 16].amax(1) for c in changes for o in (-48, 48)]
     figures["jump"] = (at_change / torch.stack(around).mean()).item()
     return figures
 
@@ -241,6 +253,7 @@ def save_figures(poses: Tensor, actions: Tensor, path: Path, columns: int = 16, 
     for stream in range(len(poses)):
         row = np.full((150, 90 * columns, 3), 255, np.uint8)
         for column in range(columns):
+
             def spot(point: np.ndarray, column: int = column) -> tuple[int, int]:
                 return int(45 + 90 * column + 58 * (0.6 * point[0] + 0.8 * point[2])), int(135 - 62 * point[1])
 
@@ -279,7 +292,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     figures, rollout = free_run(module, reader, data_speeds(clips), streams=args.streams, steps=args.steps)
     figures["switches"] = switch_run(module, reader)
     if args.sheet:
-        save_figures(rollout.poses[:: args.streams, args.steps // 2:], rollout.actions[:: args.streams], args.sheet)
+        save_figures(rollout.poses[:: args.streams, args.steps // 2 :], rollout.actions[:: args.streams], args.sheet)
     if args.out:
         write_atomic(args.out, json.dumps(figures, indent=1).encode())
     print(json.dumps(figures, indent=1))

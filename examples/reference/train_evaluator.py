@@ -36,8 +36,8 @@ from examples.reference.vocabulary import ACTIONS, FPS, LOOK_SLOTS, PRESENCE_SLI
 from t2v_edge.files import write_atomic
 from t2v_export.compare.readings import proportion
 
-WINDOW = 44         # base frames a window is cut from: 31 are shown at normal speed, the rest allow 1.3 times that
-SEAM = 5            # base frames over which a looped clip blends into itself
+WINDOW = 44  # base frames a window is cut from: 31 are shown at normal speed, the rest allow 1.3 times that
+SEAM = 5  # base frames over which a looped clip blends into itself
 SHORTEST_LOOP = 10  # base frames: a running stride
 SPEEDS = (0.85, 1.2)
 Log = Callable[[dict[str, Any]], None]
@@ -140,8 +140,10 @@ class Painter:
         flat, looks = motion.flatten(0, 1), look.repeat_interleave(frames, 0)
         missing = -len(flat) % min(self.chunk, len(flat))
         flat, looks = (torch.cat([v, v[:1].expand(missing, -1)]) for v in (flat, looks))
-        images = [draw(m, k, size, self.supersample, self._rasterizer)[0].mul(255).round().byte()
-                  for m, k in zip(flat.split(self.chunk), looks.split(self.chunk))]
+        images = [
+            draw(m, k, size, self.supersample, self._rasterizer)[0].mul(255).round().byte()
+            for m, k in zip(flat.split(self.chunk), looks.split(self.chunk))
+        ]
         return torch.cat(images)[: n * frames].unflatten(0, (n, frames))
 
 
@@ -186,7 +188,12 @@ def wear(video: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def validate(
-    model: VideoEvaluator, clips: Sequence[Clip], painter: Painter, windows: int, seed: int, props: bool = True,
+    model: VideoEvaluator,
+    clips: Sequence[Clip],
+    painter: Painter,
+    windows: int,
+    seed: int,
+    props: bool = True,
 ) -> dict[str, Any]:
     """Accuracy on renders of held-out real clips, `windows` of each action, drawn at twice the evaluator's size.
 
@@ -219,8 +226,11 @@ def validate(
         "clips": dict(held.clips_of_action),
         "slots": {slot: proportion(int(right[:, i].sum()), len(right)) for i, slot in enumerate(SLOTS)},
         "all": proportion(int(right.all(1).sum()), len(right)),
-        "actions": {name: round(float(confusion[i, i] / confusion[i].sum()), 4)
-                    for i, name in enumerate(ACTIONS) if confusion[i].sum()},
+        "actions": {
+            name: round(float(confusion[i, i] / confusion[i].sum()), 4)
+            for i, name in enumerate(ACTIONS)
+            if confusion[i].sum()
+        },
         "confusion": confusion.tolist(),
         "seed": seed,
     }
@@ -265,8 +275,9 @@ class Trainer:
         video = wear(self.videos[chosen], self.generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             parts = self.model.split(self.model(video))
-        losses = [F.cross_entropy(part, self.labels[chosen, i], label_smoothing=0.05)
-                  for i, part in enumerate(parts.values())]
+        losses = [
+            F.cross_entropy(part, self.labels[chosen, i], label_smoothing=0.05) for i, part in enumerate(parts.values())
+        ]
         loss = 2 * losses[0] + torch.stack(losses[1:]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -277,8 +288,16 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         buffer = io.BytesIO()
-        torch.save({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
-                    "elapsed_s": self.elapsed_s, "generator": self.generator.get_state()}, buffer)
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "elapsed_s": self.elapsed_s,
+                "generator": self.generator.get_state(),
+            },
+            buffer,
+        )
         write_atomic(path, buffer.getvalue())
 
     def load(self, path: Path) -> None:
@@ -304,8 +323,15 @@ class Trainer:
                 self.elapsed_s = before + time.monotonic() - began
                 if self.elapsed_s - last_log >= 2:
                     rate = (self.step - steps_then) / (self.elapsed_s - last_log)
-                    log({"step": self.step, "elapsed_s": round(self.elapsed_s, 1), "loss": round(loss.item(), 4),
-                         "steps_per_s": round(rate, 2), "lr": self.optimizer.param_groups[0]["lr"]})
+                    log(
+                        {
+                            "step": self.step,
+                            "elapsed_s": round(self.elapsed_s, 1),
+                            "loss": round(loss.item(), 4),
+                            "steps_per_s": round(rate, 2),
+                            "lr": self.optimizer.param_groups[0]["lr"],
+                        }
+                    )
                     bar.update(min(round(self.elapsed_s), bar.total) - bar.n)
                     last_log, steps_then = self.elapsed_s, self.step
                 if self.elapsed_s - last_save >= self.options.save_s:
@@ -318,7 +344,12 @@ class Trainer:
 
 
 def train(
-    data: Path, out: Path, options: Options, device: torch.device, resume: bool, model: VideoEvaluator,
+    data: Path,
+    out: Path,
+    options: Options,
+    device: torch.device,
+    resume: bool,
+    model: VideoEvaluator,
 ) -> dict[str, Any]:
     """Train, measure on held-out clips, write `out`: weights, JSON, log; ONNX and plots where they can be made."""
     clips = load_clips(data, mirrored=True)
@@ -332,6 +363,7 @@ def train(
     if resume and state.exists():
         trainer.load(state)
     with open(out / "train.jsonl", "a" if resume else "w", encoding="utf-8") as file:
+
         def log(row: dict[str, Any]) -> None:
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -344,8 +376,15 @@ def train(
         validation["without_props"] = {"action": bare["slots"]["action"], "actions": bare["actions"]}
         log({"step": trainer.step, "heldout": {s: v["rate"] for s, v in validation["slots"].items()}})
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    training = {"steps": trainer.step, "seconds": round(trainer.elapsed_s), "videos_drawn": trainer.drawn,
-                "batch": options.batch, "seed": options.seed, "device": name, "torch": torch.__version__}
+    training = {
+        "steps": trainer.step,
+        "seconds": round(trainer.elapsed_s),
+        "videos_drawn": trainer.drawn,
+        "batch": options.batch,
+        "seed": options.seed,
+        "device": name,
+        "torch": torch.__version__,
+    }
     save_evaluator(out, final.eval(), validation=validation, training=training)
     for make in (write_onnx, write_plots):
         try:
@@ -367,8 +406,15 @@ def main(arguments: list[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=type(value), default=value)
     given = parser.parse_args(arguments)
     device = given.device if given.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    options = Options(minutes=given.minutes, batch=given.batch, fresh=given.fresh, ring=given.ring,
-                      windows=given.windows, seed=given.seed, compile=not given.no_compile)
+    options = Options(
+        minutes=given.minutes,
+        batch=given.batch,
+        fresh=given.fresh,
+        ring=given.ring,
+        windows=given.windows,
+        seed=given.seed,
+        compile=not given.no_compile,
+    )
     result = train(given.data, given.out, options, torch.device(device), given.resume, VideoEvaluator())
     print(json.dumps({"action": result["slots"]["action"]["rate"], "all": result["all"]["rate"], **result["actions"]}))
     return 0

@@ -71,7 +71,10 @@ class MotionTraining:
         on_gpu = self.device.type == "cuda"
         self.rate = torch.tensor(args.lr, device=self.device)
         self.optimizer = torch.optim.AdamW(
-            self.module.parameters(), lr=self.rate if on_gpu else args.lr, betas=(0.9, 0.99), weight_decay=1e-4,
+            self.module.parameters(),
+            lr=self.rate if on_gpu else args.lr,
+            betas=(0.9, 0.99),
+            weight_decay=1e-4,
             capturable=on_gpu,
         )
         self.poses = self.module.normal(torch.from_numpy(data.poses).to(self.device))
@@ -181,8 +184,11 @@ class MotionTraining:
 
     def state(self) -> dict[str, Any]:
         return {
-            "module": self.module.state_dict(), "ema": self.ema.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "step": self.step_index, "elapsed": self.elapsed,
+            "module": self.module.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step_index,
+            "elapsed": self.elapsed,
         }
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -225,8 +231,13 @@ def train(args: argparse.Namespace) -> Path:
         if training.elapsed - measured >= args.every:
             measured = training.elapsed
             figures, _ = rollout.free_run(training.ema.module, reader, speeds, streams=args.streams, steps=args.rollout)
-            log.write(step=training.step_index, seconds=training.elapsed, loss=training.loss.item(), graph=recorded,
-                      **_flat(figures))
+            log.write(
+                step=training.step_index,
+                seconds=training.elapsed,
+                loss=training.loss.item(),
+                graph=recorded,
+                **_flat(figures),
+            )
             save_weights(training, weights)
         if training.elapsed - saved >= 60:
             saved = training.elapsed
@@ -251,7 +262,7 @@ def finish(
     log.write(step=training.step_index, seconds=training.elapsed, loss=loss, final=True, **figures)
     log.plot(out / "motion_curve.png", ("loss", "speed_ratio_min", "speed_ratio_max", "read"), "loss and ratios")
     first = slice(None, None, 2 * args.streams)
-    rollout.save_figures(played.poses[first, args.rollout // 2:], played.actions[first], out / "motion_sheet.png")
+    rollout.save_figures(played.poses[first, args.rollout // 2 :], played.actions[first], out / "motion_sheet.png")
     vectors = played.motions[:, 1::3].flatten(0, 1).half().cpu().numpy()
     with atomic_file(out / "motion_vectors.npy") as temporary:
         np.save(temporary, vectors.astype(np.float32))

@@ -195,8 +195,13 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         return {
-            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
-            "seconds": self.seconds, "best": self.best, "waited": self.waited, "options": vars(self.options),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "waited": self.waited,
+            "options": vars(self.options),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -266,8 +271,13 @@ def train(encoder: Path, data: Path, out: Path, options: Options, device: torch.
                 judged = measure(training.model, validation, device)
                 bar.set_postfix(loss=f"{judged['loss']:.4f}", all=f"{judged['all']:.3f}")
                 log.write(
-                    step=training.step, seconds=training.seconds, loss_named=float(named), loss_unnamed=float(unnamed),
-                    validation_loss=judged["loss"], validation=judged, heldout=measure(training.model, heldout, device),
+                    step=training.step,
+                    seconds=training.seconds,
+                    loss_named=float(named),
+                    loss_unnamed=float(unnamed),
+                    validation_loss=judged["loss"],
+                    validation=judged,
+                    heldout=measure(training.model, heldout, device),
                 )
                 training.waited += 1
                 if judged["loss"] < training.best:

@@ -17,8 +17,17 @@ from __future__ import annotations
 
 SLOTS: dict[str, tuple[str, ...]] = {
     "action": (
-        "bending and lifting", "dancing", "directing traffic", "dribbling a basketball", "jumping",
-        "playing soccer", "punching", "running", "shooting a basketball", "sword fighting", "walking",
+        "bending and lifting",
+        "dancing",
+        "directing traffic",
+        "dribbling a basketball",
+        "jumping",
+        "playing soccer",
+        "punching",
+        "running",
+        "shooting a basketball",
+        "sword fighting",
+        "walking",
         "washing a window",
     ),
     "shirt": ("red", "blue", "green", "yellow", "white", "black", "purple", "orange"),
@@ -45,8 +54,26 @@ PROP_OF_ACTION = {
 }
 
 JOINTS = (
-    "hip", "l_thigh", "l_knee", "l_ankle", "l_toe", "r_thigh", "r_knee", "r_ankle", "r_toe", "spine", "neck", "head",
-    "l_shoulder", "l_elbow", "l_wrist", "r_shoulder", "r_elbow", "r_wrist", "l_hand", "r_hand",
+    "hip",
+    "l_thigh",
+    "l_knee",
+    "l_ankle",
+    "l_toe",
+    "r_thigh",
+    "r_knee",
+    "r_ankle",
+    "r_toe",
+    "spine",
+    "neck",
+    "head",
+    "l_shoulder",
+    "l_elbow",
+    "l_wrist",
+    "r_shoulder",
+    "r_elbow",
+    "r_wrist",
+    "l_hand",
+    "r_hand",
 )
 PARENTS = (-1, 0, 1, 2, 3, 0, 5, 6, 7, 0, 9, 10, 9, 12, 13, 9, 15, 16, 14, 17)
 MIRRORED = (0, 5, 6, 7, 8, 1, 2, 3, 4, 9, 10, 11, 15, 16, 17, 12, 13, 14, 19, 18)

@@ -67,11 +67,9 @@ def example_inputs(spec: StageSpec, device: torch.device | str = "cpu") -> list[
     """Inputs of the stage's shapes: integers 1, floats in 0..1, the same at every call."""
     generator = torch.Generator().manual_seed(0)
     return [
-        (
-            torch.ones(t.shape, dtype=torch.int64)
-            if t.dtype == "int64"
-            else torch.rand(t.shape, generator=generator)
-        ).to(device)
+        (torch.ones(t.shape, dtype=torch.int64) if t.dtype == "int64" else torch.rand(t.shape, generator=generator)).to(
+            device
+        )
         for t in spec.inputs
     ]
 

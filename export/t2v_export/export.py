@@ -135,7 +135,9 @@ def export_checkpoint(
     report = make_report(checkpoint, profile, made, graphs, latencies, choice, options.ship, captions, seed)
     if options.accuracy is not None:
         report["accuracy"] = {
-            "max_drop": options.accuracy.max_drop, "captions": len(options.accuracy.captions), "rounds": rounds
+            "max_drop": options.accuracy.max_drop,
+            "captions": len(options.accuracy.captions),
+            "rounds": rounds,
         }
     manifest = make_manifest(checkpoint, profile, tokens, made, choice, taken, recipe, seed)
     files = {entry.file: graphs[entry.file] for stages in manifest.variants.values() for entry in stages.values()}

@@ -234,8 +234,7 @@ class GraphPasses:
                 self.made.refused.setdefault(HALF_INT8, {})[stage] = described
 
     def float_weight_graphs(self, stages: Sequence[str]) -> None:
-        """Weights of these stages' `int8` graphs as float32 behind Q and DQ: the same numbers, so nothing is measured.
-        """
+        """Weights of these stages' `int8` graphs as float32 behind Q and DQ: the same numbers, not measured."""
         of = self.made.graphs.get("int8", {})
         of.update({stage: float_weights(of[stage], self.specs[stage]) for stage in stages if stage in of})
 

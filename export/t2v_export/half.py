@@ -42,9 +42,7 @@ def layers(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(node.name for node in model.graph.node if _is_layer(node, weights))
 
 
-def store_half(
-    model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] = (), least: int = 2
-) -> onnx.ModelProto:
+def store_half(model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] = (), least: int = 2) -> onnx.ModelProto:
     """Weights stored in float16 and computed in float32, for recurrent stages whose state would gather rounding.
 
     A small constant that float16 cannot hold exactly stays as it is, and so do the weights of the layers `keep` and the

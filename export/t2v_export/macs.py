@@ -12,8 +12,19 @@ from onnx import TensorProto, helper, numpy_helper
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 # Operators that multiply matrices and whose cost is not known here: a figure that leaves them out says so.
-UNKNOWN = ("Einsum", "Attention", "MultiHeadAttention", "QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger",
-           "MatMulInteger", "Loop", "Scan", "If")
+UNKNOWN = (
+    "Einsum",
+    "Attention",
+    "MultiHeadAttention",
+    "QLinearConv",
+    "QLinearMatMul",
+    "QGemm",
+    "ConvInteger",
+    "MatMulInteger",
+    "Loop",
+    "Scan",
+    "If",
+)
 _BYTES = (TensorProto.INT8, TensorProto.UINT8)
 _SCALES = (1, 2)  # inputs of QuantizeLinear and DequantizeLinear that say how to read the others
 

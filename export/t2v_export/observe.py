@@ -70,8 +70,9 @@ def observe(
             found.add(values[inputs[layer][0]])
         advance()
     means = {layer: sums[key] / len(samples) for layer, key in inputs.items()}
-    rounded = {(layer, number): weight for layer, found in moments.items()
-               for number, weight in found.round(bits).items()}
+    rounded = {
+        (layer, number): weight for layer, found in moments.items() for number, weight in found.round(bits).items()
+    }
     return Observations(histograms, means, ranks, rounded)
 
 

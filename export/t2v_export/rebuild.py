@@ -34,16 +34,20 @@ def rebuild_checkpoint(checkpoint: Checkpoint, options: Rebuild, allow_code: boo
     old = checkpoint.modules[stage]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        made = _encoder(old, after.options, options) if isinstance(old, TransformersText) else build_stage(
-            stage,
-            after.class_name,
-            after.options,
-            condition_size=config.condition_size,
-            motion_size=config.motion_size,
-            height=config.height,
-            width=config.width,
-            folder=checkpoint.folder / "encoder",
-            code=checkpoint.folder if allow_code else None,
+        made = (
+            _encoder(old, after.options, options)
+            if isinstance(old, TransformersText)
+            else build_stage(
+                stage,
+                after.class_name,
+                after.options,
+                condition_size=config.condition_size,
+                motion_size=config.motion_size,
+                height=config.height,
+                width=config.width,
+                folder=checkpoint.folder / "encoder",
+                code=checkpoint.folder if allow_code else None,
+            )
         )
     made.load_state_dict(fitting(old.state_dict(), made.state_dict()), strict=False)
     made = made.float().eval().requires_grad_(False)

@@ -23,10 +23,31 @@ import onnx
 from onnx import helper
 
 MATRIX = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN")
-ALONE = ("Softmax", "LogSoftmax", "LayerNormalization", "BatchNormalization", "InstanceNormalization",
-            "GroupNormalization", "AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool", "ArgMax", "ArgMin",
-            "TopK", "CumSum", "LpNormalization", "Resize", "Upsample", "GridSample", "Concat", "Split", "Gather",
-            "Transpose", "Expand")
+ALONE = (
+    "Softmax",
+    "LogSoftmax",
+    "LayerNormalization",
+    "BatchNormalization",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "AveragePool",
+    "MaxPool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "ArgMax",
+    "ArgMin",
+    "TopK",
+    "CumSum",
+    "LpNormalization",
+    "Resize",
+    "Upsample",
+    "GridSample",
+    "Concat",
+    "Split",
+    "Gather",
+    "Transpose",
+    "Expand",
+)
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout")
 
 Kernel = tuple[int, str]

@@ -29,18 +29,28 @@ What each figure means, and how to contribute a report: docs/benchmarking.md."""
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
-        "bench", help="latency, frame rate, memory and power on this machine",
+        "bench",
+        help="latency, frame rate, memory and power on this machine",
         description="Measure a bundle here: stages, frames, first frames, caption changes, memory, power.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("bundle", type=Path, nargs="?", help="a bundle folder or zip")
-    parser.add_argument("--fps", help="shown frames a second; also play in real time at that rate, and count late "
-                                      "frames (default: the model's own rate, and not in real time)")
+    parser.add_argument(
+        "--fps",
+        help="shown frames a second; also play in real time at that rate, and count late "
+        "frames (default: the model's own rate, and not in real time)",
+    )
     parser.add_argument("--seconds", type=float, help=f"how long to play (default: {BenchOptions.seconds:g}; 10 live)")
     parser.add_argument("--seed", type=int, default=0, help="of the streams (default: 0)")
     add_engine_arguments(parser)
     add_making_arguments(parser)
-    parser.add_argument("--report", type=Path, metavar="FILE",
-                        help="also write the JSON to FILE, which names neither you nor your machine")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="also write the JSON to FILE, which names neither you nor your machine",
+    )
     add_live_arguments(parser)
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.set_defaults(run=run)
@@ -55,8 +65,9 @@ def run(args: argparse.Namespace) -> int:
     if args.bundle is None:
         raise UsageError("there is nothing to measure; give a bundle")
     seconds = BenchOptions.seconds if args.seconds is None else args.seconds
-    options = BenchOptions(args.fps, seconds, args.seed, args.engine, args.variant, args.threads,
-                           args.batch, args.ahead)
+    options = BenchOptions(
+        args.fps, seconds, args.seed, args.engine, args.variant, args.threads, args.batch, args.ahead
+    )
     bar = PhaseBar("bench")
     try:
         report: BenchReport = bench(args.bundle, options, bar.advance)

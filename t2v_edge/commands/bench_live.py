@@ -22,8 +22,20 @@ _LIMITS = {
     "max_slowdown": ("slowdown_percent", "PERCENT", "of the p95 by --mute and --flood"),
     "max_growth": ("growth_mib_per_hour", "MIB", "of the server's memory an hour"),
 }
-_ONLY_LIVE = ("server", "clients", "size", "format", "switches", "every", "captions", "mute", "flood", "token_file",
-              "tls_ca", *_LIMITS)
+_ONLY_LIVE = (
+    "server",
+    "clients",
+    "size",
+    "format",
+    "switches",
+    "every",
+    "captions",
+    "mute",
+    "flood",
+    "token_file",
+    "tls_ca",
+    *_LIMITS,
+)
 _NOT_LIVE = {"batch": 1, "ahead": False}
 
 
@@ -37,16 +49,29 @@ def add_live_arguments(parser: argparse.ArgumentParser) -> None:
     live.add_argument("--format", choices=FORMATS, help="of frames (default: the server's)")
     live.add_argument("--every", type=float, metavar="S", help="seconds between a client's captions (default: 1)")
     live.add_argument("--switches", type=int, metavar="N", help="captions of each client (default: as time allows)")
-    live.add_argument("--captions", type=Path, metavar="FILE",
-                      help=".txt: a caption a line, in turn; .vtt, .srt: played at their times (default: our own)")
+    live.add_argument(
+        "--captions",
+        type=Path,
+        metavar="FILE",
+        help=".txt: a caption a line, in turn; .vtt, .srt: played at their times (default: our own)",
+    )
     live.add_argument("--mute", type=int, metavar="N", help="clients besides that read nothing they are sent")
-    live.add_argument("--flood", type=int, metavar="N", help="clients besides that send 1,000 captions a second; with "
-                                                             "either, the same is first measured without them")
-    live.add_argument("--token-file", type=Path, metavar="FILE",
-                      help="a file with the server's token (default: the variable T2V_EDGE_TOKEN)")
+    live.add_argument(
+        "--flood",
+        type=int,
+        metavar="N",
+        help="clients besides that send 1,000 captions a second; with either, the same is first measured without them",
+    )
+    live.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="a file with the server's token (default: the variable T2V_EDGE_TOKEN)",
+    )
     live.add_argument("--tls-ca", type=Path, metavar="PEM", help="for wss: the certificates to trust")
-    limits = parser.add_argument_group("live limits", "exit with 3 where one is not kept, or where a frame of an old "
-                                                      "caption comes")
+    limits = parser.add_argument_group(
+        "live limits", "exit with 3 where one is not kept, or where a frame of an old caption comes"
+    )
     for name, (_, unit, meaning) in _LIMITS.items():
         limits.add_argument("--" + name.replace("_", "-"), type=float, metavar=unit, help=f"at most, {meaning}")
 
@@ -76,9 +101,17 @@ def run_live(args: argparse.Namespace) -> int:
     options = LiveBenchOptions(
         script=make_script(args.captions, args.seconds, args.every, args.switches),
         clients=1 if args.clients is None else args.clients,
-        mute=args.mute or 0, flood=args.flood or 0, fps=args.fps, size=args.size, format=args.format,
-        server=args.server, arguments=_server_arguments(args), cafile=None if args.tls_ca is None else str(args.tls_ca),
-        token=read_token(args.token_file), seed=args.seed)
+        mute=args.mute or 0,
+        flood=args.flood or 0,
+        fps=args.fps,
+        size=args.size,
+        format=args.format,
+        server=args.server,
+        arguments=_server_arguments(args),
+        cafile=None if args.tls_ca is None else str(args.tls_ca),
+        token=read_token(args.token_file),
+        seed=args.seed,
+    )
     limits = LiveLimits(**{field: getattr(args, name) for name, (field, _, _) in _LIMITS.items()})
     bar = PhaseBar("bench")
     try:

@@ -30,19 +30,30 @@ user's cache (or where T2V_EDGE_CACHE says) and belong to this GPU, driver and T
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
-        "build", help="build TensorRT engines for this machine",
-        description="Build, prove, time and keep TensorRT engines of a bundle, for this machine.", epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        "build",
+        help="build TensorRT engines for this machine",
+        description="Build, prove, time and keep TensorRT engines of a bundle, for this machine.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("bundle", type=Path, help="a bundle folder or zip")
     parser.add_argument("--engine", choices=BUILT, help="default: tensorrt where it is installed, else tensorrt-rtx")
-    parser.add_argument("--variant", action="append", metavar="NAME",
-                        help="try only this one; may be given many times (default: all that TensorRT takes)")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        metavar="NAME",
+        help="try only this one; may be given many times (default: all that TensorRT takes)",
+    )
     parser.add_argument("--device", metavar="PROFILE", help="take the workspace from a device profile's memory")
     parser.add_argument("--workspace", type=float, metavar="MB", help="most memory that a layer may use")
-    parser.add_argument("--level", type=int, metavar="0..5",
-                        help="optimization level, 5 tries longest (default: TensorRT's own, 3)")
-    parser.add_argument("--tactics", metavar="NAMES",
-                        help="tactic sources that may be used, comma-separated, or none (default: TensorRT's own)")
+    parser.add_argument(
+        "--level", type=int, metavar="0..5", help="optimization level, 5 tries longest (default: TensorRT's own, 3)"
+    )
+    parser.add_argument(
+        "--tactics",
+        metavar="NAMES",
+        help="tactic sources that may be used, comma-separated, or none (default: TensorRT's own)",
+    )
     parser.add_argument("--batch", type=int, default=1, help="frames that the renderer makes at once (default: 1)")
     parser.add_argument("--rebuild", action="store_true", help="build again what is kept")
     parser.add_argument("--json", action="store_true", help="for machines")
@@ -52,8 +63,10 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     engine = args.engine or next((name for name in BUILT if is_installed(name)), None)
     if engine is None:
-        raise EngineError(f"neither TensorRT nor TensorRT-RTX is installed: {REMEDIES['tensorrt']}; on a desktop "
-                          f"{REMEDIES['tensorrt-rtx']}; t2v-edge doctor says more")
+        raise EngineError(
+            f"neither TensorRT nor TensorRT-RTX is installed: {REMEDIES['tensorrt']}; on a desktop "
+            f"{REMEDIES['tensorrt-rtx']}; t2v-edge doctor says more"
+        )
     try:
         from t2v_edge.build import Builder, BuildOptions
     except ImportError as error:
@@ -84,8 +97,11 @@ def settings(args: argparse.Namespace) -> BuildSettings:
     tactics = args.tactics
     if tactics is not None and not tactics.strip():
         raise UsageError("--tactics is empty; name sources, or none")
-    chosen = None if tactics is None else tuple(t.strip().lower().replace("-", "_") for t in tactics.split(",")
-                                                if t.strip().lower() != "none")
+    chosen = (
+        None
+        if tactics is None
+        else tuple(t.strip().lower().replace("-", "_") for t in tactics.split(",") if t.strip().lower() != "none")
+    )
     return BuildSettings(args.batch, workspace, args.level, chosen)
 
 

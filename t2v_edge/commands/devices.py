@@ -25,13 +25,24 @@ bandwidth, and a time for each kernel (t2v_edge/roofline.py). Expect them to be 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
-        "devices", help="the device profiles to export for, and what a bundle may do on them",
+        "devices",
+        help="the device profiles to export for, and what a bundle may do on them",
         description="List the device profiles, show one, or estimate what a bundle does on them.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", metavar="NAME",
-                        help="this profile alone, with the source of each number; NAME@MODE is one in a power mode")
-    parser.add_argument("--bundle", type=Path, metavar="B",
-                        help="estimate frames a second and latency of this bundle, and what binds them")
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="this profile alone, with the source of each number; NAME@MODE is one in a power mode",
+    )
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        metavar="B",
+        help="estimate frames a second and latency of this bundle, and what binds them",
+    )
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.set_defaults(run=run)
 
@@ -59,15 +70,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(found: list[Estimate]) -> str:
-    lines = [f"{found[0].bundle} on each device, base frames a second", "",
-             f"{'device':<24}{'fps':>9}{'frame ms':>10}{'first ms':>10}{'MB':>7}  bound by"]
+    lines = [
+        f"{found[0].bundle} on each device, base frames a second",
+        "",
+        f"{'device':<24}{'fps':>9}{'frame ms':>10}{'first ms':>10}{'MB':>7}  bound by",
+    ]
     unknown = []
     for e in found:
         if e.fps is None or e.frame_ms is None or e.first_frame_ms is None or e.memory_bytes is None:
             unknown.append(f"  {e.device}: {', '.join(e.missing)}")
             continue
-        lines.append(f"{e.device:<24}{_rate(e.fps):>9}{e.frame_ms:>10.3g}{e.first_frame_ms:>10.3g}"
-                     f"{e.memory_bytes / 1e6:>7.0f}  {e.binds}{'' if e.fits is not False else '; does not fit'}")
+        lines.append(
+            f"{e.device:<24}{_rate(e.fps):>9}{e.frame_ms:>10.3g}{e.first_frame_ms:>10.3g}"
+            f"{e.memory_bytes / 1e6:>7.0f}  {e.binds}{'' if e.fits is not False else '; does not fit'}"
+        )
     if unknown:
         lines += ["", "no estimate, for want of", *unknown]
     return "\n".join([*lines, "", SAID])
@@ -76,14 +92,20 @@ def _table(found: list[Estimate]) -> str:
 def _one(e: Estimate) -> str:
     if e.fps is None or e.frame_ms is None or e.first_frame_ms is None or e.memory_bytes is None:
         return f"{e.bundle} on {e.device}: no estimate, for want of {', '.join(e.missing)}"
-    lines = [f"{e.bundle} on {e.device}: about {_rate(e.fps)} base frames a second, {e.frame_ms:.3g} ms a frame, bound "
-             f"by {e.binds}", f"caption to first frame {e.first_frame_ms:.3g} ms, copy {e.copy_ms:.3g} ms, memory "
-             f"{e.memory_bytes / 1e6:.0f} MB beside the engine's libraries" + ("" if e.fits is not False else
-                                                                                ": more than it has"),
-             "", f"{'stage':<8}{'variant':<10}{'ms':>9}{'arithmetic':>12}{'bandwidth':>11}{'launches':>10}  bound by"]
+    lines = [
+        f"{e.bundle} on {e.device}: about {_rate(e.fps)} base frames a second, {e.frame_ms:.3g} ms a frame, bound "
+        f"by {e.binds}",
+        f"caption to first frame {e.first_frame_ms:.3g} ms, copy {e.copy_ms:.3g} ms, memory "
+        f"{e.memory_bytes / 1e6:.0f} MB beside the engine's libraries"
+        + ("" if e.fits is not False else ": more than it has"),
+        "",
+        f"{'stage':<8}{'variant':<10}{'ms':>9}{'arithmetic':>12}{'bandwidth':>11}{'launches':>10}  bound by",
+    ]
     for s in e.stages:
-        lines.append(f"{s.stage:<8}{s.variant:<10}{s.ms:>9.3g}{s.arithmetic_ms:>12.3g}{s.bandwidth_ms:>11.3g}"
-                     f"{s.launches_ms:>10.3g}  {s.binds}")
+        lines.append(
+            f"{s.stage:<8}{s.variant:<10}{s.ms:>9.3g}{s.arithmetic_ms:>12.3g}{s.bandwidth_ms:>11.3g}"
+            f"{s.launches_ms:>10.3g}  {s.binds}"
+        )
     return "\n".join([*lines, "", SAID])
 
 

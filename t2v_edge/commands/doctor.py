@@ -21,10 +21,13 @@ Exit code: 0 ready, 1 something failed (each has its remedy beside it), 2 wrong 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
-        "doctor", help="what works on this machine, what does not, and what to type",
+        "doctor",
+        help="what works on this machine, what does not, and what to type",
         description="Examine this machine: JetPack, TensorRT, CUDA, Python, engines, power mode, memory. With a "
-                    "bundle, verify it and run its golden vectors on every engine present.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+        "bundle, verify it and run its golden vectors on every engine present.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("bundle", nargs="?", type=Path, help="a bundle folder or zip to try here")
     parser.add_argument("--device", metavar="NAME", help="what this machine is meant to be (see t2v-edge devices)")
     parser.add_argument("--json", action="store_true", help="for machines")

@@ -20,9 +20,12 @@ EXAMPLES = """examples:
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
-        "inspect", help="what a bundle holds, and whether it is whole",
+        "inspect",
+        help="what a bundle holds, and whether it is whole",
         description="Check a bundle and show its stages, variants, sizes, quality and provenance.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("bundle", type=Path, help="a bundle folder or zip")
     parser.add_argument("--verify", action="store_true", help="also walk every graph: contract, operators, NaN weights")
     parser.add_argument("--json", action="store_true", help="for machines")
@@ -37,8 +40,13 @@ def run(args: argparse.Namespace) -> int:
             graphs[variant] = {stage: describe_graph(bundle, variant, stage, args.verify) for stage in entries}
         if args.verify:
             bundle.verify()
-    data = {**manifest.to_json(), "path": str(args.bundle), "verified": args.verify, "graphs": graphs,
-            "total_bytes": sum(entry.bytes for entry in manifest.files.values())}
+    data = {
+        **manifest.to_json(),
+        "path": str(args.bundle),
+        "verified": args.verify,
+        "graphs": graphs,
+        "total_bytes": sum(entry.bytes for entry in manifest.files.values()),
+    }
     print_result(data, describe(manifest, graphs, args.verify), args.json)
     return 0
 
@@ -56,9 +64,13 @@ def describe_graph(bundle: Bundle, variant: str, stage: str, deep: bool) -> dict
 
 def describe(manifest: Manifest, graphs: Mapping[str, Mapping[str, Any]], verified: bool) -> str:
     video = manifest.video
-    lines = [f"{manifest.name}: {video.width}x{video.height} at {video.fps} fps, captions of up to "
-             f"{manifest.tokenizer.tokens} tokens, for {manifest.device}",
-             "whole: every graph was checked" if verified else "whole: sizes and hashes agree", "", "stages"]
+    lines = [
+        f"{manifest.name}: {video.width}x{video.height} at {video.fps} fps, captions of up to "
+        f"{manifest.tokenizer.tokens} tokens, for {manifest.device}",
+        "whole: every graph was checked" if verified else "whole: sizes and hashes agree",
+        "",
+        "stages",
+    ]
     for stage in STAGES:
         spec = manifest.stages[stage]
         lines.append(f"  {stage:<7}{_shapes(spec.inputs)} -> {_shapes(spec.outputs)}")
@@ -66,8 +78,12 @@ def describe(manifest: Manifest, graphs: Mapping[str, Mapping[str, Any]], verifi
     for variant, entries in graphs.items():
         for stage, graph in entries.items():
             mark = "*" if manifest.default[stage] == variant else " "
-            lines.append(f" {mark}{variant:<9}{stage:<7}{graph['bytes']:>10}  {graph['file']} (opset {graph['opset']})"
-                         + _cost(graph) + _quality(manifest, variant, stage) + _kept(graph))
+            lines.append(
+                f" {mark}{variant:<9}{stage:<7}{graph['bytes']:>10}  {graph['file']} (opset {graph['opset']})"
+                + _cost(graph)
+                + _quality(manifest, variant, stage)
+                + _kept(graph)
+            )
     lines += ["  * is the default", "", "provenance"]
     lines += [f"  {key}: {_value(value)}" for key, value in manifest.provenance.items()]
     return "\n".join(lines)

@@ -54,17 +54,28 @@ class Plan:
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
-        "run", help="play captions: write a video, or show it", description="Play captions through a bundle.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+        "run",
+        help="play captions: write a video, or show it",
+        description="Play captions through a bundle.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("bundle", type=Path, help="a bundle folder or zip")
     parser.add_argument("caption", nargs="?", help="what should be seen, in a language the model knows")
     later = parser.add_mutually_exclusive_group()
-    later.add_argument("--then", nargs=2, action="append", default=[], metavar=("SECONDS", "CAPTION"),
-                       help="change to CAPTION at SECONDS; may be given many times")
+    later.add_argument(
+        "--then",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("SECONDS", "CAPTION"),
+        help="change to CAPTION at SECONDS; may be given many times",
+    )
     later.add_argument("--captions", type=Path, metavar="FILE", help="play a .vtt, .srt, .txt or .jsonl file in time")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("-o", "--output", metavar="TARGET",
-                       help="x.mp4, x.gif, frames/%%04d.png, or - for raw RGB on stdout")
+    where.add_argument(
+        "-o", "--output", metavar="TARGET", help="x.mp4, x.gif, frames/%%04d.png, or - for raw RGB on stdout"
+    )
     where.add_argument("--show", action="store_true", help="show a window, in real time")
     parser.add_argument("--fps", help="frames a second: 72, 29.97, 30000/1001 (default: the model's own)")
     parser.add_argument("--seconds", type=float, help="how long to play")
@@ -96,17 +107,27 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_captions(args)
     args.ahead = args.ahead or target not in (WINDOW, "-")  # a file gets the same frames, sooner
     start = time.perf_counter()
-    with Pipeline.open(args.bundle, args.engine, args.variant, args.threads, args.batch,
-                       ahead=args.ahead) as pipeline:
+    with Pipeline.open(args.bundle, args.engine, args.variant, args.threads, args.batch, ahead=args.ahead) as pipeline:
         open_s = time.perf_counter() - start
         stream = open_stream(pipeline, args, plan, target)
         _warn_truncated(pipeline, stream)
         pixels = PixelHash()
         start = time.perf_counter()
         play(stream, target, args.sheet, pixels)
-        report = RunReport(pipeline.manifest.name, pipeline.engines, pipeline.variants, target, stream.options.captions,
-                           args.seed, stream.clock.fps, stream.size, pixels.hexdigest(), open_s,
-                           time.perf_counter() - start, stream.stats)
+        report = RunReport(
+            pipeline.manifest.name,
+            pipeline.engines,
+            pipeline.variants,
+            target,
+            stream.options.captions,
+            args.seed,
+            stream.clock.fps,
+            stream.size,
+            pixels.hexdigest(),
+            open_s,
+            time.perf_counter() - start,
+            stream.stats,
+        )
     print_result(report.to_json(), report.to_text(), args.json, sys.stderr if target == "-" else None)
     return 0
 
@@ -116,8 +137,17 @@ def open_stream(pipeline: Pipeline, args: argparse.Namespace, plan: Plan, target
     seconds = args.seconds
     if seconds is None and target not in (WINDOW, "-"):
         seconds = plan.end_s
-    return pipeline.stream(plan.first, then=plan.then, fps=args.fps, seconds=seconds, seed=args.seed, size=args.size,
-                           smoothing=args.smoothing, blend_steps=args.blend_steps, ahead=args.ahead)
+    return pipeline.stream(
+        plan.first,
+        then=plan.then,
+        fps=args.fps,
+        seconds=seconds,
+        seed=args.seed,
+        size=args.size,
+        smoothing=args.smoothing,
+        blend_steps=args.blend_steps,
+        ahead=args.ahead,
+    )
 
 
 def plan_captions(args: argparse.Namespace) -> Plan:

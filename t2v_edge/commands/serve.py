@@ -43,32 +43,58 @@ IDLE_S = 2.0
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
-        "serve", help="serve live streams: captions in, frames out, over WebSockets",
-        description="Serve a bundle to many clients, each with a stream of its own.", epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        "serve",
+        help="serve live streams: captions in, frames out, over WebSockets",
+        description="Serve a bundle to many clients, each with a stream of its own.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("bundle", type=Path, help="a bundle folder or zip")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1, this machine alone)")
     parser.add_argument("--port", type=int, default=8765, help="port to bind, 0 for any free one (default: 8765)")
-    parser.add_argument("--token-file", type=Path, metavar="FILE",
-                        help="a file with the token that clients must know (default: the variable T2V_EDGE_TOKEN)")
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="a file with the token that clients must know (default: the variable T2V_EDGE_TOKEN)",
+    )
     parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="serve over TLS with this certificate")
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="the certificate's key")
-    parser.add_argument("--origin", action="append", default=[], metavar="ORIGIN",
-                        help="pages of https://HOST may connect as well; may be given many times")
-    parser.add_argument("--mjpeg", type=int, metavar="PORT",
-                        help="also serve MJPEG over HTTP on this port, 0 for any free one (default: not)")
-    parser.add_argument("--max-clients", type=int, default=Limits.clients,
-                        help=f"sessions at once (default: {Limits.clients})")
-    parser.add_argument("--max-messages", type=float, default=Limits.messages_per_s, metavar="N",
-                        help=f"messages a second that a client may send (default: {Limits.messages_per_s:g})")
+    parser.add_argument(
+        "--origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="pages of https://HOST may connect as well; may be given many times",
+    )
+    parser.add_argument(
+        "--mjpeg",
+        type=int,
+        metavar="PORT",
+        help="also serve MJPEG over HTTP on this port, 0 for any free one (default: not)",
+    )
+    parser.add_argument(
+        "--max-clients", type=int, default=Limits.clients, help=f"sessions at once (default: {Limits.clients})"
+    )
+    parser.add_argument(
+        "--max-messages",
+        type=float,
+        default=Limits.messages_per_s,
+        metavar="N",
+        help=f"messages a second that a client may send (default: {Limits.messages_per_s:g})",
+    )
     for_clients = parser.add_argument_group("what clients get that ask for nothing else")
     for_clients.add_argument("--fps", default="30", help="frames a second (default: 30)")
     for_clients.add_argument("--size", type=parse_size, metavar="WxH", help="frame size (default: the model's own)")
     for_clients.add_argument("--seed", type=int, default=0, help="same seed, same motion (default: 0)")
     for_clients.add_argument("--format", choices=FORMATS, default=JPEG, help=f"of frames (default: {JPEG})")
     for_clients.add_argument("--quality", type=int, default=85, help="of jpeg and webp, 1 to 100 (default: 85)")
-    parser.add_argument("--no-adaptive", dest="adaptive", action="store_false",
-                        help="never step down to a lower rate where the device does not keep up; frames are late then")
+    parser.add_argument(
+        "--no-adaptive",
+        dest="adaptive",
+        action="store_false",
+        help="never step down to a lower rate where the device does not keep up; frames are late then",
+    )
     add_engine_arguments(parser)
     parser.add_argument("--json", action="store_true", help="say what happens as lines of JSON")
     parser.set_defaults(run=run)
@@ -92,8 +118,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--quality is {args.quality}, expected 1 to 100")
     check_format(args.format)
     access = Access(args.host, read_token(args.token_file), tuple(args.origin))
-    limits = Limits(clients=args.max_clients, messages_per_s=args.max_messages,
-                    burst=max(1, int(2 * args.max_messages)))
+    limits = Limits(
+        clients=args.max_clients, messages_per_s=args.max_messages, burst=max(1, int(2 * args.max_messages))
+    )
     tls = open_tls(args.tls_cert, args.tls_key)
     with Pipeline.open(args.bundle, args.engine, args.variant, args.threads, callers=args.max_clients) as pipeline:
         video = pipeline.manifest.video
@@ -114,8 +141,9 @@ def run(args: argparse.Namespace) -> int:
 
 def open_stream(pipeline: Pipeline, settings: Settings, adaptive: bool = True) -> LiveStream:
     """One client's stream, which waits for its first caption, and makes nothing where nobody asks for frames."""
-    return pipeline.live(fps=settings.fps, size=settings.size, seed=settings.seed or 0, adaptive=adaptive,
-                         idle_after_s=IDLE_S)
+    return pipeline.live(
+        fps=settings.fps, size=settings.size, seed=settings.seed or 0, adaptive=adaptive, idle_after_s=IDLE_S
+    )
 
 
 async def _serve(pipeline: Pipeline, options: ServerOptions, adaptive: bool, as_json: bool) -> None:
@@ -127,8 +155,9 @@ async def _serve(pipeline: Pipeline, options: ServerOptions, adaptive: bool, as_
     gc.freeze()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    server = LiveServer(lambda settings: open_stream(pipeline, settings, adaptive), manifest.name,
-                        Fraction(manifest.video.fps), options)
+    server = LiveServer(
+        lambda settings: open_stream(pipeline, settings, adaptive), manifest.name, Fraction(manifest.video.fps), options
+    )
 
     def end(number: int) -> None:
         stop.set()
@@ -140,13 +169,26 @@ async def _serve(pipeline: Pipeline, options: ServerOptions, adaptive: bool, as_
     async with server:
         more = {} if server.mjpeg is None else {"mjpeg": server.mjpeg.url}
         also = "".join(f"; MJPEG at {url}" for url in more.values())
-        _say(as_json,
-             f"serving {manifest.name} at {server.url}; open {server.page_url} in a browser{also}; Ctrl-C stops",
-             event="serving", bundle=manifest.name, url=server.url, page=server.page_url, engines=pipeline.engines,
-             variants=pipeline.variants, **more)
+        _say(
+            as_json,
+            f"serving {manifest.name} at {server.url}; open {server.page_url} in a browser{also}; Ctrl-C stops",
+            event="serving",
+            bundle=manifest.name,
+            url=server.url,
+            page=server.page_url,
+            engines=pipeline.engines,
+            variants=pipeline.variants,
+            **more,
+        )
         await stop.wait()
-    _say(as_json, _summary(server), event="stopped", sessions=server.metrics.value("t2v_sessions_total"),
-         captions=server.metrics.value("t2v_captions_total"), frames=server.metrics.value("t2v_frames_sent_total"))
+    _say(
+        as_json,
+        _summary(server),
+        event="stopped",
+        sessions=server.metrics.value("t2v_sessions_total"),
+        captions=server.metrics.value("t2v_captions_total"),
+        frames=server.metrics.value("t2v_frames_sent_total"),
+    )
 
 
 def _summary(server: LiveServer) -> str:

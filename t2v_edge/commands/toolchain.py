@@ -20,8 +20,11 @@ def add_parser(subparsers: Any, name: str, wanted: bool) -> None:
     """Add a command; its arguments are the toolchain's, which is imported only where they are `wanted`."""
     module, help_text = COMMANDS[name]
     parser = subparsers.add_parser(
-        name, help=f"{help_text} (needs t2v-edge[export])", description=f"{help_text.capitalize()}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        name,
+        help=f"{help_text} (needs t2v-edge[export])",
+        description=f"{help_text.capitalize()}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(run=lambda args: _run(name, module, args))
     if wanted:
         _import(name, module).add_arguments(parser)
@@ -31,8 +34,9 @@ def _import(name: str, module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UsageError(f"{name} needs the toolchain and Python 3.10 or later: pip install 't2v-edge[export]' "
-                         f"({error})") from error
+        raise UsageError(
+            f"{name} needs the toolchain and Python 3.10 or later: pip install 't2v-edge[export]' ({error})"
+        ) from error
 
 
 def _run(name: str, module: str, args: argparse.Namespace) -> int:

@@ -11,8 +11,18 @@ from t2v_edge.engine.trt import MODULES, REMEDIES, installed
 from t2v_edge.errors import EngineError, UsageError
 from t2v_edge.spec import StageSpec
 
-__all__ = ["AUTO", "BUILT", "ENGINES", "Engine", "EngineOptions", "available_engines", "check_engine",
-           "fallback_engines", "is_installed", "open_engine"]
+__all__ = [
+    "AUTO",
+    "BUILT",
+    "ENGINES",
+    "Engine",
+    "EngineOptions",
+    "available_engines",
+    "check_engine",
+    "fallback_engines",
+    "is_installed",
+    "open_engine",
+]
 
 AUTO = "auto"
 """What stands for the engine that `t2v_edge.choice` finds the fastest here, stage by stage."""
@@ -24,8 +34,12 @@ BUILT = tuple(MODULES)
 """Engines that are built from a whole bundle, on the machine and for it, see `t2v_edge.build`."""
 
 _CUDA_PACKAGE = "onnxruntime-gpu"
-_REMEDIES = {"onnxruntime": "pip install 't2v-edge[cpu]'", "openvino": "pip install 't2v-edge[openvino]'",
-             "onnxruntime-cuda": "pip uninstall onnxruntime && pip install 't2v-edge[gpu]'", **REMEDIES}
+_REMEDIES = {
+    "onnxruntime": "pip install 't2v-edge[cpu]'",
+    "openvino": "pip install 't2v-edge[openvino]'",
+    "onnxruntime-cuda": "pip uninstall onnxruntime && pip install 't2v-edge[gpu]'",
+    **REMEDIES,
+}
 
 
 def is_installed(name: str) -> bool:
@@ -77,6 +91,7 @@ def open_engine(name: str, graph: Union[bytes, bytearray], spec: StageSpec, opti
 
             return OpenVinoEngine(graph, spec, options)
     except ImportError as error:
-        raise EngineError(f"engine {name} is installed and cannot be imported ({error}); install it again: "
-                          f"{_REMEDIES[name]}") from error
+        raise EngineError(
+            f"engine {name} is installed and cannot be imported ({error}); install it again: {_REMEDIES[name]}"
+        ) from error
     raise EngineError(f"{name} is not opened graph by graph: t2v_edge.choice opens {AUTO}, t2v_edge.build the others")

@@ -80,8 +80,10 @@ def check_feeds(feeds: Arrays, spec: StageSpec) -> None:
         if array is None:
             raise EngineError(f"stage {spec.stage}: input {tensor.name} is missing; feed all of its inputs")
         if array.shape != tensor.shape or array.dtype != np.dtype(tensor.dtype):
-            raise EngineError(f"stage {spec.stage}: input {tensor.name} is {array.dtype}{list(array.shape)}, "
-                              f"the graph takes {tensor.dtype}{list(tensor.shape)}")
+            raise EngineError(
+                f"stage {spec.stage}: input {tensor.name} is {array.dtype}{list(array.shape)}, "
+                f"the graph takes {tensor.dtype}{list(tensor.shape)}"
+            )
     if len(feeds) != len(spec.inputs):
         extra = sorted(set(feeds) - {t.name for t in spec.inputs})
         raise EngineError(f"stage {spec.stage}: takes no input {', '.join(extra)}; leave it out")

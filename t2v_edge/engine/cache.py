@@ -97,7 +97,7 @@ def any_built() -> bool:
 def _read(handle: int, size: int, key: Key) -> Optional[bytes]:
     with os.fdopen(os.dup(handle), "rb") as file:
         start = file.read(len(MARK) + 4)
-        length = int.from_bytes(start[len(MARK):], "little")
+        length = int.from_bytes(start[len(MARK) :], "little")
         if start[: len(MARK)] != MARK or len(start) != len(MARK) + 4 or length > MAX_HEADER_BYTES:
             return None
         text = file.read(length)

@@ -105,8 +105,14 @@ def find_gpu() -> Gpu:
     index = check(cudart.cudaGetDevice(), "choose a GPU")
     properties = check(cudart.cudaGetDeviceProperties(index), "read the GPU's properties")
     name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
-    return Gpu(name.rstrip("\0"), f"{properties.major}.{properties.minor}", _driver_version(),
-               bool(properties.integrated), int(properties.totalGlobalMem), int(properties.multiProcessorCount))
+    return Gpu(
+        name.rstrip("\0"),
+        f"{properties.major}.{properties.minor}",
+        _driver_version(),
+        bool(properties.integrated),
+        int(properties.totalGlobalMem),
+        int(properties.multiProcessorCount),
+    )
 
 
 def free_bytes() -> int:
@@ -150,8 +156,9 @@ class HostBuffer:
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
         kind = np.dtype(dtype)
         self.nbytes = max(int(np.prod(shape, dtype=np.int64)) * kind.itemsize, 1)
-        self.address = int(check(cudart.cudaHostAlloc(self.nbytes, cudart.cudaHostAllocMapped),
-                                 f"pin {self.nbytes} bytes of memory"))
+        self.address = int(
+            check(cudart.cudaHostAlloc(self.nbytes, cudart.cudaHostAllocMapped), f"pin {self.nbytes} bytes of memory")
+        )
         self.device_address = int(check(cudart.cudaHostGetDevicePointer(self.address, 0), "map pinned memory"))
         block = (ctypes.c_uint8 * self.nbytes).from_address(self.address)
         self.array: npt.NDArray[Any] = np.ndarray(shape, kind, memoryview(block))
@@ -268,8 +275,10 @@ class MixKernel:
         values = (made, one, other, share, count)
         kinds = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
         blocks = (count + THREADS - 1) // THREADS
-        check(driver.cuLaunchKernel(self._function, blocks, 1, 1, THREADS, 1, 1, 0, stream.handle, (values, kinds), 0),
-              "launch its mixing kernel")
+        check(
+            driver.cuLaunchKernel(self._function, blocks, 1, 1, THREADS, 1, 1, 0, stream.handle, (values, kinds), 0),
+            "launch its mixing kernel",
+        )
 
     def close(self) -> None:
         if self._module is not None:

@@ -21,8 +21,23 @@ _GRAPH, _INPUT, _OUTPUT, _TYPE, _TENSOR, _SHAPE, _DIM, _DIM_VALUE = 7, 11, 12, 2
 _NODE, _WEIGHT, _NODE_INPUT, _NODE_OUTPUT, _OPERATOR, _ATTRIBUTE = 1, 5, 1, 2, 4, 5
 _WEIGHT_TYPE, _WEIGHT_NAME, _NAME, _ELEMENT_TYPE, _INTEGER, _CONSTANT = 2, 8, 1, 1, 3, 5
 _FLOAT16 = 10
-_NO_FLOATS = frozenset(("Shape", "Size", "NonZero", "ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less",
-                        "LessOrEqual", "IsInf", "IsNaN", "QuantizeLinear"))
+_NO_FLOATS = frozenset(
+    (
+        "Shape",
+        "Size",
+        "NonZero",
+        "ArgMax",
+        "ArgMin",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "IsInf",
+        "IsNaN",
+        "QuantizeLinear",
+    )
+)
 """Operators that give none, of whatever they take."""
 
 Buffer = Union[bytearray, memoryview]
@@ -73,12 +88,12 @@ def float16_tensors(graph: bytes) -> dict[str, bool]:
     try:
         for start, end in _messages(data, 0, len(data), _GRAPH):
             for place in _messages(data, start, end, _WEIGHT):
-                found.update(dict.fromkeys(_texts(data, place, _WEIGHT_NAME),
-                                           _number(data, place, _WEIGHT_TYPE) == _FLOAT16))
+                found.update(
+                    dict.fromkeys(_texts(data, place, _WEIGHT_NAME), _number(data, place, _WEIGHT_TYPE) == _FLOAT16)
+                )
             for place in _messages(data, start, end, _INPUT):
                 (kind,) = _messages(data, *next(_messages(data, *place, _TYPE)), _TENSOR)
-                found.update(dict.fromkeys(_texts(data, place, _NAME),
-                                           _number(data, kind, _ELEMENT_TYPE) == _FLOAT16))
+                found.update(dict.fromkeys(_texts(data, place, _NAME), _number(data, kind, _ELEMENT_TYPE) == _FLOAT16))
             for place in _messages(data, start, end, _NODE):
                 made = _gives_float16(data, place, found)
                 found.update(dict.fromkeys(_texts(data, place, _NODE_OUTPUT), made))
@@ -90,8 +105,11 @@ def float16_tensors(graph: bytes) -> dict[str, bool]:
 def _gives_float16(data: Buffer, node: tuple[int, int], known: Mapping[str, bool]) -> bool:
     operator = "".join(_texts(data, node, _OPERATOR))
     if operator == "Cast":
-        (to,) = (_number(data, place, _INTEGER) for place in _messages(data, *node, _ATTRIBUTE)
-                 if "to" in _texts(data, place, _NAME))
+        (to,) = (
+            _number(data, place, _INTEGER)
+            for place in _messages(data, *node, _ATTRIBUTE)
+            if "to" in _texts(data, place, _NAME)
+        )
         return to == _FLOAT16
     if operator == "Constant":
         held = (tensor for place in _messages(data, *node, _ATTRIBUTE) for tensor in _messages(data, *place, _CONSTANT))
@@ -101,8 +119,9 @@ def _gives_float16(data: Buffer, node: tuple[int, int], known: Mapping[str, bool
 
 def _number(data: Buffer, place: tuple[int, int], wanted: int) -> int:
     """An integer of a message, 0 where it is left out."""
-    return next((_varint(data, at)[0] for field, kind, at, _ in _fields(data, *place)
-                 if field == wanted and kind == _VARINT), 0)
+    return next(
+        (_varint(data, at)[0] for field, kind, at, _ in _fields(data, *place) if field == wanted and kind == _VARINT), 0
+    )
 
 
 def _texts(data: Buffer, place: tuple[int, int], wanted: int) -> list[str]:

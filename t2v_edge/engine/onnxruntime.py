@@ -13,8 +13,14 @@ from t2v_edge.engine.onnx_bytes import opset_of
 from t2v_edge.errors import EngineError
 from t2v_edge.spec import StageSpec, TensorSpec
 
-_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64",
-           "tensor(int32)": "int32", "tensor(uint8)": "uint8", "tensor(bool)": "bool"}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
 
 HALF_SCALES = 19
 """The first opset whose Q and DQ take float16 scales; graphs that have those alone are exported in it. ONNX Runtime
@@ -52,10 +58,16 @@ class OnnxRuntimeEngine:
             settings.add_session_config_entry("session.disable_quant_qdq", "1")
         settings.log_severity_level = 3
         try:
-            session = ort.InferenceSession(bytes(graph), settings, providers=_providers(cuda),)
+            session = ort.InferenceSession(
+                bytes(graph),
+                settings,
+                providers=_providers(cuda),
+            )
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
-            raise EngineError(f"ONNX Runtime {ort.__version__} cannot load the {spec.stage} graph ({error}); "
-                              "upgrade onnxruntime or export for a lower opset") from error
+            raise EngineError(
+                f"ONNX Runtime {ort.__version__} cannot load the {spec.stage} graph ({error}); "
+                "upgrade onnxruntime or export for a lower opset"
+            ) from error
         self.spec = spec
         self.beside = options.beside if spec.stage == "render" and not cuda else 1
         self._session: Any = session
@@ -67,8 +79,9 @@ class OnnxRuntimeEngine:
         found = {node.name: (_DTYPES.get(node.type, node.type), tuple(node.shape)) for node in nodes}
         expected = {tensor.name: (tensor.dtype, tensor.shape) for tensor in wanted}
         if found != expected:
-            raise EngineError(f"the {self.spec.stage} graph {verb} {found}, its contract says {expected}; "
-                              "export the bundle again")
+            raise EngineError(
+                f"the {self.spec.stage} graph {verb} {found}, its contract says {expected}; export the bundle again"
+            )
 
     def run(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Run once; thread-safe. The arrays returned are new ones."""
@@ -78,8 +91,10 @@ class OnnxRuntimeEngine:
         try:
             results = self._session.run(self._outputs, feeds)
         except Exception as error:
-            raise EngineError(f"ONNX Runtime {ort.__version__} failed in the {self.spec.stage} stage ({error}); "
-                              "check the bundle with t2v-edge inspect --verify") from error
+            raise EngineError(
+                f"ONNX Runtime {ort.__version__} failed in the {self.spec.stage} stage ({error}); "
+                "check the bundle with t2v-edge inspect --verify"
+            ) from error
         return dict(zip(self._outputs, results))
 
     def close(self) -> None:

@@ -56,8 +56,12 @@ class OpenVinoEngine:
     name = "openvino"
 
     def __init__(self, graph: Union[bytes, bytearray], spec: StageSpec, options: EngineOptions) -> None:
-        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32",
-                                    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "ENABLE_CPU_PINNING": False}
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+            "ENABLE_CPU_PINNING": False,
+        }
         threads = 1 if spec.stage == "motion" else options.threads
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
@@ -77,8 +81,10 @@ class OpenVinoEngine:
                 request = compiled.create_infer_request()
                 crowd = _requests(core.compile_model(model, "CPU", several), beside) if beside > 1 else []
         except Exception as error:  # OpenVINO raises RuntimeError and whatever pybind11 makes of others
-            raise EngineError(f"OpenVINO {_VERSION} cannot load the {spec.stage} graph ({_said(error)}); "
-                              "upgrade openvino or take --engine onnxruntime") from error
+            raise EngineError(
+                f"OpenVINO {_VERSION} cannot load the {spec.stage} graph ({_said(error)}); "
+                "upgrade openvino or take --engine onnxruntime"
+            ) from error
         self.spec = spec
         self._check("takes", compiled.inputs, spec.inputs)
         self._check("gives", compiled.outputs, spec.outputs)
@@ -94,8 +100,9 @@ class OpenVinoEngine:
             found[name] = (np.dtype(port.get_element_type().to_dtype()).name, str(port.get_partial_shape()))
         expected = {t.name: (t.dtype, str(ov.PartialShape(list(t.shape)))) for t in wanted}
         if found != expected:
-            raise EngineError(f"the {self.spec.stage} graph {verb} {found}, its contract says {expected}; "
-                              "export the bundle again")
+            raise EngineError(
+                f"the {self.spec.stage} graph {verb} {found}, its contract says {expected}; export the bundle again"
+            )
 
     def run(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Run once; threads take turns, in the order in which they come. The arrays returned are new ones."""
@@ -110,8 +117,10 @@ class OpenVinoEngine:
                 # A tensor's `data` is a view that the next run overwrites.
                 return {tensor.name: request.get_tensor(tensor.name).data.copy() for tensor in self.spec.outputs}
             except Exception as error:
-                raise EngineError(f"OpenVINO {_VERSION} failed in the {self.spec.stage} stage "
-                                  f"({_said(error)}); check the bundle with t2v-edge inspect --verify") from error
+                raise EngineError(
+                    f"OpenVINO {_VERSION} failed in the {self.spec.stage} stage "
+                    f"({_said(error)}); check the bundle with t2v-edge inspect --verify"
+                ) from error
 
     def close(self) -> None:
         self._turns.close()

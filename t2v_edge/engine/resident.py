@@ -63,8 +63,9 @@ class ResidentPlayer:
         self._ring = [self._own(DeviceBuffer(pair)) for _ in range(2)]
         self._raw = self._own(DeviceBuffer(self._apart)) if smoothing else None
         self._gain = self._own(HostBuffer((1,), np.float32))
-        self._states = {s.name: [self._own(DeviceBuffer(self._floats[s.input] * FLOAT)) for _ in range(2)]
-                        for s in spec.states}
+        self._states = {
+            s.name: [self._own(DeviceBuffer(self._floats[s.input] * FLOAT)) for _ in range(2)] for s in spec.states
+        }
         noises = {n.input: self._own(DeviceBuffer(self._floats[n.input] * FLOAT)) for n in spec.noises}
         self._uploads = [_Upload(self, noises) for _ in range(UPLOADS)]
         self._uploaded: list[Optional[Vector]] = [None, None]
@@ -168,9 +169,11 @@ class ResidentPlayer:
         with self._queue.lock:
             self._check_open()
             queue = self._queue
-            return (timed(queue.motion, lambda run: self._replays[run % 2].launch()),
-                    timed(queue.render, lambda _: slot.replay.launch()),
-                    timed(queue.copies, lambda _: slot.copy_out()))
+            return (
+                timed(queue.motion, lambda run: self._replays[run % 2].launch()),
+                timed(queue.render, lambda _: slot.replay.launch()),
+                timed(queue.copies, lambda _: slot.copy_out()),
+            )
 
     def _check_open(self) -> None:
         if self._closed:
@@ -200,8 +203,9 @@ class _Upload:
         at_steps = [n for n in spec.noises if n.cadence == "step"]
         self._stream = player._queue.motion
         self._condition = player._own(HostBuffer((1, player._floats["condition"]), np.float32))
-        self._noises = {n.input: (noises[n.input].address, player._own(HostBuffer(n.shape, np.float32)))
-                        for n in at_steps}
+        self._noises = {
+            n.input: (noises[n.input].address, player._own(HostBuffer(n.shape, np.float32))) for n in at_steps
+        }
         self._done = player._own(Event())
         self._sent = False
 
@@ -236,16 +240,26 @@ class _Slot:
         if not self._shared:
             self._frame = player._own(DeviceBuffer(self.pixels.nbytes)).address
         self._mixed, self._rendered, self.done = (player._own(Event()) for _ in range(3))
-        addresses = {"motion": self._starts[0], "condition": self._starts[1], "frame": self._frame,
-                     **{name: buffer.address for name, buffer in drawn.items()}}
+        addresses = {
+            "motion": self._starts[0],
+            "condition": self._starts[1],
+            "frame": self._frame,
+            **{name: buffer.address for name, buffer in drawn.items()},
+        }
         self.replay = player._own(Replay(player._render, addresses))
 
     def mix(self, row: int, newest: int) -> None:
         """Put the mixture of the two newest steps into a row."""
         one, other = self._ring[1 - newest].address, self._ring[newest].address
         for start, (count, offset) in zip(self._starts, self._pieces):
-            self._queue.mix.enqueue(self._queue.motion, start + row * count * FLOAT, one + offset, other + offset,
-                                    self.shares.device_address + row * FLOAT, count)
+            self._queue.mix.enqueue(
+                self._queue.motion,
+                start + row * count * FLOAT,
+                one + offset,
+                other + offset,
+                self.shares.device_address + row * FLOAT,
+                count,
+            )
 
     def launch(self) -> None:
         """Render the group when it has been mixed, and copy it when it has been rendered."""

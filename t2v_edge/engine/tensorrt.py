@@ -68,8 +68,10 @@ class TensorRtEngine:
         self._runtime, self._engine = api.load(engine)
         self._context: Any = self._engine.create_execution_context()
         if self._context is None:
-            raise EngineError(f"{self.name} cannot make room for the {spec.stage} engine; free GPU memory, or export "
-                              "with --recipe small")
+            raise EngineError(
+                f"{self.name} cannot make room for the {spec.stage} engine; free GPU memory, or export "
+                "with --recipe small"
+            )
         self.layers: int = self._engine.num_layers  # kernels, about: what the builder fused is one
         self.dtypes = self._check(api.module)
         self.queue = queue.acquire()
@@ -84,8 +86,10 @@ class TensorRtEngine:
             shape = tuple(self._engine.get_tensor_shape(name))
             wanted = next((t for t in (*self.spec.inputs, *self.spec.outputs) if t.name == name), None)
             if wanted is None or shape != (self.batch, *wanted.shape[1:]):
-                raise EngineError(f"the {self.spec.stage} engine has a tensor {name} {list(shape)}, its contract says "
-                                  f"{'nothing of it' if wanted is None else list(wanted.shape)}; export again")
+                raise EngineError(
+                    f"the {self.spec.stage} engine has a tensor {name} {list(shape)}, its contract says "
+                    f"{'nothing of it' if wanted is None else list(wanted.shape)}; export again"
+                )
             found[name] = np.dtype(module.nptype(self._engine.get_tensor_dtype(name)))
         missing = [t.name for t in (*self.spec.inputs, *self.spec.outputs) if t.name not in found]
         # an input that the graph does not read is no input of the engine
@@ -180,8 +184,9 @@ class _Buffers:
 
     def __init__(self, engine: TensorRtEngine) -> None:
         self._engine = engine
-        self._host = {t.name: self._pinned(t) for t in (*engine.spec.inputs, *engine.spec.outputs)
-                      if t.name in engine.dtypes}
+        self._host = {
+            t.name: self._pinned(t) for t in (*engine.spec.inputs, *engine.spec.outputs) if t.name in engine.dtypes
+        }
         self._device = {name: DeviceBuffer(host.nbytes) for name, host in self._host.items()}
         self._addresses = {name: buffer.address for name, buffer in self._device.items()}
         self._replay = Replay(engine, self._addresses)

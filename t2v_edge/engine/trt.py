@@ -25,7 +25,7 @@ MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt
 
 REMEDIES = {
     "tensorrt": "it comes with JetPack or NVIDIA's packages: on a Jetson make the environment with python3 -m venv "
-                "--system-site-packages",
+    "--system-site-packages",
     "tensorrt-rtx": "pip install 't2v-edge[rtx]'",
 }
 
@@ -74,8 +74,12 @@ class BuildSettings:
     def from_json(cls, data: dict[str, Any]) -> BuildSettings:
         """What `to_json` made; raises `KeyError`, `TypeError` or `UsageError` for anything else."""
         sources = data["tactic_sources"]
-        return cls(data["batch"], data["workspace_bytes"], data["optimization_level"],
-                   None if sources is None else tuple(map(str, sources)))
+        return cls(
+            data["batch"],
+            data["workspace_bytes"],
+            data["optimization_level"],
+            None if sources is None else tuple(map(str, sources)),
+        )
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,10 @@ class TensorRt:
         self.rtx = name == "tensorrt-rtx"
         self.log = _make_logger(module)
         if not self.rtx and self.version < OLDEST:
-            raise EngineError(f"TensorRT {self.version_text} is older than 8.6, the oldest that is supported; "
-                              "upgrade JetPack to 6.0 or later, or take --engine onnxruntime")
+            raise EngineError(
+                f"TensorRT {self.version_text} is older than 8.6, the oldest that is supported; "
+                "upgrade JetPack to 6.0 or later, or take --engine onnxruntime"
+            )
 
     def types(self, precision: str) -> bool:
         """Whether the types of a graph of that precision decide, and not builder flags."""
@@ -133,8 +139,10 @@ class TensorRt:
         if precision not in RUNS:
             raise EngineError(f"{self.name} runs no {precision} graphs, but {', '.join(RUNS)}; export int8 for it")
         if opset > self.opset_cap:
-            raise EngineError(f"the graph has opset {opset}, {self.name} {self.version_text} reads up to "
-                              f"{self.opset_cap}; export for this device (--device) to have it capped")
+            raise EngineError(
+                f"the graph has opset {opset}, {self.name} {self.version_text} reads up to "
+                f"{self.opset_cap}; export for this device (--device) to have it capped"
+            )
         ways = self._ways(precision)
         for way in ways:
             self.log.start()
@@ -233,18 +241,22 @@ class TensorRt:
         kind = trt.LayerType
         layers = [network.get_layer(position) for position in range(network.num_layers)]
         types = self._types(layers, halves)
-        ends = {tensor for layer in layers if layer.type in (kind.QUANTIZE, kind.DEQUANTIZE)
-                for tensor in _names(layer)}
+        ends = {
+            tensor for layer in layers if layer.type in (kind.QUANTIZE, kind.DEQUANTIZE) for tensor in _names(layer)
+        }
         fixed = {layer.get_output(0).name for layer in layers if layer.type == kind.CONSTANT}
         for layer in layers:
             made = types[layer.get_output(0).name]
-            if layer.type in (kind.CONSTANT, kind.CAST, kind.SHAPE) or made not in (trt.DataType.FLOAT,
-                                                                                  trt.DataType.HALF):
+            if layer.type in (kind.CONSTANT, kind.CAST, kind.SHAPE) or made not in (
+                trt.DataType.FLOAT,
+                trt.DataType.HALF,
+            ):
                 continue
             if loosely and layer.type == kind.SHUFFLE and fixed.isdisjoint(_names(layer)):
                 continue
-            if precision == "fp16" or (layer.type in (kind.ELEMENTWISE, kind.UNARY, kind.REDUCE)
-                                       and ends.isdisjoint(_names(layer))):
+            if precision == "fp16" or (
+                layer.type in (kind.ELEMENTWISE, kind.UNARY, kind.REDUCE) and ends.isdisjoint(_names(layer))
+            ):
                 layer.precision = made
                 layer.set_output_type(0, made)
 
@@ -290,8 +302,9 @@ def find_api(name: str) -> TensorRt:
     try:
         return TensorRt(name, importlib.import_module(module))
     except (ImportError, OSError) as error:
-        raise EngineError(f"{name} is installed and cannot be imported ({_line(str(error))}): "
-                          f"{REMEDIES[name]}") from error
+        raise EngineError(
+            f"{name} is installed and cannot be imported ({_line(str(error))}): {REMEDIES[name]}"
+        ) from error
 
 
 def _make_logger(module: Any) -> Any:

@@ -35,12 +35,16 @@ class Access:
     def __post_init__(self) -> None:
         if self.token is None:
             if not is_loopback(self.host):
-                raise UsageError(f"{self.host} can be reached from other machines, and there is no token; put one "
-                                 f"of {MIN_TOKEN} characters or more into {TOKEN_VARIABLE} or --token-file, or bind "
-                                 "127.0.0.1")
+                raise UsageError(
+                    f"{self.host} can be reached from other machines, and there is no token; put one "
+                    f"of {MIN_TOKEN} characters or more into {TOKEN_VARIABLE} or --token-file, or bind "
+                    "127.0.0.1"
+                )
         elif not MIN_TOKEN <= len(self.token) <= MAX_TOKEN or not all("!" <= c <= "~" for c in self.token):
-            raise UsageError(f"the token has {len(self.token)} characters, expected {MIN_TOKEN} to {MAX_TOKEN} of "
-                             "ASCII without spaces; openssl rand -hex 24 makes a good one")
+            raise UsageError(
+                f"the token has {len(self.token)} characters, expected {MIN_TOKEN} to {MAX_TOKEN} of "
+                "ASCII without spaces; openssl rand -hex 24 makes a good one"
+            )
         for origin in self.origins:
             if _split(origin) is None:
                 raise UsageError(f"{origin!r} is no origin; write https://HOST or http://HOST:PORT, without a path")
@@ -110,8 +114,10 @@ def open_tls(certificate: Optional[Path], key: Optional[Path]) -> Optional[ssl.S
         # An empty password instead of a question on the terminal, which nobody may be at.
         context.load_cert_chain(certificate, key, password="")
     except (OSError, ValueError) as error:
-        raise ServerError(f"{certificate} cannot be used for TLS ({error}); give a PEM certificate with --tls-cert and "
-                          "its unencrypted key with --tls-key") from error
+        raise ServerError(
+            f"{certificate} cannot be used for TLS ({error}); give a PEM certificate with --tls-cert and "
+            "its unencrypted key with --tls-key"
+        ) from error
     return context
 
 
@@ -122,8 +128,14 @@ def _split(origin: str) -> Optional[tuple[str, str, int]]:
         port = parts.port
     except ValueError:
         return None
-    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or parts.path or parts.query or parts.fragment or (
-            "@" in parts.netloc):
+    if (
+        parts.scheme not in _DEFAULT_PORTS
+        or not parts.hostname
+        or parts.path
+        or parts.query
+        or parts.fragment
+        or ("@" in parts.netloc)
+    ):
         return None
     return parts.scheme, parts.hostname, _DEFAULT_PORTS[parts.scheme] if port is None else port
 

@@ -75,8 +75,9 @@ def parse_head(data: bytes) -> HttpRequest:
 def _parse_query(query: str) -> dict[str, str]:
     """Values of a query, UTF-8 in percent escapes; a name that comes twice is refused."""
     try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict",
-                          max_num_fields=_MAX_VALUES)
+        pairs = parse_qsl(
+            query, keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=_MAX_VALUES
+        )
     except ValueError as error:
         raise _bad("the query of the address is malformed", "write NAME=VALUE&NAME=VALUE, escaped") from error
     values = dict(pairs)

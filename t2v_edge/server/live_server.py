@@ -59,8 +59,9 @@ class LiveServer:
     Raises `ServerError` where the address cannot be bound.
     """
 
-    def __init__(self, open_stream: Callable[[Settings], Stream], bundle: str, base_fps: Fraction,
-                 options: ServerOptions) -> None:
+    def __init__(
+        self, open_stream: Callable[[Settings], Stream], bundle: str, base_fps: Fraction, options: ServerOptions
+    ) -> None:
         self.options = options
         self.metrics = Metrics()
         self._pages = Pages()
@@ -80,19 +81,33 @@ class LiveServer:
     async def __aenter__(self) -> LiveServer:
         limits, access = self.options.limits, self.options.access
         workers = max(2, min(8, os.cpu_count() or 2))
-        self._shop = Shop(self._open, ThreadPoolExecutor(workers, "encode"), ThreadPoolExecutor(workers, "call"),
-                          limits, self.metrics)
+        self._shop = Shop(
+            self._open, ThreadPoolExecutor(workers, "encode"), ThreadPoolExecutor(workers, "call"), limits, self.metrics
+        )
         try:
             # Frames are compressed already. A write limit of one byte: a message is sent when the kernel has all of it.
             self._server = await serve(
-                self._handle, access.host, self.options.port, ssl=self.options.tls, compression=None,
-                server_header=None, process_request=only_reading(self._answer), max_size=MAX_MESSAGE_BYTES, max_queue=4,
-                write_limit=1, open_timeout=limits.hello_s, ping_interval=limits.ping_s, ping_timeout=limits.ping_s,
-                close_timeout=limits.stop_s)
+                self._handle,
+                access.host,
+                self.options.port,
+                ssl=self.options.tls,
+                compression=None,
+                server_header=None,
+                process_request=only_reading(self._answer),
+                max_size=MAX_MESSAGE_BYTES,
+                max_queue=4,
+                write_limit=1,
+                open_timeout=limits.hello_s,
+                ping_interval=limits.ping_s,
+                ping_timeout=limits.ping_s,
+                close_timeout=limits.stop_s,
+            )
         except OSError as error:
             self._close_pools()
-            raise ServerError(f"{access.host}:{self.options.port} cannot be bound ({error}); choose another --host or "
-                              "--port, or 0 for any free port") from error
+            raise ServerError(
+                f"{access.host}:{self.options.port} cannot be bound ({error}); choose another --host or "
+                "--port, or 0 for any free port"
+            ) from error
         if self.mjpeg is not None:
             try:
                 await self.mjpeg.open()
@@ -101,8 +116,9 @@ class LiveServer:
                 raise
         return self
 
-    async def __aexit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException],
-                        trace: Optional[TracebackType]) -> None:
+    async def __aexit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
         """Say goodbye to the clients, wait for them a while, and let go of everything."""
         self._stopping = True
         for session in list(self._sessions):
@@ -141,8 +157,12 @@ class LiveServer:
     @property
     def page_url(self) -> str:
         """Where a browser on this machine finds the page."""
-        return self.url.replace("ws", "http", 1)[:-len(PATH)].replace("//0.0.0.0:", "//127.0.0.1:").replace(
-            "//[::]:", "//[::1]:") + "/"
+        return (
+            self.url.replace("ws", "http", 1)[: -len(PATH)]
+            .replace("//0.0.0.0:", "//127.0.0.1:")
+            .replace("//[::]:", "//[::1]:")
+            + "/"
+        )
 
     # Plain HTTP, and whether a WebSocket may be opened at all.
 
@@ -153,8 +173,10 @@ class LiveServer:
         bearer = headers.get("authorization")
         known = bearer is not None and self.options.access.knows(bearer.partition("Bearer ")[2])
         if path == "/healthz":
-            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE if self._stopping else HTTPStatus.OK,
-                                      "stopping\n" if self._stopping else "ok\n")
+            return connection.respond(
+                HTTPStatus.SERVICE_UNAVAILABLE if self._stopping else HTTPStatus.OK,
+                "stopping\n" if self._stopping else "ok\n",
+            )
         if bearer is not None and self.options.access.token is not None and not known:
             return self._turn_away(connection, HTTPStatus.UNAUTHORIZED, "token", "the token is wrong")
         if path == "/metrics":
@@ -166,10 +188,15 @@ class LiveServer:
             return response
         if path != PATH:
             return self._pages.answer(connection, request) or connection.respond(
-                HTTPStatus.NOT_FOUND, f"not here; the page is at / and the stream at {PATH}\n")
+                HTTPStatus.NOT_FOUND, f"not here; the page is at / and the stream at {PATH}\n"
+            )
         if not self.options.access.allows_origin(headers.get("origin"), headers.get("host")):
-            return self._turn_away(connection, HTTPStatus.FORBIDDEN, "origin",
-                                   "this page may not connect; start the server with --origin and the page's own")
+            return self._turn_away(
+                connection,
+                HTTPStatus.FORBIDDEN,
+                "origin",
+                "this page may not connect; start the server with --origin and the page's own",
+            )
         if self._stopping:
             return self._turn_away(connection, HTTPStatus.SERVICE_UNAVAILABLE, "stopping", "the server stops")
         if len(self._sessions) >= self.options.limits.clients or self._waiting >= self.options.limits.waiting:
@@ -184,12 +211,15 @@ class LiveServer:
         return connection.respond(status, f"{why}\n")
 
     def _full(self) -> ProtocolError:
-        return ProtocolError("capacity", f"the server has {len(self._sessions)} clients, as many as it takes",
-                             "try again later")
+        return ProtocolError(
+            "capacity", f"the server has {len(self._sessions)} clients, as many as it takes", "try again later"
+        )
 
     def _metrics_text(self) -> str:
         gauges: dict[tuple[str, Labels], float] = {
-            ("t2v_clients", ()): len(self._sessions), ("t2v_fps", ()): sum((s.fps for s in self._sessions), 0.0)}
+            ("t2v_clients", ()): len(self._sessions),
+            ("t2v_fps", ()): sum((s.fps for s in self._sessions), 0.0),
+        }
         counts, unsent = self._past, self._past_unsent
         for session in self._sessions:
             live = session.live

@@ -23,17 +23,23 @@ _HELP = {
     "t2v_captions_total": ("counter", "Captions received."),
     "t2v_frames_made_total": ("counter", "Frames rendered."),
     "t2v_frames_sent_total": ("counter", "Frames sent."),
-    "t2v_frames_dropped_total": ("counter", "Frames rendered and not sent, by reason: stale, of an old caption; "
-                                            "overtaken by a newer one; unwatched; unsent, for a slow client or a new "
-                                            "caption."),
+    "t2v_frames_dropped_total": (
+        "counter",
+        "Frames rendered and not sent, by reason: stale, of an old caption; "
+        "overtaken by a newer one; unwatched; unsent, for a slow client or a new "
+        "caption.",
+    ),
     "t2v_frames_missed_total": ("counter", "Frames of the schedule that were never made, for want of time."),
     "t2v_frames_late_total": ("counter", "Frames done more than half a frame after they were due."),
     "t2v_bytes_sent_total": ("counter", "Bytes of frames sent."),
     "t2v_clients": ("gauge", "Sessions open now."),
     "t2v_fps": ("gauge", "Frames sent a second, all clients together, over the last seconds."),
     "t2v_quality_clients": ("gauge", "Sessions by divisor: every so many frames one is made, 1 where all are."),
-    "t2v_queue_depth": ("gauge", "What waits, all clients together: captions for text, rendered frames until they are "
-                                 "due, frames for encode, messages for send."),
+    "t2v_queue_depth": (
+        "gauge",
+        "What waits, all clients together: captions for text, rendered frames until they are "
+        "due, frames for encode, messages for send.",
+    ),
     "t2v_latency_ms": ("summary", "Milliseconds of each stage; caption: from being taken to its first frame sent."),
     "process_resident_memory_bytes": ("gauge", "Memory of this process."),
     "process_cpu_seconds_total": ("counter", "Processor time of this process, user and system."),
@@ -49,8 +55,7 @@ class Metrics:
         self._times: dict[str, deque[float]] = {}
         self._sums: Counter[str] = Counter()
         self._sums_ms: dict[str, float] = {}
-        for name in ("t2v_sessions_total", "t2v_captions_total", "t2v_frames_sent_total",
-                     "t2v_bytes_sent_total"):
+        for name in ("t2v_sessions_total", "t2v_captions_total", "t2v_frames_sent_total", "t2v_bytes_sent_total"):
             self._counters[name, ()] = 0  # a counter that is 0 is there, one that is absent is a mistake
 
     def count(self, name: str, amount: int = 1, **labels: str) -> None:
@@ -70,11 +75,15 @@ class Metrics:
         samples: dict[str, list[str]] = {}
         for values in (self._counters, gauges):
             for (name, labels), value in values.items():
-                samples.setdefault(name, []).append(f"{name}{_labels(labels)} {value:.10g}" if isinstance(value, float)
-                                                    else f"{name}{_labels(labels)} {value}")
+                samples.setdefault(name, []).append(
+                    f"{name}{_labels(labels)} {value:.10g}"
+                    if isinstance(value, float)
+                    else f"{name}{_labels(labels)} {value}"
+                )
         with self._lock:
-            windows = {stage: (list(times), self._sums_ms[stage], self._sums[stage])
-                       for stage, times in self._times.items()}
+            windows = {
+                stage: (list(times), self._sums_ms[stage], self._sums[stage]) for stage, times in self._times.items()
+            }
         for stage, (times, sum_ms, count) in windows.items():
             lines = samples.setdefault("t2v_latency_ms", [])
             for quantile, value in zip(_QUANTILES, np.quantile(np.asarray(times), _QUANTILES)):
@@ -91,15 +100,20 @@ class Metrics:
 def frame_gauges(counts: LiveCounts, unsent: int) -> dict[tuple[str, Labels], float]:
     """What became of frames; unsent: of those that streams gave, how many were not sent."""
     dropped = {**{reason: count for reason, count in counts.dropped.items() if reason != SKIPPED}, "unsent": unsent}
-    return {("t2v_frames_made_total", ()): counts.rendered, ("t2v_frames_late_total", ()): counts.late,
-            ("t2v_frames_missed_total", ()): counts.dropped[SKIPPED],
-            **{("t2v_frames_dropped_total", (("reason", reason),)): count for reason, count in dropped.items()}}
+    return {
+        ("t2v_frames_made_total", ()): counts.rendered,
+        ("t2v_frames_late_total", ()): counts.late,
+        ("t2v_frames_missed_total", ()): counts.dropped[SKIPPED],
+        **{("t2v_frames_dropped_total", (("reason", reason),)): count for reason, count in dropped.items()},
+    }
 
 
 def process_gauges() -> dict[tuple[str, Labels], float]:
     """This process's memory and processor time, by the names that Prometheus gives them everywhere."""
-    return {("process_resident_memory_bytes", ()): process_memory().resident_bytes,
-            ("process_cpu_seconds_total", ()): round(time.process_time(), 3)}
+    return {
+        ("process_resident_memory_bytes", ()): process_memory().resident_bytes,
+        ("process_cpu_seconds_total", ()): round(time.process_time(), 3),
+    }
 
 
 class Rate:

@@ -71,11 +71,18 @@ class MjpegDoor:
         tls = self._host.options.tls
         try:
             self._server = await asyncio.start_server(
-                self._greet, self._access.host, self._wanted_port, limit=MAX_HEAD_BYTES, ssl=tls,
-                ssl_handshake_timeout=None if tls is None else self._limits.hello_s)
+                self._greet,
+                self._access.host,
+                self._wanted_port,
+                limit=MAX_HEAD_BYTES,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else self._limits.hello_s,
+            )
         except OSError as error:
-            raise ServerError(f"{self._access.host}:{self._wanted_port} cannot be bound for MJPEG ({error}); choose "
-                              "another --mjpeg port, or 0 for any free port") from error
+            raise ServerError(
+                f"{self._access.host}:{self._wanted_port} cannot be bound for MJPEG ({error}); choose "
+                "another --mjpeg port, or 0 for any free port"
+            ) from error
 
     async def close(self) -> None:
         """Take nobody in any more, and cut off whoever is left."""
@@ -166,8 +173,9 @@ class MjpegDoor:
             if request.method == "POST":
                 body = await reader.readexactly(request.body_bytes(4 * MAX_TEXT))
         except asyncio.LimitOverrunError as error:
-            raise ProtocolError("too_large", f"the request's head has more than {MAX_HEAD_BYTES} bytes",
-                                "send less") from error
+            raise ProtocolError(
+                "too_large", f"the request's head has more than {MAX_HEAD_BYTES} bytes", "send less"
+            ) from error
         except asyncio.IncompleteReadError as error:
             raise ProtocolError("bad_message", "the request ends in its midst", "send all of it") from error
         return request, body
@@ -181,21 +189,28 @@ class MjpegDoor:
             raise ProtocolError("method", f"{request.path} is no place to {request.method}", f"send {allowed}")
         check_page(self._access, request.headers)
         if "token" in request.query:
-            raise ProtocolError("token", "a token in an address is logged by whoever passes it on",
-                                "send Authorization: Bearer TOKEN, and make a new token")
+            raise ProtocolError(
+                "token",
+                "a token in an address is logged by whoever passes it on",
+                "send Authorization: Bearer TOKEN, and make a new token",
+            )
         if not self._access.knows(request.bearer):
             raise ProtocolError("token", "the token is missing or wrong", "send Authorization: Bearer TOKEN")
 
-    def _admit(self, request: HttpRequest, reader: asyncio.StreamReader,
-               writer: asyncio.StreamWriter) -> tuple[Viewer, Session]:
+    def _admit(
+        self, request: HttpRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> tuple[Viewer, Session]:
         wanted = read_wanted(request.query)
         name = wanted.name or secrets.token_hex(8)
         if name in self._viewers:
             raise ProtocolError("name", f"there is a stream named {name}", "take another name")
         origin = request.headers.get("origin")
-        headers = ("Cross-Origin-Resource-Policy: same-origin\r\n" if origin is None else
-                   f"Cross-Origin-Resource-Policy: cross-origin\r\nAccess-Control-Allow-Origin: {origin}\r\n"
-                   "Vary: Origin\r\n")
+        headers = (
+            "Cross-Origin-Resource-Policy: same-origin\r\n"
+            if origin is None
+            else f"Cross-Origin-Resource-Policy: cross-origin\r\nAccess-Control-Allow-Origin: {origin}\r\n"
+            "Vary: Origin\r\n"
+        )
         viewer = Viewer(reader, writer, name, wanted.caption, self._limits, headers)
         try:
             return viewer, self._host.admit(viewer, wanted.settings)
@@ -206,8 +221,9 @@ class MjpegDoor:
     def _take_caption(self, request: HttpRequest, body: bytes) -> bytes:
         viewer = self._viewers.get(request.query.get("name", ""))
         if viewer is None:
-            raise ProtocolError("path", "no stream has this name", f"open {STREAM}?name=NAME, then post to "
-                                f"{CAPTION}?name=NAME")
+            raise ProtocolError(
+                "path", "no stream has this name", f"open {STREAM}?name=NAME, then post to {CAPTION}?name=NAME"
+            )
         try:
             text = body.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -229,16 +245,18 @@ def check_page(access: Access, headers: dict[str, str]) -> None:
     else:
         welcome = headers.get("sec-fetch-site", "none") in ("none", "same-origin")
     if not welcome or (access.token is None and host is not None and not access.allows_host(host)):
-        raise ProtocolError("origin", "this page may not embed the stream",
-                            "start the server with --origin and the page's own, and ask with crossorigin")
+        raise ProtocolError(
+            "origin",
+            "this page may not embed the stream",
+            "start the server with --origin and the page's own, and ask with crossorigin",
+        )
 
 
 def read_wanted(query: dict[str, str]) -> Wanted:
     """What the query of an address asks for; raises `ProtocolError`."""
     unknown = sorted(set(query) - set(_KEYS))
     if unknown:
-        raise ProtocolError("bad_value", f"{unknown[0][:40]!r} is no setting of a stream",
-                            f"use {', '.join(_KEYS)}")
+        raise ProtocolError("bad_value", f"{unknown[0][:40]!r} is no setting of a stream", f"use {', '.join(_KEYS)}")
     values: dict[str, Any] = {key: _number(query[key]) for key in ("fps", "seed", "quality") if key in query}
     if "size" in query:
         match = _SIZE.fullmatch(query["size"])

@@ -29,8 +29,8 @@ FILES: Mapping[str, tuple[str, str]] = {
 HEADERS: Mapping[str, str] = {
     # Scripts and styles of this server alone, none inline; connections to it alone; no page may frame this one.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
-                               "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-                               "require-trusted-types-for 'script'; trusted-types 'none'",
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -63,8 +63,11 @@ class Pages:
         page = self._pages.get(request.path.partition("?")[0])
         if page is None:
             return None
-        known = {tag.strip().removeprefix("W/") for value in request.headers.get_all("If-None-Match")
-                 for tag in value.split(",")}
+        known = {
+            tag.strip().removeprefix("W/")
+            for value in request.headers.get_all("If-None-Match")
+            for tag in value.split(",")
+        }
         fresh = page.tag in known
         response = connection.respond(HTTPStatus.NOT_MODIFIED if fresh else HTTPStatus.OK, "")
         for name in ("Content-Type", "Content-Length"):
@@ -83,6 +86,7 @@ def only_reading(answer: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]
 
     Versions of websockets that know no method but GET close the connection of any other themselves.
     """
+
     def handle(connection: Any, request: Any) -> Any:
         method = getattr(request, "method", "GET")
         if method not in _METHODS:

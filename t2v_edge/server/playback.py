@@ -62,8 +62,14 @@ class Playback:
     methods raise what `open_stream` and the stream raise.
     """
 
-    def __init__(self, open_stream: Callable[[Settings], Stream], callers: Executor, settings: Settings,
-                 take: Callable[[Made], None], wanted: asyncio.Event) -> None:
+    def __init__(
+        self,
+        open_stream: Callable[[Settings], Stream],
+        callers: Executor,
+        settings: Settings,
+        take: Callable[[Made], None],
+        wanted: asyncio.Event,
+    ) -> None:
         self.settings = settings
         self.generation = 0
         self.paused = False
@@ -109,6 +115,7 @@ class Playback:
 
     async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it to its end, whoever waits for it is cancelled or not: else a stream just opened would stay open."""
+
         async def locked() -> T:
             async with self._lock:
                 return await work
@@ -189,8 +196,15 @@ class Playback:
     async def _run(self, stream: Stream, first: int) -> None:
         try:
             async for frame in stream:
-                self._take(Made(frame, first + frame.generation, self.made, self.settings.format or "raw",
-                                self.settings.quality or 1))
+                self._take(
+                    Made(
+                        frame,
+                        first + frame.generation,
+                        self.made,
+                        self.settings.format or "raw",
+                        self.settings.quality or 1,
+                    )
+                )
                 self.made += 1
                 await self._wanted.wait()
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this session and no other

@@ -135,8 +135,12 @@ class Session:
 
     @property
     def depths(self) -> dict[str, int]:
-        return {"text": int(self._wanted is not None), "render": self._playback.counts.queued,
-                "encode": self._outbox.frames, "send": self._outbox.texts}
+        return {
+            "text": int(self._wanted is not None),
+            "render": self._playback.counts.queued,
+            "encode": self._outbox.frames,
+            "send": self._outbox.texts,
+        }
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -158,8 +162,11 @@ class Session:
         async for data in self._socket:
             if not self._rate.take(self._loop.time()):
                 most = self._shop.limits.messages_per_s
-                raise ProtocolError("too_fast", f"more than {most:g} messages a second came",
-                                    "send captions as they change, and not more often")
+                raise ProtocolError(
+                    "too_fast",
+                    f"more than {most:g} messages a second came",
+                    "send captions as they change, and not more often",
+                )
             try:
                 await self._handle(read_client(data))
             except T2VError as error:
@@ -182,8 +189,9 @@ class Session:
         now = self._loop.time()
         self._captions += 1
         self._shop.metrics.count("t2v_captions_total")
-        event = CaptionEvent(self.name, caption.segment, caption.revision, caption.text, caption.final, caption.start,
-                             caption.end, now)
+        event = CaptionEvent(
+            self.name, caption.segment, caption.revision, caption.text, caption.final, caption.start, caption.end, now
+        )
         self._newest = max(self._newest, (caption.segment, caption.revision))
         self._want(self._merger.accept(event), now)
 
@@ -240,8 +248,9 @@ class Session:
         if not self._playback.is_current(made):
             return  # out of date meanwhile: not worth sending, though the answer that says so is behind it
         height, width = frame.pixels.shape[:2]
-        header = FrameHeader(made.format, made.generation, made.sequence, frame.pts, frame.time_base, width, height,
-                             len(payload))
+        header = FrameHeader(
+            made.format, made.generation, made.sequence, frame.pts, frame.time_base, width, height, len(payload)
+        )
         start = time.perf_counter()
         await self._push(header.pack() + payload)
         metrics.time("send", 1000 * (time.perf_counter() - start))
@@ -260,8 +269,10 @@ class Session:
 
         websockets' own pings cannot see to that: they wait in the same queue, behind what is not read.
         """
-        guards = (self._loop.call_later(SLOW_S, self._reads.clear),
-                  self._loop.call_later(self._shop.limits.stall_s, self._abort))
+        guards = (
+            self._loop.call_later(SLOW_S, self._reads.clear),
+            self._loop.call_later(self._shop.limits.stall_s, self._abort),
+        )
         try:
             await self._socket.send(data)
         finally:
@@ -287,8 +298,17 @@ class Session:
 
     def _stats(self) -> Stats:
         latency = Latency.of(list(self._latencies))
-        return Stats(self._loop.time() - self._start_s, self.fps, self._sent, self._outbox.dropped, self._captions,
-                     self._playback.generation, latency.median_ms, latency.p95_ms, self.live.divisor)
+        return Stats(
+            self._loop.time() - self._start_s,
+            self.fps,
+            self._sent,
+            self._outbox.dropped,
+            self._captions,
+            self._playback.generation,
+            latency.median_ms,
+            latency.p95_ms,
+            self.live.divisor,
+        )
 
     def _why(self, tasks: list[asyncio.Future[Any]]) -> ProtocolError:
         """Why the session's tasks ended."""

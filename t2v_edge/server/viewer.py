@@ -16,15 +16,25 @@ from t2v_edge.server.limits import Limits, RateLimit
 
 BOUNDARY = "t2v-edge-frame"
 STATUS = {
-    "bad_message": HTTPStatus.BAD_REQUEST, "bad_value": HTTPStatus.BAD_REQUEST, "caption": HTTPStatus.BAD_REQUEST,
-    "too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_fast": HTTPStatus.TOO_MANY_REQUESTS,
-    "token": HTTPStatus.UNAUTHORIZED, "origin": HTTPStatus.FORBIDDEN, "path": HTTPStatus.NOT_FOUND,
-    "method": HTTPStatus.METHOD_NOT_ALLOWED, "name": HTTPStatus.CONFLICT, "hello": HTTPStatus.REQUEST_TIMEOUT,
-    "capacity": HTTPStatus.SERVICE_UNAVAILABLE, "stopping": HTTPStatus.SERVICE_UNAVAILABLE,
+    "bad_message": HTTPStatus.BAD_REQUEST,
+    "bad_value": HTTPStatus.BAD_REQUEST,
+    "caption": HTTPStatus.BAD_REQUEST,
+    "too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "too_fast": HTTPStatus.TOO_MANY_REQUESTS,
+    "token": HTTPStatus.UNAUTHORIZED,
+    "origin": HTTPStatus.FORBIDDEN,
+    "path": HTTPStatus.NOT_FOUND,
+    "method": HTTPStatus.METHOD_NOT_ALLOWED,
+    "name": HTTPStatus.CONFLICT,
+    "hello": HTTPStatus.REQUEST_TIMEOUT,
+    "capacity": HTTPStatus.SERVICE_UNAVAILABLE,
+    "stopping": HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """The answer to each refusal; to any other 500."""
 _EXTRA = {
-    "token": "WWW-Authenticate: Bearer\r\n", "capacity": "Retry-After: 5\r\n", "stopping": "Retry-After: 5\r\n",
+    "token": "WWW-Authenticate: Bearer\r\n",
+    "capacity": "Retry-After: 5\r\n",
+    "stopping": "Retry-After: 5\r\n",
     "method": "Allow: GET, POST\r\n",
 }
 _NEWEST_CAPTIONS = 8
@@ -38,8 +48,15 @@ class Viewer:
     status; where neither comes soon, it begins without.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str, caption: Optional[str],
-                 limits: Limits, headers: str = "") -> None:
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        name: str,
+        caption: Optional[str],
+        limits: Limits,
+        headers: str = "",
+    ) -> None:
         self.name = name
         self.transport = writer.transport
         self._reader, self._writer = reader, writer
@@ -103,8 +120,12 @@ class Viewer:
         header, payload = FrameHeader.unpack(data)
         self._begin()
         seconds = float(header.pts * header.time_base)
-        self._writer.write((f"Content-Type: image/jpeg\r\nContent-Length: {len(payload)}\r\nX-Timestamp: {seconds:.6f}"
-                            f"\r\nX-Generation: {header.generation}\r\n\r\n").encode())
+        self._writer.write(
+            (
+                f"Content-Type: image/jpeg\r\nContent-Length: {len(payload)}\r\nX-Timestamp: {seconds:.6f}"
+                f"\r\nX-Generation: {header.generation}\r\n\r\n"
+            ).encode()
+        )
         self._writer.write(payload)
         # The boundary behind a part, and not before the next: readers show a part when they see where it ends.
         self._writer.write(f"\r\n--{BOUNDARY}\r\n".encode())
@@ -126,10 +147,13 @@ class Viewer:
     def _begin(self) -> None:
         if not self._begun:
             self._begun = True
-            self._writer.write((
-                f"HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary={BOUNDARY}\r\n"
-                f"Cache-Control: no-store\r\nConnection: close\r\nX-Content-Type-Options: nosniff\r\n"
-                f"X-Stream-Name: {self.name}\r\n{self._headers}\r\n--{BOUNDARY}\r\n").encode())
+            self._writer.write(
+                (
+                    f"HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary={BOUNDARY}\r\n"
+                    f"Cache-Control: no-store\r\nConnection: close\r\nX-Content-Type-Options: nosniff\r\n"
+                    f"X-Stream-Name: {self.name}\r\n{self._headers}\r\n--{BOUNDARY}\r\n"
+                ).encode()
+            )
 
     async def _refuse(self, error: ProtocolError) -> None:
         self._begun = True
@@ -146,13 +170,18 @@ class Viewer:
 
 def refusal(error: ProtocolError) -> bytes:
     """A whole answer that says what is wrong and what to do."""
-    return answer(STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR), f"{error.message}; {error.remedy}",
-                  _EXTRA.get(error.code, ""))
+    return answer(
+        STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR),
+        f"{error.message}; {error.remedy}",
+        _EXTRA.get(error.code, ""),
+    )
 
 
 def answer(status: HTTPStatus, text: str, headers: str = "") -> bytes:
     """A whole answer of plain text. headers: each with its line end."""
     body = f"{text}\n".encode()
-    return (f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"
-            f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n"
-            f"X-Content-Type-Options: nosniff\r\n{headers}\r\n").encode() + body
+    return (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n"
+        f"X-Content-Type-Options: nosniff\r\n{headers}\r\n"
+    ).encode() + body

@@ -1,6 +1,6 @@
 """Raw RGB on standard output, for ffmpeg or GStreamer:
 
-    t2v-edge run BUNDLE CAPTION -o - | ffmpeg -f rawvideo -pix_fmt rgb24 -s 256x256 -r 16 -i - x.webm
+t2v-edge run BUNDLE CAPTION -o - | ffmpeg -f rawvideo -pix_fmt rgb24 -s 256x256 -r 16 -i - x.webm
 """
 
 from __future__ import annotations

@@ -42,8 +42,10 @@ class WindowSink:
         try:
             cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE)
         except cv2.error as error:
-            raise SinkError("no window can be opened: OpenCV was built without one or there is no display; "
-                            "put opencv-python in place of opencv-python-headless, or use -o") from error
+            raise SinkError(
+                "no window can be opened: OpenCV was built without one or there is no display; "
+                "put opencv-python in place of opencv-python-headless, or use -o"
+            ) from error
 
     def write(self, frame: Frame) -> bool:
         check_frame(frame, self._size, "window")

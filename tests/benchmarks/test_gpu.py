@@ -27,14 +27,28 @@ def asked(tmp_path, *more):
     for name in ("checkpoint", "bundle"):
         (tmp_path / name).mkdir(exist_ok=True)
     (tmp_path / "captions").touch()
-    return ["--checkpoint", str(tmp_path / "checkpoint"), "--bundle", str(tmp_path / "bundle"),
-            "--captions", str(tmp_path / "captions"), "-o", str(tmp_path / "out"), *more]
+    return [
+        "--checkpoint",
+        str(tmp_path / "checkpoint"),
+        "--bundle",
+        str(tmp_path / "bundle"),
+        "--captions",
+        str(tmp_path / "captions"),
+        "-o",
+        str(tmp_path / "out"),
+        *more,
+    ]
 
 
 def test_a_second_call_does_what_is_not_done_and_what_reads_it(tmp_path, capsys):
     told, out = tmp_path / "told", tmp_path / "out"
-    steps = [step("a", told), step("b", told, after=("a",)), step("c", told, after=("b",)),
-             step("d", told), step("e", told, after=("c", "d"), again=True)]
+    steps = [
+        step("a", told),
+        step("b", told, after=("a",)),
+        step("c", told, after=("b",)),
+        step("d", told),
+        step("e", told, after=("c", "d"), again=True),
+    ]
     assert run(steps, out) == 0 and told.read_text() == "abcde"
     assert run(steps, out) == 0 and told.read_text() == "abcde" + "e"
     (out / "b.done").unlink()
@@ -86,8 +100,26 @@ def test_every_program_takes_what_it_is_given(tmp_path, monkeypatch):
     monkeypatch.setattr(programs["gpu_engines"], "FIRST_FRAMES", 2)
     monkeypatch.setattr(programs["gpu_engines"], "write_frames", lambda pipeline, captions, path: len(captions))
     bundle, evaluator = make_bundle(tmp_path / "tiny"), ROOT / "checkpoints" / "reference" / "evaluator"
-    args = gpu._parse(["--checkpoint", str(tmp_path), "--bundle", str(bundle), "--captions", str(HELDOUT), "-n", "2",
-                       "--evaluator", str(evaluator), "--level", "2", "--tactics", "none", "-o", str(tmp_path / "out")])
+    args = gpu._parse(
+        [
+            "--checkpoint",
+            str(tmp_path),
+            "--bundle",
+            str(bundle),
+            "--captions",
+            str(HELDOUT),
+            "-n",
+            "2",
+            "--evaluator",
+            str(evaluator),
+            "--level",
+            "2",
+            "--tactics",
+            "none",
+            "-o",
+            str(tmp_path / "out"),
+        ]
+    )
     (tmp_path / "out").mkdir()
     by_name = {s.name: s.command for s in steps_of(args)}
     assert list(by_name) == ["build", "engines", "peers", "read", "judge", "summary"]

@@ -58,8 +58,21 @@ def bundle(checkpoint, tmp_path_factory):
 
 
 def arguments(checkpoint, output, *more):
-    return ["--checkpoint", str(checkpoint), "-o", str(output), "--device", "cpu", "--runs", "20", "--captions", "2",
-            "--batches", "4", *more]
+    return [
+        "--checkpoint",
+        str(checkpoint),
+        "-o",
+        str(output),
+        "--device",
+        "cpu",
+        "--runs",
+        "20",
+        "--captions",
+        "2",
+        "--batches",
+        "4",
+        *more,
+    ]
 
 
 def test_every_method_is_measured_or_says_why_not(checkpoint, tmp_path):
@@ -73,8 +86,10 @@ def test_every_method_is_measured_or_says_why_not(checkpoint, tmp_path):
     assert by_name["ort-fp16"]["reason"] == "no --bundle of tiny was given"
     eager, half = by_name["torch-eager-fp32"], by_name["torch-eager-fp16"]
     assert set(eager["stages"]) == {"text", "motion", "render", "render_4"}
-    assert all(0 < s["wall_ms"]["min"] <= s["wall_ms"]["median"] <= s["wall_ms"]["p95"] and s["wall_ms"]["runs"] == 20
-               for s in eager["stages"].values())
+    assert all(
+        0 < s["wall_ms"]["min"] <= s["wall_ms"]["median"] <= s["wall_ms"]["p95"] and s["wall_ms"]["runs"] == 20
+        for s in eager["stages"].values()
+    )
     assert set(eager["streams"]) == {"1", "4"} and all(s["fps"] > 0 for s in eager["streams"].values())
     assert eager["first_frame_ms"]["runs"] == 2
     # the same operations on the same processor; another batch may sum in another order, which rounds a level apart
@@ -228,8 +243,11 @@ def test_only_what_ran_on_the_gpu_counts_as_busy():
 
 
 def test_the_idle_share_is_of_the_time_without_the_profiler():
-    streams = {"1": {"fps": 100.0, "busy_ms": None, "idle_share": None}, "4": {"fps": 400.0, "busy_ms": None},
-               "8": {"skipped": "no time"}}
+    streams = {
+        "1": {"fps": 100.0, "busy_ms": None, "idle_share": None},
+        "4": {"fps": 400.0, "busy_ms": None},
+        "8": {"skipped": "no time"},
+    }
     found = with_busy(streams, {"1": 2.5, "4": None})
     assert found["1"]["idle_share"] == pytest.approx(0.75) and found["1"]["busy_ms"] == 2.5
     assert found["4"] == streams["4"] and found["8"] == streams["8"]

@@ -15,26 +15,50 @@ RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 GPU = {"name": "A GPU"}
 TRIED = [{"variant": "fp32", "median_ms": 0.4}, {"variant": "fp16", "median_ms": 0.2}]
 BUILT = {"gpu": GPU, "stages": {"render": {"variant": "fp16", "tried": TRIED}}}
-ENGINES = {"versions": {}, "bundles": {"m": {
-    "build 1": BUILT, "build fp32": BUILT,
-    "stream 1": {"fps": 1500.0, "gpu_idle_share": 0.5}, "stream 1 ahead": {"fps": 2400.0, "gpu_idle_share": 0.2},
-    "stream fp32": {"fps": 1200.0, "gpu_idle_share": 0.1, "variants": {"render": "fp32"}},
-    "stream fp16": {"fps": 1300.0, "gpu_idle_share": 0.1, "variants": {"render": "fp32"}},  # refused: another plays
-    "same 1": {"frames": 400, "counts_agree": True, "not_the_same": 0, "levels": 0},
-    "captions": {"first_frame_ms": {"p50": 2.0}}}}}
+ENGINES = {
+    "versions": {},
+    "bundles": {
+        "m": {
+            "build 1": BUILT,
+            "build fp32": BUILT,
+            "stream 1": {"fps": 1500.0, "gpu_idle_share": 0.5},
+            "stream 1 ahead": {"fps": 2400.0, "gpu_idle_share": 0.2},
+            "stream fp32": {"fps": 1200.0, "gpu_idle_share": 0.1, "variants": {"render": "fp32"}},
+            "stream fp16": {
+                "fps": 1300.0,
+                "gpu_idle_share": 0.1,
+                "variants": {"render": "fp32"},
+            },  # refused: another plays
+            "same 1": {"frames": 400, "counts_agree": True, "not_the_same": 0, "levels": 0},
+            "captions": {"first_frame_ms": {"p50": 2.0}},
+        }
+    },
+}
 
 
 def peer(method, fps):
-    return {"model": "m", "method": method, "precision": "fp16", "status": "measured",
-            "streams": {"1": {"fps": fps, "idle_share": 0.9}}, "stages": {"render": {"gpu_ms": {"median": 5.0}}},
-            "first_frame_ms": {"median": 9.0}}
+    return {
+        "model": "m",
+        "method": method,
+        "precision": "fp16",
+        "status": "measured",
+        "streams": {"1": {"fps": fps, "idle_share": 0.9}},
+        "stages": {"render": {"gpu_ms": {"median": 5.0}}},
+        "first_frame_ms": {"median": 9.0},
+    }
 
 
 PEERS = {
-    "versions": {}, "gpu": GPU, "models": {"m": {"width": 100, "height": 100, "render_gmac": 1.0}},
+    "versions": {},
+    "gpu": GPU,
+    "models": {"m": {"width": 100, "height": 100, "render_gmac": 1.0}},
     "ceilings": {"matrix": {"fp16": {"best": 100.0}, "fp32": {"best": 50.0}}, "pinned_gb_s": 10.0},
-    "contenders": [peer("torch-eager-fp16", 200.0), peer("torch-graph-fp16", 1000.0),
-                   {"model": "m", "method": "ort-fp16", "status": "skipped", "reason": "not installed"}]}
+    "contenders": [
+        peer("torch-eager-fp16", 200.0),
+        peer("torch-graph-fp16", 1000.0),
+        {"model": "m", "method": "ort-fp16", "status": "skipped", "reason": "not installed"},
+    ],
+}
 
 
 def test_rates_and_shares_are_those_of_the_faster_stream():

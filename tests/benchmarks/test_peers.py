@@ -14,8 +14,18 @@ from benchmarks.methods import METHODS, OURS, method
 from benchmarks.process import ProcessError, environment, measure, memory
 
 CEILINGS = {p: {"best": 100.0, "by": "test", "all": {"test": 100.0}} for p in ("fp32", "int8")}
-FIGURES = {"import_ms", "cold_start_ms", "import_mib", "peak_mib", "first_frame_ms", "base_fps", "shown_fps", "text_ms",
-           "motion_ms", "render_ms"}
+FIGURES = {
+    "import_ms",
+    "cold_start_ms",
+    "import_mib",
+    "peak_mib",
+    "first_frame_ms",
+    "base_fps",
+    "shown_fps",
+    "text_ms",
+    "motion_ms",
+    "render_ms",
+}
 
 
 def broken(plain, target, samples):
@@ -52,9 +62,27 @@ def measured_here(monkeypatch, capsys):
 
 
 def arguments(folder, work, checkpoint, *more):
-    return ["--teacher", str(checkpoint), "-o", str(folder / "found.json"), "--work", str(work), "--rounds",
-            "2", "--seconds", "0.02", "--samples", "4", "--methods", "torch-eager", "ort-fp32", "ort-static-int8",
-            "nncf-ort-int8", OURS, *more]
+    return [
+        "--teacher",
+        str(checkpoint),
+        "-o",
+        str(folder / "found.json"),
+        "--work",
+        str(work),
+        "--rounds",
+        "2",
+        "--seconds",
+        "0.02",
+        "--samples",
+        "4",
+        "--methods",
+        "torch-eager",
+        "ort-fp32",
+        "ort-static-int8",
+        "nncf-ort-int8",
+        OURS,
+        *more,
+    ]
 
 
 def test_every_contender_is_measured_or_says_why_not(quantizers, measured_here, make_checkpoint, work, tmp_path):
@@ -63,14 +91,16 @@ def test_every_contender_is_measured_or_says_why_not(quantizers, measured_here, 
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["format"] == "t2v-benchmark-peers" and found["rounds"] == 2 and found["machine"]["cores"]
     assert [(c["model"], c["method"]) for c in found["contenders"]] == [
-        (m, how.name) for m in ("teacher", "student") for how in METHODS
-        if how.name in ("torch-eager", "ort-fp32", "ort-static-int8", "nncf-ort-int8", OURS)]
+        (m, how.name)
+        for m in ("teacher", "student")
+        for how in METHODS
+        if how.name in ("torch-eager", "ort-fp32", "ort-static-int8", "nncf-ort-int8", OURS)
+    ]
     by_name = {c["method"]: c for c in found["contenders"] if c["model"] == "teacher"}
     assert by_name.pop("nncf-ort-int8")["reason"] == "its tool failed: RuntimeError: this tool is broken"
     for name, contender in by_name.items():
         assert set(contender["figures"]) == FIGURES, name
-        assert all(len(f["rounds"]) == 2 and f["min"] <= f["median"] <= f["max"]
-                   for f in contender["figures"].values())
+        assert all(len(f["rounds"]) == 2 and f["min"] <= f["median"] <= f["max"] for f in contender["figures"].values())
     assert by_name["torch-eager"]["psnr_db"] > 60 and by_name["ort-fp32"]["psnr_db"] == 100
     assert 20 < by_name["ort-static-int8"]["psnr_db"] < 60
     # Two doublings of a 4x4 stem from 12 channels to 8 (the first width twice) and the colours, all kernels 3x3.
@@ -158,8 +188,10 @@ def test_ceilings_are_rates_of_the_fastest_library():
 def test_graphs_that_ceilings_are_measured_with_multiply(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     random = np.random.default_rng(0)
-    for graph, feed in ((ceiling.float_graph(8), random.standard_normal((8, 8)).astype(np.float32)),
-                        (ceiling.integer_graph(8), random.integers(0, 256, (8, 8)).astype(np.uint8))):
+    for graph, feed in (
+        (ceiling.float_graph(8), random.standard_normal((8, 8)).astype(np.float32)),
+        (ceiling.integer_graph(8), random.integers(0, 256, (8, 8)).astype(np.uint8)),
+    ):
         weight = next(t for t in graph.graph.initializer if t.name == "w")
         from onnx import numpy_helper
 

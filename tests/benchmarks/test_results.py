@@ -11,8 +11,17 @@ CEILINGS = {"fp32": {"best": 100.0, "by": "a", "all": {"a": 100.0}}, "int8": {"b
 
 
 def rounds_of(fps: float):
-    return [{"base_fps": fps * k, "shown_fps": fps * k, "render_ms": 2.0, "first_frame_ms": 9.0, "cold_start_ms": 90.0,
-             "peak_mib": 200.0} for k in (1.0, 1.1, 0.2)]
+    return [
+        {
+            "base_fps": fps * k,
+            "shown_fps": fps * k,
+            "render_ms": 2.0,
+            "first_frame_ms": 9.0,
+            "cold_start_ms": 90.0,
+            "peak_mib": 200.0,
+        }
+        for k in (1.0, 1.1, 0.2)
+    ]
 
 
 def contender(model: str, name: str, fps: float, variants=None):
@@ -21,9 +30,14 @@ def contender(model: str, name: str, fps: float, variants=None):
 
 
 def contenders(eager=10.0, teacher_peer=50.0, student_peer=140.0, ours=150.0):
-    return [contender(TEACHER, "torch-eager", eager), contender(TEACHER, "openvino-int8", teacher_peer),
-            contender(TEACHER, OURS, 1000.0), contender(STUDENT, "openvino-int8", student_peer),
-            contender(STUDENT, "torch-eager", 20.0), contender(STUDENT, OURS, ours)]
+    return [
+        contender(TEACHER, "torch-eager", eager),
+        contender(TEACHER, "openvino-int8", teacher_peer),
+        contender(TEACHER, OURS, 1000.0),
+        contender(STUDENT, "openvino-int8", student_peer),
+        contender(STUDENT, "torch-eager", 20.0),
+        contender(STUDENT, OURS, ours),
+    ]
 
 
 def kept(**rates) -> list[bool]:
@@ -54,8 +68,12 @@ def test_what_was_not_measured_is_not_kept():
 
 def test_figures_are_medians_of_rounds_with_their_spread():
     made = contender(TEACHER, "ort-fp32", 10.0)
-    assert made["figures"]["shown_fps"] == {"median": 10.0, "min": 2.0, "max": pytest.approx(11.0),
-                                            "rounds": [10.0, pytest.approx(11.0), 2.0]}
+    assert made["figures"]["shown_fps"] == {
+        "median": 10.0,
+        "min": 2.0,
+        "max": pytest.approx(11.0),
+        "rounds": [10.0, pytest.approx(11.0), 2.0],
+    }
 
 
 def test_a_share_of_the_ceiling_is_of_the_renderers_own_precision():

@@ -62,8 +62,9 @@ def test_whole_frames_are_those_of_the_files_they_are_said_to_be_of():
 def test_a_bundle_is_estimated_as_a_whole(tmp_path):
     tiny = make_tiny()
     for stage in tiny.variants["fp32"]:
-        tiny.variants["fp32"][stage] = replace(tiny.variants["fp32"][stage], macs=0, weight_bytes=0,
-                                               activation_bytes=0, launches=100)
+        tiny.variants["fp32"][stage] = replace(
+            tiny.variants["fp32"][stage], macs=0, weight_bytes=0, activation_bytes=0, launches=100
+        )
     with Bundle.open(tiny.write(tmp_path / "bundle")) as bundle:
         fps, first = whole_checks(CPU, "tiny", bundle.manifest, {"fps": 100.0, "first_frame_ms": 2.0}, "x.json")
     # three stages of 1.2 ms, 0.15 ms of the runtime and 1 ms for a caption
@@ -82,8 +83,9 @@ def test_kept_measurements_are_those_of_the_file_they_name():
 
 def test_a_bundle_is_checked_with_the_costs_that_its_manifest_names(tmp_path):
     tiny = make_tiny()
-    tiny.variants["fp32"]["render"] = replace(tiny.variants["fp32"]["render"], macs=10**9, weight_bytes=0,
-                                              activation_bytes=0, launches=0)
+    tiny.variants["fp32"]["render"] = replace(
+        tiny.variants["fp32"]["render"], macs=10**9, weight_bytes=0, activation_bytes=0, launches=0
+    )
     with Bundle.open(tiny.write(tmp_path / "bundle")) as bundle:
         (row,) = checks_of(CPU, "tiny", bundle.manifest, {"fp32": {"render": 1.0}}, "x.json")
         with pytest.raises(ValueError, match="fp32/text was measured and has no estimate"):
@@ -91,11 +93,14 @@ def test_a_bundle_is_checked_with_the_costs_that_its_manifest_names(tmp_path):
     assert row["costs"]["macs"] == 10**9 and row["ratio"] == row["estimated_ms"] == pytest.approx(2 / (0.6 * 0.193))
 
 
-@pytest.mark.parametrize("results", [
-    {"small": {"render": {"fp16": {"median_ms": 0.5, "p95_ms": 1.0}}}},
-    {"stages": {"tensorrt": {"fp16": {"small": {"render": {"median_ms": 0.5}}}}}},
-    {"rows": [{"bundle": "small", "stage": "render", "precision": "fp16", "median_ms": 0.5}]},
-])
+@pytest.mark.parametrize(
+    "results",
+    [
+        {"small": {"render": {"fp16": {"median_ms": 0.5, "p95_ms": 1.0}}}},
+        {"stages": {"tensorrt": {"fp16": {"small": {"render": {"median_ms": 0.5}}}}}},
+        {"rows": [{"bundle": "small", "stage": "render", "precision": "fp16", "median_ms": 0.5}]},
+    ],
+)
 def test_medians_are_found_by_bundle_stage_and_variant_however_they_are_nested(results):
     assert measured_in(results, "small") == {"fp16": {"render": 0.5}}
     with pytest.raises(ValueError, match="no median_ms of reference"):

@@ -23,9 +23,14 @@ class Process:
     """A program that is talked to over its standard streams."""
 
     def __init__(self, *command, **options) -> None:
-        self._process = subprocess.Popen([str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                         stderr=subprocess.PIPE,
-                                         env={**os.environ, "LC_ALL": "C.UTF-8"}, **options)
+        self._process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+            **options,
+        )
 
     def say(self, line):
         self._process.stdin.write(line.encode() + b"\n")

@@ -23,19 +23,41 @@ CPP = EXAMPLES / "cpp"
 MOST_BYTES = 256 << 20  # of address space: the program, its libraries and stacks, and one message of 64 MiB
 # Where an error is not one's own it may come by another way: by silence, for example.
 WHY = {
-    "wrong accept": "did not accept the handshake", "no accept": "did not accept the handshake",
-    "odd head": "did not accept the handshake", "not found": "refused: HTTP/1.1 404",
+    "wrong accept": "did not accept the handshake",
+    "no accept": "did not accept the handshake",
+    "odd head": "did not accept the handshake",
+    "not found": "refused: HTTP/1.1 404",
     "endless head": "head is too long",
-    "mute": "does not answer", "masked": "(bits)", "reserved bits": "(bits)", "odd opcode": "(fragments)",
-    "long ping": "(control frame)", "split ping": "(control frame)", "no start": "(fragments)",
-    "two starts": "(fragments)", "no UTF-8": "not UTF-8", "surrogate": "not UTF-8", "close": "1008 token: wrong",
-    "huge length": "bytes at once", "huge text": "16384 bytes at once", "endless text": "16384 bytes at once",
-    "half a frame": "connection is lost", "no frame": "no frame of version 1", "short frame": "not as long",
-    "cut header": "no frame of version 1", "other version": "no frame of version 1", "wrong width": "not as long",
-    "early payload": "not as long", "huge payload": "not as long", "late pts": "out of range",
-    "no time base": "out of range", "other format": "out of range", "no width": "out of range",
+    "mute": "does not answer",
+    "masked": "(bits)",
+    "reserved bits": "(bits)",
+    "odd opcode": "(fragments)",
+    "long ping": "(control frame)",
+    "split ping": "(control frame)",
+    "no start": "(fragments)",
+    "two starts": "(fragments)",
+    "no UTF-8": "not UTF-8",
+    "surrogate": "not UTF-8",
+    "close": "1008 token: wrong",
+    "huge length": "bytes at once",
+    "huge text": "16384 bytes at once",
+    "endless text": "16384 bytes at once",
+    "half a frame": "connection is lost",
+    "no frame": "no frame of version 1",
+    "short frame": "not as long",
+    "cut header": "no frame of version 1",
+    "other version": "no frame of version 1",
+    "wrong width": "not as long",
+    "early payload": "not as long",
+    "huge payload": "not as long",
+    "late pts": "out of range",
+    "no time base": "out of range",
+    "other format": "out of range",
+    "no width": "out of range",
     "text": "no JSON object",
-    "deep": "no JSON object", "half text": "no JSON object", "wild generation": "out of range",
+    "deep": "no JSON object",
+    "half text": "no JSON object",
+    "wild generation": "out of range",
     "long text": "16384 bytes at once",
 }
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler: apt install g++")
@@ -44,8 +66,20 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ comp
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     path = tmp_path_factory.mktemp("cpp") / "t2v-view"
-    build("g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror", "-pthread",
-          CPP / "main.cpp", "-o", path)
+    build(
+        "g++",
+        "-std=c++17",
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Wpedantic",
+        "-Wconversion",
+        "-Werror",
+        "-pthread",
+        CPP / "main.cpp",
+        "-o",
+        path,
+    )
     return path
 
 
@@ -53,25 +87,52 @@ def program(tmp_path_factory):
 def checked(tmp_path_factory):
     """The same with the address and undefined-behaviour sanitizers."""
     path = tmp_path_factory.mktemp("cpp") / "t2v-view-checked"
-    build("g++", "-std=c++17", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread",
-          CPP / "main.cpp", "-o", path)
+    build(
+        "g++",
+        "-std=c++17",
+        "-O1",
+        "-g",
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        "-pthread",
+        CPP / "main.cpp",
+        "-o",
+        path,
+    )
     return path
 
 
 def view(program, *words, limit=None, stdin=""):
     """(exit code, stdout as bytes, stderr) of a run that ends by itself."""
+
     def bound():
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
-    done = subprocess.run([str(program), *words], input=stdin.encode(), capture_output=True, timeout=TIMEOUT_S,
-                          preexec_fn=bound if limit else None)
+    done = subprocess.run(
+        [str(program), *words],
+        input=stdin.encode(),
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        preexec_fn=bound if limit else None,
+    )
     return done.returncode, done.stdout, done.stderr.decode()
 
 
 def test_frames_come_at_their_rate_and_the_last_one_is_written(program, tmp_path):
     with InBackground() as server:
-        code, out, err = view(program, server.url, "a person", "--seconds", "1.5", "--fps", "50", "--size", "10x8",
-                              "--ppm", tmp_path / "last.ppm")
+        code, out, err = view(
+            program,
+            server.url,
+            "a person",
+            "--seconds",
+            "1.5",
+            "--fps",
+            "50",
+            "--size",
+            "10x8",
+            "--ppm",
+            tmp_path / "last.ppm",
+        )
     assert (code, out) == (0, b"") and "showing: a person" in err
     fps = float(re.search(r"([0-9.]+) fps", err)[1])
     assert 10 < fps < 60, "50 a second, less what a busy machine loses"
@@ -125,8 +186,15 @@ def test_a_frame_that_a_newer_caption_overtook_is_not_shown(program):
 def test_what_was_never_started_or_stops_is_said(program):
     assert view(program, "ws://127.0.0.1:1/live")[0] == 1
     assert view(program, "ws://[::1]:1/live")[0] == 1
-    for words in ((), ("http://x",), ("ws://x", "a", "b"), ("--seconds", "x", "ws://x"), ("ws://x", "--size", "9"),
-                  ("ws://x", "--what"), ("ws://x", "--fps")):
+    for words in (
+        (),
+        ("http://x",),
+        ("ws://x", "a", "b"),
+        ("--seconds", "x", "ws://x"),
+        ("ws://x", "--size", "9"),
+        ("ws://x", "--what"),
+        ("ws://x", "--fps"),
+    ):
         code, _, err = view(program, *words)
         assert code == (1 if words == ("http://x",) else 2) and "t2v-view: " in err
     assert view(program, "--help")[1].startswith(b"usage")

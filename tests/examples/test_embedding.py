@@ -24,7 +24,11 @@ def test_only_listed_pages_that_ask_may_embed_the_stream():
                 code, out, err = browser.end()
     assert code == 0, err
     assert json.loads(out) == {
-        f"{listed} anonymous": 64, f"{listed} null": "refused", "typed": 64,
-        f"{unlisted} anonymous": "refused", f"{unlisted} null": "refused",
-        f"{stranger} anonymous": "refused", f"{stranger} null": "refused",
+        f"{listed} anonymous": 64,
+        f"{listed} null": "refused",
+        "typed": 64,
+        f"{unlisted} anonymous": "refused",
+        f"{unlisted} null": "refused",
+        f"{stranger} anonymous": "refused",
+        f"{stranger} null": "refused",
     }

@@ -96,9 +96,19 @@ def test_newest_keeps_one_frame_and_passes_errors_on():
 
 
 def run(*words, stdin="", **environment):
-    done = subprocess.run([sys.executable, str(PATH), *map(str, words)], input=stdin, capture_output=True, text=True,
-                          timeout=TIMEOUT_S, cwd=ROOT, env={**os.environ, "PYTHONPATH": os.pathsep.join(
-                              [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]), **environment})
+    done = subprocess.run(
+        [sys.executable, str(PATH), *map(str, words)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            **environment,
+        },
+    )
     return done.returncode, done.stderr
 
 
@@ -110,8 +120,16 @@ def centre(path):
 
 def test_frames_of_a_server_are_drawn_and_a_line_changes_them(gl, tmp_path):
     with InBackground() as server:
-        code, err = run("--server", server.url, "a person", "--shot", tmp_path / "a.png", "--seconds", "1.5",
-                        stdin="一个人\nunreadable\n" + "".join(f"a person {n}\n" for n in range(20)))
+        code, err = run(
+            "--server",
+            server.url,
+            "a person",
+            "--shot",
+            tmp_path / "a.png",
+            "--seconds",
+            "1.5",
+            stdin="一个人\nunreadable\n" + "".join(f"a person {n}\n" for n in range(20)),
+        )
         assert code == 0 and int(err.split()[0]) > 10, err
         generation = server.made[0].generation
         assert generation >= 1 and server.made[0].caption == "a person 19"

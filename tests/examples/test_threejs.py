@@ -32,7 +32,7 @@ class Coloured(FakeStream):
     async def __aiter__(self):
         async for frame in super().__aiter__():
             frame.pixels[:] = RED if "running" in self.caption else BLUE
-            frame.pixels[frame.pixels.shape[0] // 2:] //= 2
+            frame.pixels[frame.pixels.shape[0] // 2 :] //= 2
             yield frame
 
 

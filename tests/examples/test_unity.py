@@ -15,18 +15,33 @@ from tests.examples.hostile import BAD_FRAMES, serving_badly
 from tests.t2v_edge.live_samples import InBackground
 from tests.t2v_edge.test_server_refusals import TOKEN
 
-REASONS = {"text": "no JSON", "deep": "no JSON", "half text": "no JSON", "long text": "too long",
-           "endless text": "too long"}
+REASONS = {
+    "text": "no JSON",
+    "deep": "no JSON",
+    "half text": "no JSON",
+    "long text": "too long",
+    "endless text": "too long",
+}
 UNITY, HERE = EXAMPLES / "unity", ROOT / "tests/examples/csharp"
-pytestmark = pytest.mark.skipif(shutil.which("mcs") is None or shutil.which("mono") is None,
-                                reason="no C# compiler: apt install mono-mcs mono-runtime")
+pytestmark = pytest.mark.skipif(
+    shutil.which("mcs") is None or shutil.which("mono") is None,
+    reason="no C# compiler: apt install mono-mcs mono-runtime",
+)
 
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     path = tmp_path_factory.mktemp("unity") / "drive.exe"
-    build("mcs", "-langversion:7", "-warnaserror", f"-out:{path}", "-r:System.dll", UNITY / "T2VClient.cs",
-          UNITY / "T2VJson.cs", HERE / "Drive.cs")
+    build(
+        "mcs",
+        "-langversion:7",
+        "-warnaserror",
+        f"-out:{path}",
+        "-r:System.dll",
+        UNITY / "T2VClient.cs",
+        UNITY / "T2VJson.cs",
+        HERE / "Drive.cs",
+    )
     return path
 
 
@@ -56,8 +71,16 @@ def wait_for(client, word):
 
 
 def test_the_unity_part_compiles(tmp_path):
-    build("mcs", "-langversion:7", "-warnaserror", "-target:library", f"-out:{tmp_path / 'x.dll'}", "-r:System.dll",
-          *UNITY.glob("*.cs"), HERE / "Unity.cs")
+    build(
+        "mcs",
+        "-langversion:7",
+        "-warnaserror",
+        "-target:library",
+        f"-out:{tmp_path / 'x.dll'}",
+        "-r:System.dll",
+        *UNITY.glob("*.cs"),
+        HERE / "Unity.cs",
+    )
 
 
 def test_captions_change_the_frames_and_none_of_an_old_one_is_given(program):
@@ -111,8 +134,7 @@ def test_a_frame_that_nobody_took_before_a_newer_caption_was_shown_is_not_given(
         assert client.hear() == "none"
 
 
-@pytest.mark.parametrize("kind", [*BAD_FRAMES, "masked", "endless text", "garbage", "wrong accept",
-                                  "not found"])
+@pytest.mark.parametrize("kind", [*BAD_FRAMES, "masked", "endless text", "garbage", "wrong accept", "not found"])
 def test_what_a_server_sends_that_is_no_frame_is_refused_and_another_connection_is_tried(program, kind):
     with serving_badly(kind) as url, start(program, url, "raw") as client:
         client.say("caption a person")
@@ -122,13 +144,22 @@ def test_what_a_server_sends_that_is_no_frame_is_refused_and_another_connection_
         assert (code, out.splitlines()[-1], err) == (0, b"ended", "")
 
 
-@pytest.mark.parametrize("text", [
-    '{"a":"x\\u00e9\\n\\"","b":-1.5e3,"c":{"a":"no"},"d":[1,{"e":[]}],"f":true,"g":null, "h" : "" }', "{}", " { } ",
-    '{"a":"\\ud83d\\ude00😀"}', '{"a":[],"b":{}}',
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":"x\\u00e9\\n\\"","b":-1.5e3,"c":{"a":"no"},"d":[1,{"e":[]}],"f":true,"g":null, "h" : "" }',
+        "{}",
+        " { } ",
+        '{"a":"\\ud83d\\ude00😀"}',
+        '{"a":[],"b":{}}',
+    ],
+)
 def test_json_is_read(program, text):
-    values = {key: str(value).replace("True", "true") for key, value in json.loads(text).items()
-              if value is not None and not isinstance(value, (list, dict))}
+    values = {
+        key: str(value).replace("True", "true")
+        for key, value in json.loads(text).items()
+        if value is not None and not isinstance(value, (list, dict))
+    }
     with Process("mono", program, "json") as reader:
         reader.say(text)
         code, out, err = reader.end()
@@ -139,8 +170,21 @@ def test_json_is_read(program, text):
         assert {key: json.loads(value) for key, value in found.items()} == values
 
 
-@pytest.mark.parametrize("text", ['{"a":1}x', "[]", '{"a":' * 9 + "1" + "}" * 9, '{"a"', '{"a":"\\x"}', "", '{"a":1,}',
-                                  '{"a":"\t"}', '{"a":"\\u00g0"}', "{a:1}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":1}x',
+        "[]",
+        '{"a":' * 9 + "1" + "}" * 9,
+        '{"a"',
+        '{"a":"\\x"}',
+        "",
+        '{"a":1,}',
+        '{"a":"\t"}',
+        '{"a":"\\u00g0"}',
+        "{a:1}",
+    ],
+)
 def test_what_is_no_json_object_is_refused(program, text):
     with Process("mono", program, "json") as reader:
         reader.say(text)

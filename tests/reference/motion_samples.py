@@ -9,9 +9,17 @@ import numpy as np
 from examples.reference.vocabulary import JOINTS, PARENTS
 
 _OFFSETS = {
-    "l_thigh": (0.1, -0.05, 0), "l_knee": (0, -0.42, 0.02), "l_ankle": (0, -0.42, -0.03), "l_toe": (0, -0.05, 0.12),
-    "spine": (0, 0.3, 0), "neck": (0, 0.23, 0), "head": (0, 0.08, 0.01),
-    "l_shoulder": (0.2, 0.17, 0), "l_elbow": (0.02, -0.27, 0), "l_wrist": (0, -0.26, 0.05), "l_hand": (0, -0.08, 0.02),
+    "l_thigh": (0.1, -0.05, 0),
+    "l_knee": (0, -0.42, 0.02),
+    "l_ankle": (0, -0.42, -0.03),
+    "l_toe": (0, -0.05, 0.12),
+    "spine": (0, 0.3, 0),
+    "neck": (0, 0.23, 0),
+    "head": (0, 0.08, 0.01),
+    "l_shoulder": (0.2, 0.17, 0),
+    "l_elbow": (0.02, -0.27, 0),
+    "l_wrist": (0, -0.26, 0.05),
+    "l_hand": (0, -0.08, 0.02),
 }
 
 

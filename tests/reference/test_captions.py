@@ -61,14 +61,25 @@ def test_no_phrasing_is_shared_by_two_actions_or_two_splits():
     assert {phrase: who for phrase, who in owners.items() if len(who) > 1} == {}
 
 
-@pytest.mark.parametrize("phrase, action", [
-    ("playing basketball", "dribbling a basketball"), ("jogging", "running"),
-    ("shooting hoops", "shooting a basketball"),
-    ("playing football", "playing soccer"), ("boxing", "punching"), ("fencing", "sword fighting"),
-    ("打篮球", "dribbling a basketball"), ("慢跑", "running"), ("投篮", "shooting a basketball"),
-    ("踢足球", "playing soccer"), ("打拳", "punching"), ("击剑", "sword fighting"), ("擦窗户", "washing a window"),
-    ("指挥交通", "directing traffic"),
-])
+@pytest.mark.parametrize(
+    "phrase, action",
+    [
+        ("playing basketball", "dribbling a basketball"),
+        ("jogging", "running"),
+        ("shooting hoops", "shooting a basketball"),
+        ("playing football", "playing soccer"),
+        ("boxing", "punching"),
+        ("fencing", "sword fighting"),
+        ("打篮球", "dribbling a basketball"),
+        ("慢跑", "running"),
+        ("投篮", "shooting a basketball"),
+        ("踢足球", "playing soccer"),
+        ("打拳", "punching"),
+        ("击剑", "sword fighting"),
+        ("擦窗户", "washing a window"),
+        ("指挥交通", "directing traffic"),
+    ],
+)
 def test_what_people_type_is_trained_as_the_action_they_mean(phrase, action):
     language = "en" if phrase.isascii() else "zh"
     assert [a for a in ACTIONS if phrase in phrasings(language, a, "train")] == [action]
@@ -154,7 +165,7 @@ def phrases_in(caption: Caption, split: str) -> bool:
 def nearly_in(phrase: str, text: str) -> bool:
     """Whether words stand in a text, letters of a word in any order (captions have light typing errors)."""
     words, wanted = ["".join(sorted(w)) for w in text.split()], ["".join(sorted(w)) for w in phrase.split()]
-    return any(words[i:i + len(wanted)] == wanted for i in range(len(words)))
+    return any(words[i : i + len(wanted)] == wanted for i in range(len(words)))
 
 
 @pytest.mark.parametrize(
@@ -170,14 +181,18 @@ def test_committed_held_out_captions_load_with_their_slots():
     assert load_heldout(SETS / "heldout.jsonl") == heldout_set(HELD_OUT_COUNT, HELD_OUT_SEED)
 
 
-@pytest.mark.parametrize("text, mirrored", [
-    ("forward dribble, 90-degree left turns", "forward dribble, 90-degree right turns"),
-    ("Left, RIGHT and leftward", "Right, LEFT and rightward"),
-    ("he is running right now, to the right", "he is running right now, to the left"),
-    ("a bright shirt left-handed", "a bright shirt right-handed"),
-    ("向左走，挥右手", "向右走，挥左手"), ("左右摇摆，然后向左", "左右摇摆，然后向右"),
-    ("一个人在跑步", "一个人在跑步"),
-])
+@pytest.mark.parametrize(
+    "text, mirrored",
+    [
+        ("forward dribble, 90-degree left turns", "forward dribble, 90-degree right turns"),
+        ("Left, RIGHT and leftward", "Right, LEFT and rightward"),
+        ("he is running right now, to the right", "he is running right now, to the left"),
+        ("a bright shirt left-handed", "a bright shirt right-handed"),
+        ("向左走，挥右手", "向右走，挥左手"),
+        ("左右摇摆，然后向左", "左右摇摆，然后向右"),
+        ("一个人在跑步", "一个人在跑步"),
+    ],
+)
 def test_mirrored_captions_swap_left_and_right(text, mirrored):
     assert mirror_caption(text) == mirrored
 
@@ -199,7 +214,8 @@ def test_descriptions_of_training_clips_become_captions_with_their_mirror_images
     found = {caption.text: caption.slots["action"] for caption in described_captions(index)}
     assert found == {
         "basketball - forward dribble, 90-degree left turns": "dribbling a basketball",
-        "basketball - forward dribble, 90-degree right turns": "dribbling a basketball", "run/jog": "running",
+        "basketball - forward dribble, 90-degree right turns": "dribbling a basketball",
+        "run/jog": "running",
     }
 
 
@@ -233,12 +249,17 @@ def minilm(tmp_path_factory):
     made.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     made.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])])
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+    )
     made.enable_truncation(128)
     made.save(str(folder / "tokenizer.json"))
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
         max_position_embeddings=128,
     )
     transformers.BertModel(config).save_pretrained(folder)
@@ -297,8 +318,17 @@ def test_training_learns_resumes_and_leaves_an_encoder_that_opens(minilm, tmp_pa
     make_encoder(minilm, encoder)
     data.mkdir()
     (data / "index.csv").write_text("clip,cmu_description,action,split\na,brisk walk,walking,train\n", encoding="utf-8")
-    told = {"batch": 32, "bank": 800, "judged": 120, "encoder_rate": 3e-3, "embedding_rate": 3e-3, "warm_up": 2,
-            "evaluate_every": 40, "checkpoint_every": 80, "steps": 240}
+    told = {
+        "batch": 32,
+        "bank": 800,
+        "judged": 120,
+        "encoder_rate": 3e-3,
+        "embedding_rate": 3e-3,
+        "warm_up": 2,
+        "evaluate_every": 40,
+        "checkpoint_every": 80,
+        "steps": 240,
+    }
     options, device = Options(**told), torch.device("cpu")
     figures = train(encoder, data, out, options, device, resume=False)
     lines = [json.loads(line) for line in (out / "text_log.jsonl").read_text().splitlines()]

@@ -84,7 +84,11 @@ def studio(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Studio:
         specs[stage], graphs[stage] = spec, GraphEntry(f"fp32/{stage}.onnx", "fp32", 17)
         files[f"fp32/{stage}.onnx"] = stage_to_onnx(module.eval(), spec).SerializeToString()
     manifest = Manifest(
-        "tiny", VideoSpec(SIDE, SIDE, 16, 6), TokenizerSpec("tokenizer.json", TOKENS, 0), specs, {"fp32": graphs},
+        "tiny",
+        VideoSpec(SIDE, SIDE, 16, 6),
+        TokenizerSpec("tokenizer.json", TOKENS, 0),
+        specs,
+        {"fp32": graphs},
         dict.fromkeys(specs, "fp32"),
     )
     write_bundle(folder / "bundle", manifest, files)
@@ -94,10 +98,16 @@ def studio(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Studio:
     return Studio(folder / "bundle", folder / "checkpoint" / "evaluator")
 
 
-@pytest.mark.parametrize("right, count, low, high", [
-    (8, 10, 0.490162, 0.943318), (95, 100, 0.888250, 0.978458), (0, 10, 0.0, 0.277533), (10, 10, 0.722467, 1.0),
-    (0, 0, 0.0, 1.0),
-])
+@pytest.mark.parametrize(
+    "right, count, low, high",
+    [
+        (8, 10, 0.490162, 0.943318),
+        (95, 100, 0.888250, 0.978458),
+        (0, 10, 0.0, 0.277533),
+        (10, 10, 0.722467, 1.0),
+        (0, 0, 0.0, 1.0),
+    ],
+)
 def test_wilson_interval_has_its_known_values(right: int, count: int, low: float, high: float):
     assert wilson(right, count) == pytest.approx((low, high), abs=2e-6)
 
@@ -201,8 +211,14 @@ def test_still_motion_is_frozen_and_a_leap_is_a_jump(data: Path):
 
 def write_captions(folder: Path, count: int) -> Path:
     path = folder / "captions.jsonl"
-    rows = [Caption(f"a person is {ACTIONS[i % 12]}", ("en", "zh")[i % 2],
-                    {"action": ACTIONS[i % 12], "shirt": SLOTS["shirt"][3 * (i % 12) % 8]}) for i in range(count)]
+    rows = [
+        Caption(
+            f"a person is {ACTIONS[i % 12]}",
+            ("en", "zh")[i % 2],
+            {"action": ACTIONS[i % 12], "shirt": SLOTS["shirt"][3 * (i % 12) % 8]},
+        )
+        for i in range(count)
+    ]
     path.write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows), "utf-8")
     return path
 
@@ -212,11 +228,32 @@ def test_one_command_writes_report_table_and_card(studio: Studio, data: Path, tm
     card = tmp_path / "README.md"
     card.write_text(f"# Card\n{evaluate.MARKERS[0]}\nold\n{evaluate.MARKERS[1]}\nend\n", "utf-8")
     captions = write_captions(tmp_path, 12)
-    code = evaluate.main([
-        str(studio.bundle), "--checkpoint", str(studio.evaluator.parent), "--captions", str(captions), "-n", "12",
-        "--processes", "1", "--rollouts", "--steps", str(STEPS), "--streams", "2", "--data", str(data),
-        "-o", str(tmp_path / "report.json"), "--markdown", str(tmp_path / "table.md"), "--update-card", str(card),
-    ])
+    code = evaluate.main(
+        [
+            str(studio.bundle),
+            "--checkpoint",
+            str(studio.evaluator.parent),
+            "--captions",
+            str(captions),
+            "-n",
+            "12",
+            "--processes",
+            "1",
+            "--rollouts",
+            "--steps",
+            str(STEPS),
+            "--streams",
+            "2",
+            "--data",
+            str(data),
+            "-o",
+            str(tmp_path / "report.json"),
+            "--markdown",
+            str(tmp_path / "table.md"),
+            "--update-card",
+            str(card),
+        ]
+    )
     assert code == 0
     report = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert report["captions"]["overall"]["all"]["count"] == len(report["videos"]) == 12

@@ -14,8 +14,28 @@ from examples.reference.vocabulary import ACTIONS, FPS
 from t2v_export.models.skeletal import POSE_SIZE, SkeletalMotion
 from tests.reference.motion_samples import write_samples
 
-SMALL = ["--hidden", "24", "--batch", "8", "--steps", "16", "--sequences", "20", "--length", "80", "--rollout", "64",
-         "--streams", "1", "--reader-steps", "5", "--device", "cpu", "--minutes", "1"]
+SMALL = [
+    "--hidden",
+    "24",
+    "--batch",
+    "8",
+    "--steps",
+    "16",
+    "--sequences",
+    "20",
+    "--length",
+    "80",
+    "--rollout",
+    "64",
+    "--streams",
+    "1",
+    "--reader-steps",
+    "5",
+    "--device",
+    "cpu",
+    "--minutes",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")

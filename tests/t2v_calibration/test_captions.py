@@ -41,19 +41,22 @@ def test_blank_lines_comments_and_a_byte_order_mark_are_passed_over(tmp_path):
     assert load_captions(path) == ("a man is running", "跑步")
 
 
-@pytest.mark.parametrize("name, content, problem", [
-    ("empty.txt", b"\n# nothing\n", "holds no captions; write one"),
-    ("bytes.txt", b"run\xff", "not UTF-8"),
-    ("nul.txt", b"a\x00b\n", "line 1: the caption is empty or holds a NUL"),
-    ("long.txt", b"ok\n" + b"x" * 2001, "line 2: 2001 characters"),
-    ("many.txt", b"a\n" * 20_001, "more than 20000 captions"),
-    ("large.txt", b"#" * ((4 << 20) + 1), "larger than"),
-    ("bad.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "line 2: expected JSON"),
-    ("list.jsonl", b"[1]\n", "line 1: expected JSON"),
-    ("number.jsonl", b'{"text": 3}\n', "line 1: expected JSON"),
-    ("deep.jsonl", b"[" * 100_000, "line 1: expected JSON"),
-    ("blank.jsonl", b'{"text": " "}\n', "line 1: the caption is empty"),
-])
+@pytest.mark.parametrize(
+    "name, content, problem",
+    [
+        ("empty.txt", b"\n# nothing\n", "holds no captions; write one"),
+        ("bytes.txt", b"run\xff", "not UTF-8"),
+        ("nul.txt", b"a\x00b\n", "line 1: the caption is empty or holds a NUL"),
+        ("long.txt", b"ok\n" + b"x" * 2001, "line 2: 2001 characters"),
+        ("many.txt", b"a\n" * 20_001, "more than 20000 captions"),
+        ("large.txt", b"#" * ((4 << 20) + 1), "larger than"),
+        ("bad.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "line 2: expected JSON"),
+        ("list.jsonl", b"[1]\n", "line 1: expected JSON"),
+        ("number.jsonl", b'{"text": 3}\n', "line 1: expected JSON"),
+        ("deep.jsonl", b"[" * 100_000, "line 1: expected JSON"),
+        ("blank.jsonl", b'{"text": " "}\n', "line 1: the caption is empty"),
+    ],
+)
 def test_a_bad_file_is_refused_with_its_place_and_remedy(tmp_path, name, content, problem):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CaptionError, match=problem):

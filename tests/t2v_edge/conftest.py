@@ -21,8 +21,20 @@ from tests.t2v_edge.live_device import WALK, Device
 
 TOKENS, CONDITION, MOTION, HIDDEN, SIDE, OPSET = 8, 4, 3, 5, 16, 17
 WORDS = (
-    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "person", "is", "walking", "running", "dancing", "waving",
-    "一", "个", "人",
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "a",
+    "person",
+    "is",
+    "walking",
+    "running",
+    "dancing",
+    "waving",
+    "一",
+    "个",
+    "人",
 )
 TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "uint8": TensorProto.UINT8}
 

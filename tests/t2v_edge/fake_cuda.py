@@ -114,8 +114,14 @@ def runtime_module(gpu):
         gpu.graphs[executable] = gpu.graphs[graph]
         return (Error.cudaSuccess, executable)
 
-    properties = types.SimpleNamespace(name=gpu.name.encode(), major=8, minor=7, integrated=int(gpu.integrated),
-                                       totalGlobalMem=8 << 30, multiProcessorCount=8)
+    properties = types.SimpleNamespace(
+        name=gpu.name.encode(),
+        major=8,
+        minor=7,
+        integrated=int(gpu.integrated),
+        totalGlobalMem=8 << 30,
+        multiProcessorCount=8,
+    )
     module.cudaMemcpyKind = types.SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
     module.cudaStreamCaptureMode = types.SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
     module.cudaHostAllocMapped, module.cudaStreamNonBlocking = 2, 1
@@ -144,7 +150,8 @@ def runtime_module(gpu):
         "cudaGraphExecDestroy": lambda graph: (gpu.graphs.pop(graph), ok)[1],
         "cudaGraphLaunch": launch,
         "cudaMemcpyAsync": lambda to, of, count, kind, stream: gpu.enqueue(
-            stream, lambda: ctypes.memmove(to, of, count), (to, of)),
+            stream, lambda: ctypes.memmove(to, of, count), (to, of)
+        ),
         "cudaEventCreateWithFlags": lambda flags: (Error.cudaSuccess, next(handles)),
         "cudaEventRecord": gpu.record,
         "cudaEventSynchronize": lambda event: gpu.wait(event=event),

@@ -36,13 +36,20 @@ class _Layer:
 
     def __init__(self, node, kinds, trt):
         self.name = node.name
-        kind = {"Cast": "CAST", "QuantizeLinear": "QUANTIZE", "DequantizeLinear": "DEQUANTIZE", "Conv": "CONVOLUTION",
-                "Reshape": "SHUFFLE", "Constant": "CONSTANT"}
+        kind = {
+            "Cast": "CAST",
+            "QuantizeLinear": "QUANTIZE",
+            "DequantizeLinear": "DEQUANTIZE",
+            "Conv": "CONVOLUTION",
+            "Reshape": "SHUFFLE",
+            "Constant": "CONSTANT",
+        }
         self.type = trt.LayerType[kind.get(node.op_type, "ELEMENTWISE")]
         self.read = [types.SimpleNamespace(name=name) if name else None for name in node.input]
         # As TensorRT 8.6 has it: all that is floating is said to be float32.
-        self.given = [types.SimpleNamespace(name=name, dtype=kinds.get(name, trt.DataType.INT32))
-                      for name in node.output]
+        self.given = [
+            types.SimpleNamespace(name=name, dtype=kinds.get(name, trt.DataType.INT32)) for name in node.output
+        ]
         self.precision, self.outputs = None, {}
 
     num_inputs = property(lambda self: len(self.read))
@@ -85,8 +92,11 @@ class _Parser:
         self.network.model = model
         trt, graph = self.network.trt, onnx.shape_inference.infer_shapes(model).graph
         floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-        kinds = {v.name: trt.DataType.FLOAT for v in (*graph.value_info, *graph.output)
-                 if v.type.tensor_type.elem_type in floats}
+        kinds = {
+            v.name: trt.DataType.FLOAT
+            for v in (*graph.value_info, *graph.output)
+            if v.type.tensor_type.elem_type in floats
+        }
         self.network.inputs = [_Tensor(info) for info in model.graph.input]
         self.network.layers = [_Layer(node, kinds, trt) for node in graph.node]
         return True
@@ -184,10 +194,24 @@ def tensorrt_module(gpu, version="8.6.2"):
     module.nptype = np.dtype
     weak = {"FP16": 1, "INT8": 2, "TF32": 4, "PREFER_PRECISION_CONSTRAINTS": 5}
     module.BuilderFlag = enum.IntEnum("BuilderFlag", weak if int(version.split(".")[0]) < 11 else {"TF32": 4})
-    module.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag",
-                                                        {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1})
-    module.LayerType = enum.Enum("LayerType", ["CONSTANT", "CAST", "SHAPE", "ELEMENTWISE", "UNARY", "REDUCE",
-                                                 "QUANTIZE", "DEQUANTIZE", "CONVOLUTION", "SHUFFLE"])
+    module.NetworkDefinitionCreationFlag = enum.IntEnum(
+        "NetworkDefinitionCreationFlag", {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}
+    )
+    module.LayerType = enum.Enum(
+        "LayerType",
+        [
+            "CONSTANT",
+            "CAST",
+            "SHAPE",
+            "ELEMENTWISE",
+            "UNARY",
+            "REDUCE",
+            "QUANTIZE",
+            "DEQUANTIZE",
+            "CONVOLUTION",
+            "SHUFFLE",
+        ],
+    )
     module.DataType = enum.Enum("DataType", ["FLOAT", "HALF", "INT32"])
     module.MemoryPoolType = enum.IntEnum("MemoryPoolType", {"WORKSPACE": 0})
     module.TacticSource = enum.IntEnum("TacticSource", {"CUBLAS": 0, "EDGE_MASK_CONVOLUTIONS": 3})
@@ -238,8 +262,13 @@ def install(monkeypatch, gpu, version="8.6.2"):
     package, bindings = types.ModuleType("cuda"), types.ModuleType("cuda.bindings")
     package.__path__ = bindings.__path__ = []
     bindings.runtime, bindings.driver, package.bindings = runtime, driver, bindings
-    fakes = {"cuda": package, "cuda.bindings": bindings, "cuda.bindings.runtime": runtime,
-             "cuda.bindings.driver": driver, "tensorrt": tensorrt}
+    fakes = {
+        "cuda": package,
+        "cuda.bindings": bindings,
+        "cuda.bindings.runtime": runtime,
+        "cuda.bindings.driver": driver,
+        "tensorrt": tensorrt,
+    }
     for name, module in fakes.items():
         module.__spec__ = types.SimpleNamespace(name=name)
         monkeypatch.setitem(sys.modules, name, module)

@@ -28,16 +28,36 @@ DIRECT = {"proxy": None} if int(websockets.__version__.split(".")[0]) >= 15 else
 TIMEOUT_S = 30  # of anything that should happen at once: generous, because machines that test are busy
 
 
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None,
-                                   reason="openssl makes the certificate: apt install openssl")
+needs_openssl = pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="openssl makes the certificate: apt install openssl"
+)
 
 
 def make_certificate(folder):
     """(certificate, key): files of a certificate for 127.0.0.1, signed by itself."""
     key, certificate = folder / "key.pem", folder / "cert.pem"
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate,
-                    "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"], check=True,
-                   capture_output=True)
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ],
+        check=True,
+        capture_output=True,
+    )
     return certificate, key
 
 
@@ -185,9 +205,11 @@ async def a_neighbour(server, hello=None):
 
 async def until(condition):
     """Wait for what should happen soon."""
+
     async def wait():
         while not condition():
             await asyncio.sleep(0.005)
+
     await asyncio.wait_for(wait(), TIMEOUT_S)
 
 
@@ -195,8 +217,15 @@ async def knock(server, path="/live", headers=()):
     """Open a WebSocket over a bare TCP connection; (reader, writer) behind the response's headers."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     key = base64.b64encode(os.urandom(16)).decode()
-    lines = [f"GET {path} HTTP/1.1", f"Host: 127.0.0.1:{server.port}", "Upgrade: websocket", "Connection: Upgrade",
-             f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13", *headers]
+    lines = [
+        f"GET {path} HTTP/1.1",
+        f"Host: 127.0.0.1:{server.port}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Key: {key}",
+        "Sec-WebSocket-Version: 13",
+        *headers,
+    ]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), TIMEOUT_S)
     return reader, writer, head.decode()

@@ -34,7 +34,12 @@ PYTHONS = {
     "jetpack-7.0": jetson((3, 12, 3), "13.0.3", dist_packages("10.13.3.9", "3.12")),
     "jetpack-7.2": jetson((3, 12, 3), "13.2.0", dist_packages("10.16.2.10", "3.12")),
     "desktop-rtx": PythonFacts(
-        (3, 12, 3), "x86_64", "/home/user/t2v", True, False, {**CPU, "cuda-bindings": "13.0.3"},
+        (3, 12, 3),
+        "x86_64",
+        "/home/user/t2v",
+        True,
+        False,
+        {**CPU, "cuda-bindings": "13.0.3"},
         tensorrt_rtx=Module("1.7.1", "/home/user/t2v/lib/python3.12/site-packages/tensorrt_rtx"),
     ),
     "cpu-x86": PythonFacts((3, 11, 2), "x86_64", "/home/user/t2v", True, False, CPU),

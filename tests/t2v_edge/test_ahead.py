@@ -69,8 +69,9 @@ def pixels(stream):
     return np.stack([frame.pixels for frame in stream])
 
 
-@pytest.mark.parametrize("options", [
-    {"fps": 37}, {"smoothing": 0.5}, {"then": [(0.5, RUN)], "blend_steps": 3}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"fps": 37}, {"smoothing": 0.5}, {"then": [(0.5, RUN)], "blend_steps": 3}], ids=str
+)
 def test_frames_made_beside_each_other_are_those_made_one_by_one(pipeline, makers, options):
     made, engine = makers
     wanted = pixels(pipeline.stream(WALK, seconds=1, seed=3, **options))
@@ -143,15 +144,23 @@ def test_closing_a_pipeline_frees_who_waits_for_a_frame(makers):
             waiting.result(20)
 
 
-@pytest.mark.parametrize("engine, beside", [
-    ("onnxruntime", 2),
-    pytest.param("openvino", 4, marks=pytest.mark.skipif(not is_installed("openvino"), reason="it is not installed"))])
+@pytest.mark.parametrize(
+    "engine, beside",
+    [
+        ("onnxruntime", 2),
+        pytest.param(
+            "openvino", 4, marks=pytest.mark.skipif(not is_installed("openvino"), reason="it is not installed")
+        ),
+    ],
+)
 def test_an_engine_makes_them_so_where_the_pipeline_was_opened_for_it(bundle_path, monkeypatch, engine, beside):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1}, raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    with Pipeline.open(bundle_path, engine=engine) as plain, \
-            Pipeline.open(bundle_path, engine=engine, ahead=True) as ahead, \
-            Pipeline.open(bundle_path, engine=engine, threads=1, ahead=True) as single:
+    with (
+        Pipeline.open(bundle_path, engine=engine) as plain,
+        Pipeline.open(bundle_path, engine=engine, ahead=True) as ahead,
+        Pipeline.open(bundle_path, engine=engine, threads=1, ahead=True) as single,
+    ):
         assert plain.stream(WALK, ahead=True)._rollout.slots == 1
         assert single.stream(WALK, ahead=True)._rollout.slots == 1
         stream = ahead.stream(WALK, seconds=2, fps=60, seed=5, ahead=True)

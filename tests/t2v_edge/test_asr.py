@@ -75,10 +75,15 @@ def told(events):
 
 
 EXPECTED = [
-    (0, 0, "a", False, 0.0, 0.3), (0, 1, "a person", False, 0.0, 0.5), (0, 2, "a person is running", False, 0.0, 0.9),
+    (0, 0, "a", False, 0.0, 0.3),
+    (0, 1, "a person", False, 0.0, 0.5),
+    (0, 2, "a person is running", False, 0.0, 0.9),
     (0, 3, "a person is running", True, 0.0, 1.5),
-    (1, 0, "一个", False, 2.0, 2.3), (1, 1, "一个人", False, 2.0, 2.6), (1, 2, "一个人", True, 2.0, 3.0),
-    (2, 0, "cut o", False, 3.0, 3.2), (2, 1, "cut off", True, 3.0, 3.5),
+    (1, 0, "一个", False, 2.0, 2.3),
+    (1, 1, "一个人", False, 2.0, 2.6),
+    (1, 2, "一个人", True, 2.0, 3.0),
+    (2, 0, "cut o", False, 3.0, 3.2),
+    (2, 1, "cut off", True, 3.0, 3.5),
 ]
 
 
@@ -88,7 +93,7 @@ def test_a_transcript_becomes_the_same_events_however_long_the_chunks_are(chunk)
     sound, events = silence(3.5), []
     size = int(chunk * SAMPLE_RATE)
     for start in range(0, len(sound), size):
-        events += speech.accept(sound[start:start + size])
+        events += speech.accept(sound[start : start + size])
     events += speech.finish()
     assert told(events) == EXPECTED
     assert {(e.stream, e.received_s) for e in events} == {("speech", 7.0)}
@@ -106,7 +111,12 @@ def test_speech_through_the_merger_encodes_once_for_each_change_of_meaning():
     speech = SpeechCaptions(Recorded(), clock=iter(range(100)).__next__)
     events = speech.accept(silence(3.5)) + speech.finish()
     assert [text for text in map(merger.accept, events) if text] == [
-        "a person", "a person is running", "一个人", "cut o", "cut off"]
+        "a person",
+        "a person is running",
+        "一个人",
+        "cut o",
+        "cut off",
+    ]
 
 
 def test_raw_sound_is_listened_to_as_it_comes_and_an_odd_byte_waits_for_its_other_half():
@@ -117,7 +127,7 @@ def test_raw_sound_is_listened_to_as_it_comes_and_an_odd_byte_waits_for_its_othe
     pcm = (np.sin(np.arange(int(3.5 * SAMPLE_RATE))) * 32767).astype("<i2").tobytes()
     recorded = Recorded()
     events = list(listen(Pipe(pcm + b"\x01"), SpeechCaptions(recorded, clock=lambda: 0.0)))
-    heard = np.concatenate(recorded.samples)[:len(pcm) // 2]
+    heard = np.concatenate(recorded.samples)[: len(pcm) // 2]
     assert np.array_equal(np.round(heard * 32768), np.frombuffer(pcm, "<i2"))
     assert [(e.segment, e.text, e.final) for e in events] == [(s, text, final) for s, _, text, final, _, _ in EXPECTED]
 
@@ -126,18 +136,29 @@ def test_words_taken_back_before_a_pause_end_their_segment_empty():
     speech = SpeechCaptions(Recorded(((((0.0, "a"), (0.3, "")), 0.5), (((0.0, "b"),), 9.0))), clock=lambda: 0.0)
     events = speech.accept(silence(0.6))
     assert [(e.segment, e.revision, e.text, e.final) for e in events] == [
-        (0, 0, "a", False), (0, 1, "", False), (0, 2, "", True), (1, 0, "b", False)]
+        (0, 0, "a", False),
+        (0, 1, "", False),
+        (0, 2, "", True),
+        (1, 0, "b", False),
+    ]
 
 
 def test_a_recogniser_without_endpoints_may_talk_on():
     endless = Recorded(((((0.0, "walking " * 2000),), 99.0),))
-    event, = SpeechCaptions(endless).accept(silence(0.1))
+    (event,) = SpeechCaptions(endless).accept(silence(0.1))
     assert len(event.text) <= 4096
 
 
-@pytest.mark.parametrize("samples", [
-    [0.0], np.zeros(4), np.zeros((4, 2), np.float32), np.zeros(4, np.int16), np.full(4, np.nan, np.float32),
-])
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [0.0],
+        np.zeros(4),
+        np.zeros((4, 2), np.float32),
+        np.zeros(4, np.int16),
+        np.full(4, np.nan, np.float32),
+    ],
+)
 def test_samples_of_another_kind_are_refused(samples):
     with pytest.raises(UsageError, match="samples"):
         SpeechCaptions(Recorded()).accept(samples)
@@ -164,10 +185,13 @@ def write_files(folder, *names):
         (folder / name).write_text("garbage decode_chunk_len decoder_num_blocks")
 
 
-@pytest.mark.parametrize("names, words", [
-    (("encoder.onnx",), "one decoder\\*.onnx, and holds none"),
-    (("encoder-1.onnx", "encoder-2.onnx", "decoder.onnx"), "holds encoder-1.onnx, encoder-2.onnx"),
-])
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (("encoder.onnx",), "one decoder\\*.onnx, and holds none"),
+        (("encoder-1.onnx", "encoder-2.onnx", "decoder.onnx"), "holds encoder-1.onnx, encoder-2.onnx"),
+    ],
+)
 def test_a_folder_that_is_no_model_is_named(tmp_path, names, words):
     with pytest.raises(EngineError, match="no tokens.txt"):
         open_recognizer(tmp_path)
@@ -203,8 +227,9 @@ def test_without_sherpa_onnx_it_says_what_to_install(tmp_path, monkeypatch):
         open_recognizer(tmp_path)
 
 
-@pytest.mark.parametrize("parts, maker", [
-    (("encoder", "decoder", "joiner"), "from_transducer"), (("encoder", "decoder"), "from_paraformer")])
+@pytest.mark.parametrize(
+    "parts, maker", [(("encoder", "decoder", "joiner"), "from_transducer"), (("encoder", "decoder"), "from_paraformer")]
+)
 def test_a_model_is_opened_by_its_parts_and_int8_is_preferred(tmp_path, monkeypatch, parts, maker):
     class Sherpa:
         asked = {}
@@ -221,8 +246,11 @@ def test_a_model_is_opened_by_its_parts_and_int8_is_preferred(tmp_path, monkeypa
                 raise RuntimeError("Protobuf parsing failed")
 
     monkeypatch.setitem(sys.modules, "sherpa_onnx", Sherpa)
-    write_files(tmp_path, "decoder.onnx", *(f"{part}-epoch-9{kind}.onnx" for part in parts if part != "decoder"
-                                            for kind in ("", ".int8")))
+    write_files(
+        tmp_path,
+        "decoder.onnx",
+        *(f"{part}-epoch-9{kind}.onnx" for part in parts if part != "decoder" for kind in ("", ".int8")),
+    )
     if maker == "from_transducer":
         assert open_recognizer(tmp_path, 2) == "transducer"
     else:
@@ -242,9 +270,12 @@ def write_model(folder):
 
     def save(name, nodes, inputs, outputs, weights, metadata):
         graph = helper.make_graph(
-            nodes, name, [helper.make_tensor_value_info(*i) for i in inputs],
+            nodes,
+            name,
+            [helper.make_tensor_value_info(*i) for i in inputs],
             [helper.make_tensor_value_info(*o) for o in outputs],
-            [numpy_helper.from_array(np.asarray(value), key) for key, value in weights.items()])
+            [numpy_helper.from_array(np.asarray(value), key) for key, value in weights.items()],
+        )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
         helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
         onnx.save(model, str(folder / f"{name}.onnx"))
@@ -252,27 +283,50 @@ def write_model(folder):
     following = np.eye(len(WORDS), k=1, dtype=np.float32)
     following[-1, 1] = 1
     node, floats, state, size = helper.make_node, TensorProto.FLOAT, (1, "N", 1), len(WORDS)
-    save("encoder", [
-        node("ReduceMean", ["x"], ["mean"], axes=[1, 2], keepdims=1), node("Add", ["mean", "six"], ["raised"]),
-        node("Clip", ["raised", "zero", "one"], ["encoder_out"]), node("Identity", ["h"], ["h2"]),
-        node("Identity", ["c"], ["c2"])],
+    save(
+        "encoder",
+        [
+            node("ReduceMean", ["x"], ["mean"], axes=[1, 2], keepdims=1),
+            node("Add", ["mean", "six"], ["raised"]),
+            node("Clip", ["raised", "zero", "one"], ["encoder_out"]),
+            node("Identity", ["h"], ["h2"]),
+            node("Identity", ["c"], ["c2"]),
+        ],
         [("x", floats, ("N", 4, 80)), ("h", floats, state), ("c", floats, state)],
         [("encoder_out", floats, ("N", 1, 1)), ("h2", floats, state), ("c2", floats, state)],
         {"six": np.float32(6), "zero": np.float32(0), "one": np.float32(1)},
-        {"model_type": "lstm", "num_encoder_layers": 1, "T": 4, "decode_chunk_len": 4, "rnn_hidden_size": 1,
-         "d_model": 1})
-    save("decoder", [
-        node("Gather", ["y", "last"], ["newest"], axis=1),
-        node("OneHot", ["newest", "depth", "off_on"], ["decoder_out"])],
-        [("y", TensorProto.INT64, ("N", 2))], [("decoder_out", floats, ("N", size))],
+        {
+            "model_type": "lstm",
+            "num_encoder_layers": 1,
+            "T": 4,
+            "decode_chunk_len": 4,
+            "rnn_hidden_size": 1,
+            "d_model": 1,
+        },
+    )
+    save(
+        "decoder",
+        [
+            node("Gather", ["y", "last"], ["newest"], axis=1),
+            node("OneHot", ["newest", "depth", "off_on"], ["decoder_out"]),
+        ],
+        [("y", TensorProto.INT64, ("N", 2))],
+        [("decoder_out", floats, ("N", size))],
         {"last": np.int64(1), "depth": np.int64(size), "off_on": np.array([0, 1], np.float32)},
-        {"vocab_size": size, "context_size": 2})
-    save("joiner", [
-        node("MatMul", ["decoder_out", "next"], ["wanted"]), node("Mul", ["wanted", "encoder_out"], ["loud"]),
-        node("Add", ["loud", "blank"], ["logit"])],
-        [("encoder_out", floats, ("N", 1)), ("decoder_out", floats, ("N", size))], [("logit", floats, ("N", size))],
+        {"vocab_size": size, "context_size": 2},
+    )
+    save(
+        "joiner",
+        [
+            node("MatMul", ["decoder_out", "next"], ["wanted"]),
+            node("Mul", ["wanted", "encoder_out"], ["loud"]),
+            node("Add", ["loud", "blank"], ["logit"]),
+        ],
+        [("encoder_out", floats, ("N", 1)), ("decoder_out", floats, ("N", size))],
+        [("logit", floats, ("N", size))],
         {"next": 10 * following, "blank": np.array([5] + [0] * (size - 1), np.float32)},
-        {"joiner_dim": 1})
+        {"joiner_dim": 1},
+    )
     (folder / "tokens.txt").write_text("".join(f"{word} {i}\n" for i, word in enumerate(WORDS)), encoding="utf-8")
 
 
@@ -283,7 +337,7 @@ def test_sherpa_onnx_itself_is_heard(tmp_path):
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, SAMPLE_RATE).astype(np.float32)
     events = []
     for _ in range(2):
-        events += speech.accept(np.concatenate([silence(0.5), noise[:SAMPLE_RATE // 2], silence(3.0)]))
+        events += speech.accept(np.concatenate([silence(0.5), noise[: SAMPLE_RATE // 2], silence(3.0)]))
     events += speech.finish()
     first, second = [(e.segment, e.text) for e in events if e.final]
     assert first[0] == 0 and first[1].startswith("a person is running a person")

@@ -107,7 +107,12 @@ def test_progress_is_told_by_phase_and_ends_with_the_whole(bundle_path):
     told = []
     measure(bundle_path, 50, advance=lambda *step: told.append(step))
     assert list(dict.fromkeys(phase for phase, _ in told)) == [
-        "warming up", "first frames", "caption changes", "as fast as it goes", "in real time"]
+        "warming up",
+        "first frames",
+        "caption changes",
+        "as fast as it goes",
+        "in real time",
+    ]
     assert list(dict(told).values()) == [1.0] * 5, "the last of each phase"
     assert all(0 < share <= 1 for _, share in told)
 
@@ -138,10 +143,16 @@ def test_power_is_that_of_the_last_run(bundle_path, monkeypatch):
     assert len(sampled) == 2 and report.energy_mj == pytest.approx(2000 / 64), "of the run in real time alone"
 
 
-@pytest.mark.parametrize("wrong, words", [
-    ({"seconds": 0.0}, "seconds is 0"), ({"seconds": float("nan")}, "seconds"), ({"seconds": float("inf")}, "seconds"),
-    ({"fps": 1000, "seconds": 1e6}, "fewer --seconds"), ({"fps": "fast"}, "fps is 'fast'"),
-])
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"seconds": 0.0}, "seconds is 0"),
+        ({"seconds": float("nan")}, "seconds"),
+        ({"seconds": float("inf")}, "seconds"),
+        ({"fps": 1000, "seconds": 1e6}, "fewer --seconds"),
+        ({"fps": "fast"}, "fps is 'fast'"),
+    ],
+)
 def test_options_out_of_range_are_refused_before_anything_is_opened(wrong, words):
     with pytest.raises(UsageError, match=words):
         BenchOptions(**wrong)
@@ -161,13 +172,27 @@ def test_a_free_run_has_some_frames_however_short_it_is(bundle_path):
 def sample(**changes):
     latency = Latency(3, 1.0, 2.0, 3.0, 4.0, 0.5)
     report = BenchReport(
-        bundle="small", manifest_sha256="0" * 64, options={"fps": "60"}, size=(256, 128), shown_fps=Fraction(60),
-        base_fps=Fraction(16), engines=dict.fromkeys(("text", "motion", "render"), "openvino"),
-        variants={"text": "fp16", "motion": "fp32", "render": "int8-u8"}, open_ms=90.0,
-        stages={"text": latency, "motion": Latency(0), "render": latency}, first_frame=latency,
-        change=Change(latency, 4), free=FreeRun(300, 2.0, 3.0, latency), real_time=None,
-        memory=ProcessMemory(100 << 20, 150 << 20), gpu_memory_mib=None, power=Power(), machine={"cpu": "x"},
-        versions={"python": "3"}, date="2026-11-24")
+        bundle="small",
+        manifest_sha256="0" * 64,
+        options={"fps": "60"},
+        size=(256, 128),
+        shown_fps=Fraction(60),
+        base_fps=Fraction(16),
+        engines=dict.fromkeys(("text", "motion", "render"), "openvino"),
+        variants={"text": "fp16", "motion": "fp32", "render": "int8-u8"},
+        open_ms=90.0,
+        stages={"text": latency, "motion": Latency(0), "render": latency},
+        first_frame=latency,
+        change=Change(latency, 4),
+        free=FreeRun(300, 2.0, 3.0, latency),
+        real_time=None,
+        memory=ProcessMemory(100 << 20, 150 << 20),
+        gpu_memory_mib=None,
+        power=Power(),
+        machine={"cpu": "x"},
+        versions={"python": "3"},
+        date="2026-11-24",
+    )
     return dataclasses.replace(report, **changes)
 
 
@@ -192,11 +217,24 @@ def test_late_frames_headroom_and_gpu_memory_are_said_where_there_are_any():
 
 def test_the_board_its_power_mode_and_gpus_are_of_the_result_and_its_python_is_not():
     python = PythonFacts((3, 10, 12), "aarch64", prefix="/home/someone/venv")
-    system = System(python, l4t="36.4.3", jetpack="6.2", board="NVIDIA Jetson AGX Orin Developer Kit",
-                    power_mode=PowerMode(0, "MAXN"), gpus=("Orin",), driver="540.4.0", memory_bytes=64 << 30)
+    system = System(
+        python,
+        l4t="36.4.3",
+        jetpack="6.2",
+        board="NVIDIA Jetson AGX Orin Developer Kit",
+        power_mode=PowerMode(0, "MAXN"),
+        gpus=("Orin",),
+        driver="540.4.0",
+        memory_bytes=64 << 30,
+    )
     found = describe_machine(system)
     assert {name: found[name] for name in ("jetpack", "power_mode", "gpus", "gpu_driver", "memory_mib")} == {
-        "jetpack": "6.2", "power_mode": "MAXN", "gpus": ["Orin"], "gpu_driver": "540.4.0", "memory_mib": 65536}
+        "jetpack": "6.2",
+        "power_mode": "MAXN",
+        "gpus": ["Orin"],
+        "gpu_driver": "540.4.0",
+        "memory_mib": 65536,
+    }
     assert "someone" not in json.dumps(found)
     line = sample(machine=found).to_text().splitlines()[2]
     assert line == "on Orin, NVIDIA Jetson AGX Orin Developer Kit, JetPack 6.2, mode MAXN"
@@ -242,13 +280,16 @@ def test_people_get_a_table(bundle_path, capsys):
     assert out.startswith("tiny: 16x16, a stream of 16 fps") and "caption to first frame" in out
 
 
-@pytest.mark.parametrize("arguments, code, words", [
-    (["{b}", "--report", "x.txt"], 2, ".json"),
-    (["{b}", "--fps", "never"], 2, "fps"),
-    (["{b}", "--variant", "int8"], 2, "fp32, fp16"),
-    (["nowhere", "--report", "x.json"], 1, "t2v-edge export"),
-    (["{b}", "--report", "{b}/manifest.json/x.json"], 1, "cannot be written"),
-])
+@pytest.mark.parametrize(
+    "arguments, code, words",
+    [
+        (["{b}", "--report", "x.txt"], 2, ".json"),
+        (["{b}", "--fps", "never"], 2, "fps"),
+        (["{b}", "--variant", "int8"], 2, "fp32, fp16"),
+        (["nowhere", "--report", "x.json"], 1, "t2v-edge export"),
+        (["{b}", "--report", "{b}/manifest.json/x.json"], 1, "cannot be written"),
+    ],
+)
 def test_errors_name_the_remedy_and_leave_nothing_behind(
     bundle_path, tmp_path, monkeypatch, capsys, arguments, code, words
 ):

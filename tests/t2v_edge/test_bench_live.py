@@ -65,10 +65,15 @@ def test_drift_is_what_offsets_grow_by_in_frames_whatever_single_frames_do():
 
 
 def test_frames_that_were_not_made_not_sent_or_replaced_are_told_apart():
-    record = watched([(0, 0.0, 0, 0), (1, 0.04, 0, 1),
-                      (4, 0.16, 0, 2),  # two numbers passed over, none made for them
-                      (6, 0.24, 0, 4),  # one was made and not sent
-                      (8, 0.32, 1, 6)])  # one was made, and then the caption changed
+    record = watched(
+        [
+            (0, 0.0, 0, 0),
+            (1, 0.04, 0, 1),
+            (4, 0.16, 0, 2),  # two numbers passed over, none made for them
+            (6, 0.24, 0, 4),  # one was made and not sent
+            (8, 0.32, 1, 6),
+        ]
+    )  # one was made, and then the caption changed
     seen = record.seen()
     assert (seen.missed, seen.dropped, seen.replaced) == (2, 1, 1)
     assert seen.gap_ms == pytest.approx(120)
@@ -197,12 +202,20 @@ def test_cues_come_at_their_times_and_lines_in_turn(tmp_path):
         make_script(tmp_path / "absent.vtt", None, None, None)
 
 
-@pytest.mark.parametrize("wrong, words", [
-    ({"clients": 0}, "--clients is 0"), ({"mute": -1}, "--mute is -1"), ({"flood": 999}, "--flood is 999"),
-    ({"fps": "900"}, "--fps is 900"), ({"fps": "fast"}, "fps is 'fast'"), ({"size": (0, 5)}, "--size is 0x5"),
-    ({"script": Script(0.0)}, "--seconds is 0"), ({"script": Script(float("nan"))}, "--seconds is nan"),
-    ({"script": Script(1.0, -1.0)}, "--every is -1"),
-])
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"clients": 0}, "--clients is 0"),
+        ({"mute": -1}, "--mute is -1"),
+        ({"flood": 999}, "--flood is 999"),
+        ({"fps": "900"}, "--fps is 900"),
+        ({"fps": "fast"}, "fps is 'fast'"),
+        ({"size": (0, 5)}, "--size is 0x5"),
+        ({"script": Script(0.0)}, "--seconds is 0"),
+        ({"script": Script(float("nan"))}, "--seconds is nan"),
+        ({"script": Script(1.0, -1.0)}, "--every is -1"),
+    ],
+)
 def test_what_cannot_be_measured_is_refused(wrong, words):
     with pytest.raises(UsageError, match=words):
         LiveBenchOptions(**{"script": Script(1.0), **wrong})
@@ -219,9 +232,12 @@ def test_metrics_are_read_as_the_server_writes_them():
     samples = parse_metrics(metrics.to_text({("t2v_clients", ()): 2, ("t2v_fps", ()): 59.94}))
     assert samples["t2v_fps", ()] == 59.94 and labelled(samples, "t2v_refused_total", "code") == {"too_fast": 3}
     assert stage_times(samples) == {"render": Latency(101, 50.0, 95.0, 99.0)}
-    assert parse_metrics("nonsense\n# HELP x y\nx{a=\"b\"} many\n") == {}
-    assert set(labelled(parse_metrics(metrics.to_text(frame_gauges(_counts(), 4))), "t2v_frames_dropped_total",
-                        "reason").items()) == {("stale", 1), ("overtaken", 0), ("unwatched", 0), ("unsent", 4)}
+    assert parse_metrics('nonsense\n# HELP x y\nx{a="b"} many\n') == {}
+    assert set(
+        labelled(
+            parse_metrics(metrics.to_text(frame_gauges(_counts(), 4))), "t2v_frames_dropped_total", "reason"
+        ).items()
+    ) == {("stale", 1), ("overtaken", 0), ("unwatched", 0), ("unsent", 4)}
 
 
 def _counts():
@@ -255,27 +271,52 @@ def test_samples_of_memory_are_bounded_however_long_it_takes(monkeypatch):
 
 
 def report(alone=None, **changes):
-    side = ServerSide(20.0, 40.0, {"render": Latency(9, 1.0, 2.0, 3.0)}, {"1": 1, "2": 2}, {},
-                      Trend(99, 100 << 20, 110 << 20, 120 << 20, 5.0, 0.4))
-    run = Run(60.0, 30.0, [29.9, 15.0], Seen(100, 60.0, 3, 1, 2, 0, 0, 20, 20, 0, 70.0),
-              Latency(20, 30.0, 50.0, 60.0, 70.0), Latency(20, 31.0, 51.0, 61.0, 71.0), 5.0, -0.25, 0.2, side)
+    side = ServerSide(
+        20.0,
+        40.0,
+        {"render": Latency(9, 1.0, 2.0, 3.0)},
+        {"1": 1, "2": 2},
+        {},
+        Trend(99, 100 << 20, 110 << 20, 120 << 20, 5.0, 0.4),
+    )
+    run = Run(
+        60.0,
+        30.0,
+        [29.9, 15.0],
+        Seen(100, 60.0, 3, 1, 2, 0, 0, 20, 20, 0, 70.0),
+        Latency(20, 30.0, 50.0, 60.0, 70.0),
+        Latency(20, 31.0, 51.0, 61.0, 71.0),
+        5.0,
+        -0.25,
+        0.2,
+        side,
+    )
     run = replace(run, **changes)
-    return LiveReport("small", None, {}, (256, 256), "jpeg", {}, run, alone, False, {"cpu": "x", "usable_cores": 2}, {},
-                      "2026-11-24")
+    return LiveReport(
+        "small", None, {}, (256, 256), "jpeg", {}, run, alone, False, {"cpu": "x", "usable_cores": 2}, {}, "2026-11-24"
+    )
 
 
-@pytest.mark.parametrize("limit, kept, broken, words", [
-    ("p95_ms", 50.0, 49.9, "caption to first frame"), ("cue_ms", 51.0, 50.0, "cue to first frame"),
-    ("jitter_ms", 5.0, 4.9, "jitter"), ("drift_frames", 0.25, 0.2, "drift"), ("missed", 4, 3, "missed and dropped"),
-    ("growth_mib_per_hour", 5.0, 4.0, "memory"), ("slowdown_percent", 25.1, 24.9, "beside adversaries"),
-])
+@pytest.mark.parametrize(
+    "limit, kept, broken, words",
+    [
+        ("p95_ms", 50.0, 49.9, "caption to first frame"),
+        ("cue_ms", 51.0, 50.0, "cue to first frame"),
+        ("jitter_ms", 5.0, 4.9, "jitter"),
+        ("drift_frames", 0.25, 0.2, "drift"),
+        ("missed", 4, 3, "missed and dropped"),
+        ("growth_mib_per_hour", 5.0, 4.0, "memory"),
+        ("slowdown_percent", 25.1, 24.9, "beside adversaries"),
+    ],
+)
 def test_each_limit_is_kept_at_its_border_and_broken_past_it(limit, kept, broken, words):
     found = report(alone=replace(report().run, latency=Latency(20, 30.0, 40.0)))
     assert LiveLimits(**{limit: kept}).broken_by(found) == []
     broken_limit = LiveLimits(**{limit: broken}).broken_by(found)
     assert len(broken_limit) == 1 and words in broken_limit[0]
-    unknown = report(latency=Latency(0), cue=None, jitter_ms=None, drift_frames=None,
-                     server=replace(found.run.server, trend=Trend()))
+    unknown = report(
+        latency=Latency(0), cue=None, jitter_ms=None, drift_frames=None, server=replace(found.run.server, trend=Trend())
+    )
     if limit != "missed":
         assert "not measured" in LiveLimits(**{limit: 1e9}).broken_by(unknown)[0]
 
@@ -289,10 +330,16 @@ def test_frames_of_an_old_caption_and_a_lost_stream_break_every_run():
 
 def test_people_are_told_all_that_machines_are():
     text = replace(report(alone=report().run), failed=["jitter: too much"]).to_text()
-    for words in ("2 clients at 30 fps, 256x256 jpeg, 60 s", "drift -0.25",
-                  "29.9, 15.0; 3 missed, 1 dropped, 0 late; 0 of an old caption, 2 of it left out",
-                  "+5.0 MiB an hour", "2 clients at 1/2 of the rate", "not kept: jitter", "p95 is +0 %",
-                  "median 20.0, p95 40.0"):
+    for words in (
+        "2 clients at 30 fps, 256x256 jpeg, 60 s",
+        "drift -0.25",
+        "29.9, 15.0; 3 missed, 1 dropped, 0 late; 0 of an old caption, 2 of it left out",
+        "+5.0 MiB an hour",
+        "2 clients at 1/2 of the rate",
+        "not kept: jitter",
+        "p95 is +0 %",
+        "median 20.0, p95 40.0",
+    ):
         assert words in text
     rows = [line for line in text.splitlines() if line.startswith("  ")]
     assert len({len(row) for row in rows}) == 1 and len(rows) == 5

@@ -35,12 +35,29 @@ def run_json(capsys, *arguments, code=0):
 
 def test_captions_go_the_whole_way_through_a_server_of_its_own(bundle_path, tmp_path, capsys):
     target = tmp_path / "live.json"
-    found = run_json(capsys, bundle_path, *OWN, "--fps", "50", "--clients", "2", "--switches", "4", "--every", "0.25",
-                     "--report", target)
+    found = run_json(
+        capsys,
+        bundle_path,
+        *OWN,
+        "--fps",
+        "50",
+        "--clients",
+        "2",
+        "--switches",
+        "4",
+        "--every",
+        "0.25",
+        "--report",
+        target,
+    )
     run, server = found["run"], found["run"]["server"]
     assert json.loads(target.read_text("utf-8")) == found
     assert (found["format"], found["bundle"], found["width"], found["frame_format"]) == (
-        "t2v-bench-live", "tiny", 16, "raw")
+        "t2v-bench-live",
+        "tiny",
+        16,
+        "raw",
+    )
     assert run["captions"] == run["answered"] == 8 and run["lost_captions"] == run["old"] == 0
     assert run["caption_to_first_frame"]["count"] == 8 and run["caption_to_first_frame"]["p95_ms"] > 0
     assert len(run["client_fps"]) == 2 and 0 < min(run["client_fps"]) and run["frames"] > 20
@@ -56,10 +73,23 @@ def test_captions_go_the_whole_way_through_a_server_of_its_own(bundle_path, tmp_
 
 def test_cues_of_a_file_are_played_in_time_and_a_limit_that_is_not_kept_is_exit_code_3(bundle_path, tmp_path, capsys):
     cues = tmp_path / "story.vtt"
-    cues.write_text("WEBVTT\n\n00:00.200 --> 00:00.500\na person is walking\n\n"
-                    "00:00.500 --> 00:00.900\na person is running\n")
-    found = run_json(capsys, bundle_path, *OWN, "--fps", "50", "--captions", cues, "--max-cue-ms", "0.01",
-                     "--max-p95-ms", "60000", code=3)
+    cues.write_text(
+        "WEBVTT\n\n00:00.200 --> 00:00.500\na person is walking\n\n00:00.500 --> 00:00.900\na person is running\n"
+    )
+    found = run_json(
+        capsys,
+        bundle_path,
+        *OWN,
+        "--fps",
+        "50",
+        "--captions",
+        cues,
+        "--max-cue-ms",
+        "0.01",
+        "--max-p95-ms",
+        "60000",
+        code=3,
+    )
     cue = found["run"]["cue_to_first_frame"]
     assert cue["count"] == 2 and 0 < cue["p50_ms"] <= cue["p95_ms"] <= cue["max_ms"]
     assert cue["p50_ms"] >= found["run"]["caption_to_first_frame"]["p50_ms"], "a cue is never sent before its time"
@@ -80,8 +110,18 @@ def test_a_frame_of_an_old_caption_fails_the_measurement(capsys, monkeypatch):
 
         async def __aiter__(self):
             async for frame in super().__aiter__():
-                yield frame if frame.index % 5 else type(frame)(
-                    frame.pixels, frame.index, frame.pts, frame.time_base, max(frame.generation - 1, 0), frame.caption)
+                yield (
+                    frame
+                    if frame.index % 5
+                    else type(frame)(
+                        frame.pixels,
+                        frame.index,
+                        frame.pts,
+                        frame.time_base,
+                        max(frame.generation - 1, 0),
+                        frame.caption,
+                    )
+                )
 
     monkeypatch.setattr(Playback, "is_current", lambda self, made: True)
     with InBackground(make=Stubborn) as server:
@@ -105,8 +145,23 @@ def test_a_stream_that_is_lost_ends_the_run_and_what_was_measured_is_said(capsys
 
 def test_beside_adversaries_the_others_are_measured_twice(capsys):
     with InBackground(limits=Limits(stall_s=0.5, penalty_s=0.1)) as server:
-        found = run_json(capsys, "--server", server.url, "--seconds", "1", "--every", "0.2", "--clients", "2",
-                         "--mute", "1", "--flood", "1", "--max-slowdown", "1000000")
+        found = run_json(
+            capsys,
+            "--server",
+            server.url,
+            "--seconds",
+            "1",
+            "--every",
+            "0.2",
+            "--clients",
+            "2",
+            "--mute",
+            "1",
+            "--flood",
+            "1",
+            "--max-slowdown",
+            "1000000",
+        )
         refused = server.metrics.value("t2v_refused_total", code="too_fast")
     foes = found["run"]["adversaries"]
     assert found["alone"]["adversaries"] is None and found["alone"]["answered"] >= 8
@@ -122,6 +177,7 @@ def test_foes_of_each_kind_are_borne_and_leave_when_they_are_told():
                 await until(lambda: server.metrics.value("t2v_refused_total", code="too_fast") >= 2)
             assert foes.tally.flood_sessions >= 2 and foes.tally.mute_sessions >= 1
             await until(lambda: server.client_count == 1)
+
     asyncio.run(scenario())
 
 
@@ -147,19 +203,24 @@ def test_ctrl_c_says_what_was_measured_so_far_and_leaves_no_server_behind(bundle
         process.communicate()
 
 
-@pytest.mark.parametrize("arguments, code, words", [
-    (["--live"], 2, "give a bundle"), (["{b}", "--clients", "2"], 2, "--clients goes with --live"),
-    ([], 2, "give a bundle"), (["{b}", "--max-p95-ms", "5"], 2, "--max-p95-ms goes with --live"),
-    (["{b}", "--live", "--ahead"], 2, "--ahead does not go with --live"),
-    (["{b}", "--live", "--server", "ws://127.0.0.1:1/live"], 2, "leave one of them out"),
-    (["--live", "--server", "ws://127.0.0.1:1/live"], 1, "cannot be reached"),
-    (["{b}", "--live", "--clients", "0"], 2, "--clients is 0"),
-    (["{b}", "--live", "--switches", "0"], 2, "--switches is 0"),
-    (["{b}", "--live", "--captions", "absent.vtt"], 1, "cannot be read"),
-    (["{b}", "--live", "--report", "x.txt"], 2, ".json"),
-    (["{b}", "--live", "--engine", "onnxruntime", "--variant", "int9"], 1, "variant 'int9' is not in the bundle"),
-    (["absent", "--live"], 1, "t2v-edge export"),
-])
+@pytest.mark.parametrize(
+    "arguments, code, words",
+    [
+        (["--live"], 2, "give a bundle"),
+        (["{b}", "--clients", "2"], 2, "--clients goes with --live"),
+        ([], 2, "give a bundle"),
+        (["{b}", "--max-p95-ms", "5"], 2, "--max-p95-ms goes with --live"),
+        (["{b}", "--live", "--ahead"], 2, "--ahead does not go with --live"),
+        (["{b}", "--live", "--server", "ws://127.0.0.1:1/live"], 2, "leave one of them out"),
+        (["--live", "--server", "ws://127.0.0.1:1/live"], 1, "cannot be reached"),
+        (["{b}", "--live", "--clients", "0"], 2, "--clients is 0"),
+        (["{b}", "--live", "--switches", "0"], 2, "--switches is 0"),
+        (["{b}", "--live", "--captions", "absent.vtt"], 1, "cannot be read"),
+        (["{b}", "--live", "--report", "x.txt"], 2, ".json"),
+        (["{b}", "--live", "--engine", "onnxruntime", "--variant", "int9"], 1, "variant 'int9' is not in the bundle"),
+        (["absent", "--live"], 1, "t2v-edge export"),
+    ],
+)
 def test_errors_name_the_remedy(bundle_path, capsys, monkeypatch, tmp_path, arguments, code, words):
     assert main(["bench", *(word.replace("{b}", str(bundle_path)) for word in arguments)]) == code
     captured = capsys.readouterr()

@@ -148,7 +148,8 @@ def test_what_is_kept_is_not_built_again_but_is_proved_again(bundle_path, tensor
 
 def test_float16_that_cannot_be_built_is_tried_loosely_as_well(bundle_path, tensorrt, monkeypatch):
     monkeypatch.setattr(
-        tensorrt, "spoil", lambda graph: None if onnx.load_from_string(graph).graph.name == "motion" else graph)
+        tensorrt, "spoil", lambda graph: None if onnx.load_from_string(graph).graph.name == "motion" else graph
+    )
     report = build(bundle_path)
     assert len(tensorrt.builds) == 9 + 1
     assert [t.variant for t in report.stages["render"].tried] == ["fp32", "fp16", "int8"]
@@ -187,9 +188,15 @@ def test_spoilt_engines_are_built_again_before_a_stream_plays(bundle_path, tenso
 HALF, INT8, TYPED = ["FP16", KEPT], ["FP16", "INT8", KEPT], ([], 2)
 
 
-@pytest.mark.parametrize("version, found", [
-    ("8.6.2", [([], 1), (HALF, 1), (INT8, 1)]), ("10.3.0", [([], 1), TYPED, (INT8, 1)]),
-    ("10.16.0", [TYPED] * 3), ("11.4.1", [TYPED] * 3)])
+@pytest.mark.parametrize(
+    "version, found",
+    [
+        ("8.6.2", [([], 1), (HALF, 1), (INT8, 1)]),
+        ("10.3.0", [([], 1), TYPED, (INT8, 1)]),
+        ("10.16.0", [TYPED] * 3),
+        ("11.4.1", [TYPED] * 3),
+    ],
+)
 def test_precision_is_flags_in_8_6_and_types_in_10_12_and_of_float16_in_10(bundle_path, monkeypatch, version, found):
     tensorrt = install(monkeypatch, FakeCuda(), version)
     build(bundle_path)
@@ -226,16 +233,25 @@ def test_float16_is_built_by_flags_where_its_types_cannot_be_parsed(bundle_path,
 
 def test_what_an_export_left_in_float32_runs_in_float32_among_float16(monkeypatch):
     half, full = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
-    nodes = [onnx.helper.make_node("Exp", ["x"], ["grown"], name="/exp"),
-             onnx.helper.make_node("Cast", ["grown"], ["narrow"], name="/narrow", to=half),
-             onnx.helper.make_node("Mul", ["narrow", "narrow"], ["squared"], name="/mul"),
-             onnx.helper.make_node("Cast", ["squared"], ["y"], name="/widen", to=full),
-             onnx.helper.make_node("ArgMax", ["squared"], ["best"], name="/argmax")]
-    outputs = [onnx.helper.make_tensor_value_info("y", full, [1, 4]),
-               onnx.helper.make_tensor_value_info("best", onnx.TensorProto.INT64, [1, 4])]
+    nodes = [
+        onnx.helper.make_node("Exp", ["x"], ["grown"], name="/exp"),
+        onnx.helper.make_node("Cast", ["grown"], ["narrow"], name="/narrow", to=half),
+        onnx.helper.make_node("Mul", ["narrow", "narrow"], ["squared"], name="/mul"),
+        onnx.helper.make_node("Cast", ["squared"], ["y"], name="/widen", to=full),
+        onnx.helper.make_node("ArgMax", ["squared"], ["best"], name="/argmax"),
+    ]
+    outputs = [
+        onnx.helper.make_tensor_value_info("y", full, [1, 4]),
+        onnx.helper.make_tensor_value_info("best", onnx.TensorProto.INT64, [1, 4]),
+    ]
     told = told_types(monkeypatch, nodes, outputs, "fp16")
-    assert told == {"/exp": ("FLOAT", {0: "FLOAT"}), "/mul": ("HALF", {0: "HALF"}), "/narrow": (None, {}),
-                    "/widen": (None, {}), "/argmax": (None, {})}
+    assert told == {
+        "/exp": ("FLOAT", {0: "FLOAT"}),
+        "/mul": ("HALF", {0: "HALF"}),
+        "/narrow": (None, {}),
+        "/widen": (None, {}),
+        "/argmax": (None, {}),
+    }
 
 
 def told_types(monkeypatch, nodes, outputs, precision, weights=(), failures=0):
@@ -250,22 +266,33 @@ def told_types(monkeypatch, nodes, outputs, precision, weights=(), failures=0):
     tensorrt, attempts = install(monkeypatch, FakeCuda(), "8.6.2"), count()
     tensorrt.spoil = lambda graph: None if next(attempts) < failures else graph
     find_api("tensorrt").build(model.SerializeToString(), precision, 17, BuildSettings())
-    return {layer.name: (layer.precision and layer.precision.name, {k: v.name for k, v in layer.outputs.items()})
-            for layer in tensorrt.layers}
+    return {
+        layer.name: (layer.precision and layer.precision.name, {k: v.name for k, v in layer.outputs.items()})
+        for layer in tensorrt.layers
+    }
 
 
 def test_reshapes_are_let_go_where_nothing_can_be_built_with_them(monkeypatch):
     half, full, make = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT, onnx.helper.make_node
-    nodes = [make("Reshape", ["x", "shape"], ["flat"], name="/flat"), make("Exp", ["flat"], ["grown"], name="/exp"),
-             make("Cast", ["grown"], ["narrow"], name="/narrow", to=half),
-             make("Mul", ["narrow", "narrow"], ["squared"], name="/mul"),
-             make("Reshape", ["squared", "shape"], ["shaped"], name="/shape"),
-             make("Cast", ["shaped"], ["y"], name="/widen", to=full)]
+    nodes = [
+        make("Reshape", ["x", "shape"], ["flat"], name="/flat"),
+        make("Exp", ["flat"], ["grown"], name="/exp"),
+        make("Cast", ["grown"], ["narrow"], name="/narrow", to=half),
+        make("Mul", ["narrow", "narrow"], ["squared"], name="/mul"),
+        make("Reshape", ["squared", "shape"], ["shaped"], name="/shape"),
+        make("Cast", ["shaped"], ["y"], name="/widen", to=full),
+    ]
     outputs = [onnx.helper.make_tensor_value_info("y", full, [1, 4])]
     weights = (("shape", np.array([1, 4])),)
     exact = told_types(monkeypatch, nodes, outputs, "fp16", weights)
-    assert exact == {"/flat": ("FLOAT", {0: "FLOAT"}), "/exp": ("FLOAT", {0: "FLOAT"}), "/narrow": (None, {}),
-                     "/mul": ("HALF", {0: "HALF"}), "/shape": ("HALF", {0: "HALF"}), "/widen": (None, {})}
+    assert exact == {
+        "/flat": ("FLOAT", {0: "FLOAT"}),
+        "/exp": ("FLOAT", {0: "FLOAT"}),
+        "/narrow": (None, {}),
+        "/mul": ("HALF", {0: "HALF"}),
+        "/shape": ("HALF", {0: "HALF"}),
+        "/widen": (None, {}),
+    }
     loose = told_types(monkeypatch, nodes, outputs, "fp16", weights, failures=1)
     assert loose == {**exact, "/flat": (None, {}), "/shape": (None, {})}
     with pytest.raises(EngineError, match="cannot build the fp16 engine"):
@@ -282,27 +309,47 @@ def test_what_a_parser_puts_in_between_has_the_type_of_what_it_is_made_of(monkey
 
     def layer(what, name, read, given, dtype=data.FLOAT):
         tensors = [SimpleNamespace(name=n, dtype=dtype) for n in (*read, given)]
-        return SimpleNamespace(type=what, name=name, num_inputs=len(read), num_outputs=1,
-                               get_input=tensors.__getitem__, get_output=lambda at: tensors[-1])
+        return SimpleNamespace(
+            type=what,
+            name=name,
+            num_inputs=len(read),
+            num_outputs=1,
+            get_input=tensors.__getitem__,
+            get_output=lambda at: tensors[-1],
+        )
 
-    layers = [layer(kind.CONSTANT, "w", [], "w_output"), layer(kind.CONSTANT, "f", [], "f_output"),
-              layer(kind.SHUFFLE, "between", ["w_output"], "between_output"),
-              layer(kind.SHUFFLE, "beside", ["f_output"], "beside_output"),
-              layer(kind.ELEMENTWISE, "/add", ["x", "between_output"], "sum"),
-              layer(kind.ELEMENTWISE, "/mul", ["sum"], "y"),
-              layer(kind.ELEMENTWISE, "/argmax", ["sum"], "best", data.INT32)]
+    layers = [
+        layer(kind.CONSTANT, "w", [], "w_output"),
+        layer(kind.CONSTANT, "f", [], "f_output"),
+        layer(kind.SHUFFLE, "between", ["w_output"], "between_output"),
+        layer(kind.SHUFFLE, "beside", ["f_output"], "beside_output"),
+        layer(kind.ELEMENTWISE, "/add", ["x", "between_output"], "sum"),
+        layer(kind.ELEMENTWISE, "/mul", ["sum"], "y"),
+        layer(kind.ELEMENTWISE, "/argmax", ["sum"], "best", data.INT32),
+    ]
     known = {"w": True, "f": False, "x": True, "sum": True, "y": False, "best": False}
     types = find_api("tensorrt")._types(layers, known)
-    assert types == {"w_output": data.HALF, "f_output": data.FLOAT, "between_output": data.HALF,
-                     "beside_output": data.FLOAT, "sum": data.HALF, "y": data.FLOAT, "best": data.INT32}
+    assert types == {
+        "w_output": data.HALF,
+        "f_output": data.FLOAT,
+        "between_output": data.HALF,
+        "beside_output": data.FLOAT,
+        "sum": data.HALF,
+        "y": data.FLOAT,
+        "best": data.INT32,
+    }
 
 
 def test_among_int8_only_arithmetic_apart_from_what_is_quantized_keeps_float32(monkeypatch):
     make = onnx.helper.make_node
-    nodes = [make("Mul", ["x", "x"], ["squared"], name="/limbs"), make("Exp", ["squared"], ["map"], name="/beside"),
-             make("QuantizeLinear", ["map", "scale", "zero"], ["bytes"], name="/quantize"),
-             make("DequantizeLinear", ["bytes", "scale", "zero"], ["again"], name="/dequantize"),
-             make("Conv", ["again", "w"], ["made"], name="/conv"), make("Conv", ["made", "w"], ["y"], name="/left")]
+    nodes = [
+        make("Mul", ["x", "x"], ["squared"], name="/limbs"),
+        make("Exp", ["squared"], ["map"], name="/beside"),
+        make("QuantizeLinear", ["map", "scale", "zero"], ["bytes"], name="/quantize"),
+        make("DequantizeLinear", ["bytes", "scale", "zero"], ["again"], name="/dequantize"),
+        make("Conv", ["again", "w"], ["made"], name="/conv"),
+        make("Conv", ["made", "w"], ["y"], name="/left"),
+    ]
     weights = (("scale", np.float32(0.1)), ("zero", np.int8(0)), ("w", np.ones((4, 4, 1, 1), np.float32)))
     outputs = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4, 1, 1])]
     told = told_types(monkeypatch, nodes, outputs, "int8", weights)
@@ -333,8 +380,12 @@ def test_a_variant_that_is_not_there_and_one_for_other_engines(bundle_path, tens
 def test_the_command_builds_reports_and_says_what_is_missing(bundle_path, tensorrt, monkeypatch, capsys):
     assert main(["build", str(bundle_path), "--device", "jetson-orin-nano-8gb", "--tactics", "none", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["settings"] == {"batch": 1, "workspace_bytes": 2 << 30, "optimization_level": None,
-                                  "tactic_sources": []}
+    assert report["settings"] == {
+        "batch": 1,
+        "workspace_bytes": 2 << 30,
+        "optimization_level": None,
+        "tactic_sources": [],
+    }
     assert report["stages"]["render"]["tried"][0]["rollout"]
     assert main(["build", str(bundle_path), "--tactics", "cudnn"]) == 2
     assert "tactic source 'cudnn' is unknown here; choose from cublas" in capsys.readouterr().err

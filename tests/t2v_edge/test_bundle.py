@@ -285,8 +285,14 @@ def test_layers_kept_in_float32_survive_the_round_trip():
 
 def test_costs_of_a_graph_survive_the_round_trip_and_are_absent_where_unknown():
     entry = GraphEntry("fp16/render.onnx", "fp16", 17, macs=0, weight_bytes=12, launches=3)
-    assert entry.to_json() == {"file": "fp16/render.onnx", "precision": "fp16", "opset": 17, "macs": 0,
-                               "weight_bytes": 12, "launches": 3}
+    assert entry.to_json() == {
+        "file": "fp16/render.onnx",
+        "precision": "fp16",
+        "opset": 17,
+        "macs": 0,
+        "weight_bytes": 12,
+        "launches": 3,
+    }
     assert GraphEntry.from_json(json.loads(json.dumps(entry.to_json()))) == entry
     assert GraphEntry.from_json({"file": "fp16/render.onnx", "precision": "fp16", "opset": 17}).macs is None
 

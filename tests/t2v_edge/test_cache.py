@@ -30,11 +30,14 @@ def test_a_folder_that_others_may_read_is_closed_to_them(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS has a folder of its own")
-@pytest.mark.parametrize("xdg, expected", [
-    ("/somewhere/xdg", Path("/somewhere/xdg/t2v-edge")),
-    ("relative", Path("/home/she/.cache/t2v-edge")),
-    ("", Path("/home/she/.cache/t2v-edge")),
-])
+@pytest.mark.parametrize(
+    "xdg, expected",
+    [
+        ("/somewhere/xdg", Path("/somewhere/xdg/t2v-edge")),
+        ("relative", Path("/home/she/.cache/t2v-edge")),
+        ("", Path("/home/she/.cache/t2v-edge")),
+    ],
+)
 def test_the_root_follows_the_xdg_specification(monkeypatch, xdg, expected):
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("HOME", "/home/she")

@@ -21,8 +21,15 @@ from t2v_edge.tokenizer import MAX_CHARACTERS, normalise
 from t2v_edge.wording import Wording
 
 AT_ONCE = MergeOptions(hold_s=0)
-SPOKEN = ("a", "a person", "a person is", "a person is running", "a person is running in a",
-          "a person is running in a red", "a person is running in a red shirt")
+SPOKEN = (
+    "a",
+    "a person",
+    "a person is",
+    "a person is running",
+    "a person is running in a",
+    "a person is running in a red",
+    "a person is running in a red shirt",
+)
 
 
 def partial(text, segment=0, revision=0, at=0.0):
@@ -43,15 +50,20 @@ def shown_of(merger, events):
 def test_a_caption_that_grows_word_by_word_is_encoded_once_for_each_word_that_means_something():
     merger = CaptionMerger(AT_ONCE)
     shown = shown_of(merger, [partial(text, 0, i, float(i)) for i, text in enumerate(SPOKEN)])
-    assert shown == ["a person", "a person is running", "a person is running in a red",
-                     "a person is running in a red shirt"]
+    assert shown == [
+        "a person",
+        "a person is running",
+        "a person is running in a red",
+        "a person is running in a red shirt",
+    ]
     assert merger.stats.shown == 4 and merger.stats.held == 3
     assert merger.accept(final("A person is running, in a red shirt.", 0, 9, 9.0)) is None, "word for word the same"
 
 
 def test_the_three_partials_that_complaints_are_about_cost_two_encodings():
-    assert shown_of(CaptionMerger(AT_ONCE), [partial(t, 0, i) for i, t in enumerate(
-        ("a", "a person", "a person is running"))]) == ["a person", "a person is running"]
+    assert shown_of(
+        CaptionMerger(AT_ONCE), [partial(t, 0, i) for i, t in enumerate(("a", "a person", "a person is running"))]
+    ) == ["a person", "a person is running"]
 
 
 def test_words_that_come_fast_are_shown_together_after_the_hold():
@@ -140,8 +152,13 @@ def test_older_revisions_are_stale_and_the_same_again_is_a_duplicate():
 
 def test_a_final_outranks_every_partial_of_its_segment_and_a_later_final_corrects_it():
     merger = CaptionMerger(AT_ONCE)
-    events = [partial("a person runs", 0, 7), final("a man runs", 0, 3), partial("a dog runs", 0, 99),
-              final("a woman runs", 0, 4), final("a cat runs", 0, 3)]
+    events = [
+        partial("a person runs", 0, 7),
+        final("a man runs", 0, 3),
+        partial("a dog runs", 0, 99),
+        final("a woman runs", 0, 4),
+        final("a cat runs", 0, 3),
+    ]
     assert shown_of(merger, events) == ["a person runs", "a man runs", "a woman runs"]
 
 
@@ -164,8 +181,16 @@ def test_the_end_of_a_sentence_is_not_lost_to_the_first_word_of_the_next():
 
 def test_what_is_held_is_not_lost_to_a_newer_segment_that_says_nothing_yet():
     merger = CaptionMerger(MergeOptions(hold_s=1))
-    shown_of(merger, [partial("a person", 0, 0, 0.0), partial("a person runs", 0, 1, 0.1), partial("", 1, 0, 0.2),
-                      final("", 1, 1, 0.3), partial("a", 2, 0, 0.4)])
+    shown_of(
+        merger,
+        [
+            partial("a person", 0, 0, 0.0),
+            partial("a person runs", 0, 1, 0.1),
+            partial("", 1, 0, 0.2),
+            final("", 1, 1, 0.3),
+            partial("a", 2, 0, 0.4),
+        ],
+    )
     assert merger.poll(1.0) == "a person runs"
 
 
@@ -230,12 +255,27 @@ def test_events_of_another_stream_are_refused():
 # ---- texts
 
 
-@pytest.mark.parametrize("changes", [
-    {"text": None}, {"text": b"a"}, {"text": "x" * (MAX_EVENT_CHARACTERS + 1)}, {"text": "x" * (1 << 20)},
-    {"segment": -1}, {"segment": 2**53}, {"segment": True}, {"revision": 1.0}, {"final": 1}, {"stream": "s" * 65},
-    {"stream": None}, {"received_s": math.nan}, {"received_s": math.inf}, {"received_s": None}, {"start_s": "1"},
-    {"received_s": 10**400},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text": None},
+        {"text": b"a"},
+        {"text": "x" * (MAX_EVENT_CHARACTERS + 1)},
+        {"text": "x" * (1 << 20)},
+        {"segment": -1},
+        {"segment": 2**53},
+        {"segment": True},
+        {"revision": 1.0},
+        {"final": 1},
+        {"stream": "s" * 65},
+        {"stream": None},
+        {"received_s": math.nan},
+        {"received_s": math.inf},
+        {"received_s": None},
+        {"start_s": "1"},
+        {"received_s": 10**400},
+    ],
+)
 def test_what_is_no_event_is_refused_when_it_is_made(changes):
     fields = {"stream": "s", "segment": 0, "revision": 0, "text": "a", "final": True, **changes}
     with pytest.raises(CaptionError, match="caption"):
@@ -270,8 +310,20 @@ def test_a_long_text_is_cut_at_a_word_and_chinese_anywhere():
     assert len(shorten("\ufdfa" * MAX_EVENT_CHARACTERS)) <= MAX_CHARACTERS
 
 
-@pytest.mark.parametrize("text", ["\u0300\u0316" * 2048, "\ufdfa" * 4096, "\ud800" * 4096, "\x00" * 4096,
-                                  "a\u200b" * 2048, "的" * 4096, "a " * 2048, "👩‍👩‍👧" * 800, "'" * 4096])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u0300\u0316" * 2048,
+        "\ufdfa" * 4096,
+        "\ud800" * 4096,
+        "\x00" * 4096,
+        "a\u200b" * 2048,
+        "的" * 4096,
+        "a " * 2048,
+        "👩‍👩‍👧" * 800,
+        "'" * 4096,
+    ],
+)
 def test_no_text_takes_long(text):
     merger = CaptionMerger()
     start = time.perf_counter()
@@ -287,9 +339,22 @@ def test_no_text_takes_long(text):
 @st.composite
 def histories(draw):
     """Events of a few segments, each text one of a few; one final a segment at most; duplicated and shuffled."""
-    texts = st.sampled_from(("", "a", "a person", "a person is", "a person is running", "the person is running",
-                             "a dog is running", "A person, is running!", "一个人", "一个人在跑步", "…",
-                             "running person"))
+    texts = st.sampled_from(
+        (
+            "",
+            "a",
+            "a person",
+            "a person is",
+            "a person is running",
+            "the person is running",
+            "a dog is running",
+            "A person, is running!",
+            "一个人",
+            "一个人在跑步",
+            "…",
+            "running person",
+        )
+    )
     events = []
     for segment in range(draw(st.integers(1, 4))):
         count = draw(st.integers(1, 4))
@@ -358,15 +423,20 @@ def test_a_duplicate_changes_nothing(history, gaps, data):
     events = timed(history, gaps)
     at = data.draw(st.integers(0, len(events) - 1))
     again = events[data.draw(st.integers(0, at))]
-    with_it = events[:at + 1] + [again] + events[at + 1:]
+    with_it = events[: at + 1] + [again] + events[at + 1 :]
     assert schedule(events) == schedule(with_it)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from("a person is running in the red shirt and um dancing 人 在 跑 步".split()), min_size=1,
-                max_size=12))
+@given(
+    st.lists(
+        st.sampled_from("a person is running in the red shirt and um dancing 人 在 跑 步".split()),
+        min_size=1,
+        max_size=12,
+    )
+)
 def test_no_more_encodings_than_words_that_mean_something(words):
-    events = [partial(" ".join(words[:i + 1]), 0, i, float(i)) for i in range(len(words))]
+    events = [partial(" ".join(words[: i + 1]), 0, i, float(i)) for i in range(len(words))]
     merger = CaptionMerger(AT_ONCE)
     shown = shown_of(merger, events)
     text = Wording.of(" ".join(words))
@@ -390,6 +460,11 @@ def test_a_stream_of_many_segments_keeps_a_bounded_state():
 
 
 def test_a_schedule_is_what_would_have_been_shown_live():
-    events = [partial("a", 0, 0, 0.0), partial("a person", 0, 1, 0.2), partial("a person is running", 0, 2, 0.3),
-              final("a man is running", 0, 3, 2.0), final("a dog", 1, 0, 2.0)]
+    events = [
+        partial("a", 0, 0, 0.0),
+        partial("a person", 0, 1, 0.2),
+        partial("a person is running", 0, 2, 0.3),
+        final("a man is running", 0, 3, 2.0),
+        final("a dog", 1, 0, 2.0),
+    ]
     assert schedule(events) == ((0.2, "a person"), (0.5, "a person is running"), (2.0, "a dog"))

@@ -53,8 +53,10 @@ def test_a_machine_that_is_set_up_is_ready_with_the_engines_it_can_have(name, en
     assert {f.code for f in findings if f.level == WARN} <= {"power-mode", "platform"}
 
 
-@pytest.mark.parametrize("name, remedy", [("jetpack-5.1-xavier", "JetPack 5 is the last for Xavier"),
-                                          ("jetpack-5.1-orin", "flash JetPack 6.2 or newer")])
+@pytest.mark.parametrize(
+    "name, remedy",
+    [("jetpack-5.1-xavier", "JetPack 5 is the last for Xavier"), ("jetpack-5.1-orin", "flash JetPack 6.2 or newer")],
+)
 def test_jetpack_5_leaves_onnx_runtime_in_a_python_of_ones_own(name, remedy):
     platform = one(examine(read_system(name)), "platform")
     assert platform.level == WARN and "8.5.2 is older than 8.6" in platform.what and "only ONNX" in platform.what
@@ -83,27 +85,34 @@ def test_a_wheel_of_another_release_than_jetpacks_is_refused_and_one_of_the_same
     assert "tensorrt" in usable_engines(same)
 
 
-@pytest.mark.parametrize("board, jetpack, version, fits", [
-    ("NVIDIA Jetson AGX Orin Developer Kit", "7.2.2", "11.4.1", True),
-    ("NVIDIA Jetson AGX Thor Developer Kit", "7.2.2", "11.5.0", True),
-    ("NVIDIA Jetson AGX Orin Developer Kit", "7.2.2", "11.4.0", False),
-    ("NVIDIA Jetson AGX Orin Developer Kit", "7.2.1", "11.4.1", False),
-    ("NVIDIA Jetson Orin Nano Developer Kit", "7.2.2", "11.4.1", False),
-])
+@pytest.mark.parametrize(
+    "board, jetpack, version, fits",
+    [
+        ("NVIDIA Jetson AGX Orin Developer Kit", "7.2.2", "11.4.1", True),
+        ("NVIDIA Jetson AGX Thor Developer Kit", "7.2.2", "11.5.0", True),
+        ("NVIDIA Jetson AGX Orin Developer Kit", "7.2.2", "11.4.0", False),
+        ("NVIDIA Jetson AGX Orin Developer Kit", "7.2.1", "11.4.1", False),
+        ("NVIDIA Jetson Orin Nano Developer Kit", "7.2.2", "11.4.1", False),
+    ],
+)
 def test_tensorrt_11_is_taken_only_where_nvidia_supports_it(board, jetpack, version, fits):
     system = replace(read_system("jetpack-7.2", tensorrt=in_venv(version, "3.12")), board=board, jetpack=jetpack)
     assert ("tensorrt" in usable_engines(system)) is fits
     assert any(f.code == "tensorrt-wheel" for f in examine(system)) is not fits
 
 
-@pytest.mark.parametrize("name, cuda_python", [("jetpack-6.0", "12.2"), ("jetpack-6.2", "12.6"),
-                                               ("jetpack-7.0", "13.0"), ("jetpack-7.2", "13.2")])
+@pytest.mark.parametrize(
+    "name, cuda_python",
+    [("jetpack-6.0", "12.2"), ("jetpack-6.2", "12.6"), ("jetpack-7.0", "13.0"), ("jetpack-7.2", "13.2")],
+)
 def test_an_environment_that_does_not_see_the_system_is_told_the_exact_command(name, cuda_python):
     system = read_system(name, system_site=False, tensorrt=None)
     finding = one(examine(system), "venv")
     assert finding.level == WARN and "does not see the system's packages" in finding.what
-    assert finding.remedy == ("/usr/bin/python3 -m venv --system-site-packages ~/t2v && . ~/t2v/bin/activate && "
-                              f"pip install 't2v-edge[cpu,tensorrt]' 'cuda-python=={cuda_python}.*'")
+    assert finding.remedy == (
+        "/usr/bin/python3 -m venv --system-site-packages ~/t2v && . ~/t2v/bin/activate && "
+        f"pip install 't2v-edge[cpu,tensorrt]' 'cuda-python=={cuda_python}.*'"
+    )
     assert usable_engines(system) == ("onnxruntime",)
 
 
@@ -132,10 +141,15 @@ def test_tensorrt_needs_cuda_python_of_its_cuda(found, said):
     assert usable_engines(system) == ("onnxruntime",)
 
 
-@pytest.mark.parametrize("name, command", [("jetpack-6.2", "sudo nvpmodel -m 2 && sudo jetson_clocks"),
-                                           ("jetpack-7.0", "sudo nvpmodel -m 0 && sudo jetson_clocks"),
-                                           ("jetpack-5.1-orin", "sudo nvpmodel -m 0"),
-                                           ("jetpack-5.1-xavier", "sudo nvpmodel -m 0")])
+@pytest.mark.parametrize(
+    "name, command",
+    [
+        ("jetpack-6.2", "sudo nvpmodel -m 2 && sudo jetson_clocks"),
+        ("jetpack-7.0", "sudo nvpmodel -m 0 && sudo jetson_clocks"),
+        ("jetpack-5.1-orin", "sudo nvpmodel -m 0"),
+        ("jetpack-5.1-xavier", "sudo nvpmodel -m 0"),
+    ],
+)
 def test_a_slower_power_mode_is_told_how_to_leave_it(name, command):
     finding = one(examine(read_system(name)), "power-mode")
     assert finding.level == WARN and finding.remedy.startswith(command)
@@ -154,7 +168,10 @@ def test_no_engine_at_all_fails():
 def test_onnx_runtime_with_cuda_counts_where_there_is_a_driver():
     packages = {**without(PYTHONS["desktop-rtx"].packages, "onnxruntime"), "onnxruntime-gpu": "1.23.2"}
     assert usable_engines(read_system("desktop-rtx", packages=packages)) == (
-        "onnxruntime", "onnxruntime-cuda", "tensorrt-rtx")
+        "onnxruntime",
+        "onnxruntime-cuda",
+        "tensorrt-rtx",
+    )
     assert usable_engines(read_system("cpu-x86", packages=packages)) == ("onnxruntime",)
 
 
@@ -185,11 +202,19 @@ def manifest(tiny):
     """make(opset, precision, graph bytes): a manifest whose graphs are all so."""
 
     def make(opset=17, precision="fp32", size=1000):
-        variants = {precision: {stage: replace(entry, opset=opset, precision=precision)
-                                for stage, entry in tiny.variants["fp32"].items()}}
+        variants = {
+            precision: {
+                stage: replace(entry, opset=opset, precision=precision)
+                for stage, entry in tiny.variants["fp32"].items()
+            }
+        }
         names = ["tokenizer.json", "golden.npz", *(e.file for e in variants[precision].values())]
-        return replace(tiny.manifest, variants=variants, default=dict.fromkeys(tiny.manifest.stages, precision),
-                       files={name: FileEntry("0" * 64, size) for name in names})
+        return replace(
+            tiny.manifest,
+            variants=variants,
+            default=dict.fromkeys(tiny.manifest.stages, precision),
+            files={name: FileEntry("0" * 64, size) for name in names},
+        )
 
     return make
 
@@ -212,10 +237,18 @@ def test_enough_to_play_and_not_to_build_warns(manifest):
     assert one(examine_bundle(cpu, manifest()), "memory").level == OK
 
 
-@pytest.mark.parametrize("name, opset, warned", [("jetpack-6.0", 17, False), ("jetpack-6.0", 18, True),
-                                                 ("jetpack-6.2", 20, False), ("jetpack-6.2", 21, True),
-                                                 ("jetpack-7.2", 21, True), ("cpu-x86", 21, False),
-                                                 ("jetpack-5.1-orin", 21, False)])
+@pytest.mark.parametrize(
+    "name, opset, warned",
+    [
+        ("jetpack-6.0", 17, False),
+        ("jetpack-6.0", 18, True),
+        ("jetpack-6.2", 20, False),
+        ("jetpack-6.2", 21, True),
+        ("jetpack-7.2", 21, True),
+        ("cpu-x86", 21, False),
+        ("jetpack-5.1-orin", 21, False),
+    ],
+)
 def test_graphs_newer_than_the_parser_are_told_how_to_export(name, opset, warned, manifest):
     findings = [f for f in examine_bundle(read_system(name), manifest(opset)) if f.code == "opset"]
     assert len(findings) == (3 if warned else 0)
@@ -225,16 +258,23 @@ def test_graphs_newer_than_the_parser_are_told_how_to_export(name, opset, warned
 
 
 def test_a_bundle_of_unsigned_int8_alone_has_nothing_for_tensorrt(manifest):
-    findings = [f for f in examine_bundle(read_system("jetpack-6.2"), manifest(precision="int8-u8"))
-                if f.code == "graphs"]
+    findings = [
+        f for f in examine_bundle(read_system("jetpack-6.2"), manifest(precision="int8-u8")) if f.code == "graphs"
+    ]
     assert len(findings) == 3 and all("has only int8-u8" in f.what for f in findings)
 
 
-@pytest.mark.parametrize("name, profile", [("jetpack-6.2", "jetson-orin-nano-8gb"), ("cpu-x86", "cpu"),
-                                           ("jetpack-6.0", "jetson-agx-orin-64gb"),
-                                           ("jetpack-5.1-xavier", "jetson-xavier-nx"),
-                                           ("jetpack-5.1-orin", "jetson-agx-orin-32gb"),
-                                           ("jetpack-7.0", "jetson-thor-t5000")])
+@pytest.mark.parametrize(
+    "name, profile",
+    [
+        ("jetpack-6.2", "jetson-orin-nano-8gb"),
+        ("cpu-x86", "cpu"),
+        ("jetpack-6.0", "jetson-agx-orin-64gb"),
+        ("jetpack-5.1-xavier", "jetson-xavier-nx"),
+        ("jetpack-5.1-orin", "jetson-agx-orin-32gb"),
+        ("jetpack-7.0", "jetson-thor-t5000"),
+    ],
+)
 def test_the_profile_of_a_board_is_found(name, profile):
     assert guess_profile(read_system(name)) == profile
 

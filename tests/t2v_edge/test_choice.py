@@ -149,11 +149,24 @@ def test_a_choice_holds_for_its_graph_threads_versions_and_machine_only(bench, e
     assert bench.choose(graph, options) == ("openvino", True)
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"{", b"[]", b"null", b'"openvino"', b"\xff\xfe", b'{"engine": null}', b'{"engine": ["openvino"]}',
-    b'{"engine": "os"}', b'{"engine": "../openvino"}', b'{"engine": "auto"}', b"[" * 5000,
-    b'{"engine": "openvino", "padding": "' + b"x" * choice.MAX_ENTRY_BYTES + b'"}',
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"openvino"',
+        b"\xff\xfe",
+        b'{"engine": null}',
+        b'{"engine": ["openvino"]}',
+        b'{"engine": "os"}',
+        b'{"engine": "../openvino"}',
+        b'{"engine": "auto"}',
+        b"[" * 5000,
+        b'{"engine": "openvino", "padding": "' + b"x" * choice.MAX_ENTRY_BYTES + b'"}',
+    ],
+)
 def test_a_damaged_entry_is_measured_again_and_replaced(bench, entry, content):
     good = entry.read_bytes()
     entry.write_bytes(content)

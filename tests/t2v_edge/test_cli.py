@@ -29,8 +29,14 @@ def start(*arguments, **options):
     command = [sys.executable, "-m", "t2v_edge", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": ROOT}
     # a shell starts what it runs in the background with Ctrl-C ignored, and children would inherit that
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **options)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        **options,
+    )
 
 
 def run_json(capsys, *arguments):
@@ -56,8 +62,10 @@ def test_run_twice_with_one_seed_gives_identical_pixels(bundle_path, capsys):
     assert once == again != other
 
 
-@pytest.mark.parametrize("target, asked, ahead", [
-    (("-o", "x.png"), (), True), (("--json",), (), True), (("-o", "-"), (), False), (("-o", "-"), ("--ahead",), True)])
+@pytest.mark.parametrize(
+    "target, asked, ahead",
+    [(("-o", "x.png"), (), True), (("--json",), (), True), (("-o", "-"), (), False), (("-o", "-"), ("--ahead",), True)],
+)
 def test_files_are_made_ahead_and_what_is_shown_where_asked(bundle_path, monkeypatch, target, asked, ahead):
     opened = []
 
@@ -72,8 +80,26 @@ def test_files_are_made_ahead_and_what_is_shown_where_asked(bundle_path, monkeyp
 
 def test_run_takes_captions_size_smoothing_sheet_and_variant(bundle_path, tmp_path, capsys):
     report = run_json(
-        capsys, "run", bundle_path, "一个人", "--then", "1.5", WALK, "-o", tmp_path / "f" / "%03d.png",
-        "--sheet", tmp_path / "s.png", "--size", "40x24", "--smoothing", "0.5", "--variant", "fp16", "--threads", "1")
+        capsys,
+        "run",
+        bundle_path,
+        "一个人",
+        "--then",
+        "1.5",
+        WALK,
+        "-o",
+        tmp_path / "f" / "%03d.png",
+        "--sheet",
+        tmp_path / "s.png",
+        "--size",
+        "40x24",
+        "--smoothing",
+        "0.5",
+        "--variant",
+        "fp16",
+        "--threads",
+        "1",
+    )
     assert report["frames"] == 88, "4 seconds after the last caption"
     assert report["captions"] == [{"seconds": 0.0, "caption": "一个人"}, {"seconds": 1.5, "caption": WALK}]
     assert report["variants"] == {"text": "fp16", "motion": "fp16", "render": "fp16"}
@@ -113,9 +139,12 @@ def test_run_plays_lines_and_recorded_events(bundle_path, tmp_path, capsys):
     report = run_json(capsys, "run", bundle_path, "--captions", tmp_path / "story.txt")
     assert [c["seconds"] for c in report["captions"]] == [0.0, 4.0] and report["frames"] == 128
     spoken = ("a", "a person", "a person is walking")
-    (tmp_path / "story.jsonl").write_text("".join(
-        json.dumps({"segment": 0, "revision": i, "text": text, "final": False, "received_s": i}) + "\n"
-        for i, text in enumerate(spoken)))
+    (tmp_path / "story.jsonl").write_text(
+        "".join(
+            json.dumps({"segment": 0, "revision": i, "text": text, "final": False, "received_s": i}) + "\n"
+            for i, text in enumerate(spoken)
+        )
+    )
     report = run_json(capsys, "run", bundle_path, "--captions", tmp_path / "story.jsonl", "--seconds", "3")
     assert report["captions"] == [{"seconds": 0.0, "caption": "a person"}, {"seconds": 2, "caption": WALK}]
 
@@ -156,23 +185,26 @@ def test_ctrl_c_ends_an_endless_stream_well_and_removes_a_file_cut_short(bundle_
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("arguments, code, words", [
-    (["run", "{b}", WALK], 2, "nowhere to put the video"),
-    (["run", "{b}", "", "-o", "x.mp4"], 1, "empty"),
-    (["run", "{b}", WALK, "-o", "x.avi"], 1, "x.mp4"),
-    (["run", "{b}", WALK, "-o", "x.mp4", "--fps", "fast"], 2, "fps"),
-    (["run", "{b}", WALK, "-o", "x.mp4", "--then", "soon", WALK], 2, "'soon' is no number"),
-    (["run", "{b}", "-o", "x.mp4"], 2, "nothing to play"),
-    (["run", "{b}", "-o", "x.mp4", "--captions", "none.vtt"], 1, "none.vtt cannot be read"),
-    (["run", "{b}", "-o", "x.mp4", "--captions", "none.doc"], 1, ".vtt, .srt, .txt"),
-    (["run", "{b}", "-o", "x.mp4", "--captions", "none.jsonl"], 1, "cannot be read"),
-    (["run", "{b}", WALK, "-o", "x.mp4", "--variant", "int8"], 2, "fp32, fp16"),
-    (["run", "{b}", WALK, "-o", "x.mp4", "--threads", "0"], 2, "threads"),
-    (["run", "{b}", WALK, "--sheet", "x.jpg"], 2, ".png"),
-    (["run", "nowhere", WALK, "-o", "x.mp4"], 1, "t2v-edge export"),
-    (["inspect", "nowhere"], 1, "no such bundle"),
-    (["devices", "abacus"], 1, "abacus"),
-])
+@pytest.mark.parametrize(
+    "arguments, code, words",
+    [
+        (["run", "{b}", WALK], 2, "nowhere to put the video"),
+        (["run", "{b}", "", "-o", "x.mp4"], 1, "empty"),
+        (["run", "{b}", WALK, "-o", "x.avi"], 1, "x.mp4"),
+        (["run", "{b}", WALK, "-o", "x.mp4", "--fps", "fast"], 2, "fps"),
+        (["run", "{b}", WALK, "-o", "x.mp4", "--then", "soon", WALK], 2, "'soon' is no number"),
+        (["run", "{b}", "-o", "x.mp4"], 2, "nothing to play"),
+        (["run", "{b}", "-o", "x.mp4", "--captions", "none.vtt"], 1, "none.vtt cannot be read"),
+        (["run", "{b}", "-o", "x.mp4", "--captions", "none.doc"], 1, ".vtt, .srt, .txt"),
+        (["run", "{b}", "-o", "x.mp4", "--captions", "none.jsonl"], 1, "cannot be read"),
+        (["run", "{b}", WALK, "-o", "x.mp4", "--variant", "int8"], 2, "fp32, fp16"),
+        (["run", "{b}", WALK, "-o", "x.mp4", "--threads", "0"], 2, "threads"),
+        (["run", "{b}", WALK, "--sheet", "x.jpg"], 2, ".png"),
+        (["run", "nowhere", WALK, "-o", "x.mp4"], 1, "t2v-edge export"),
+        (["inspect", "nowhere"], 1, "no such bundle"),
+        (["devices", "abacus"], 1, "abacus"),
+    ],
+)
 def test_errors_name_the_problem_and_the_exit_code_says_whose_it_is(
     bundle_path, tmp_path, monkeypatch, capsys, arguments, code, words
 ):
@@ -184,10 +216,17 @@ def test_errors_name_the_problem_and_the_exit_code_says_whose_it_is(
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("arguments", [
-    [], ["dance"], ["run"], ["run", "b", "c", "--size", "big"], ["run", "b", "c", "-o", "x", "--show"],
-    ["run", "b", "--captions", "x.vtt", "--then", "1", "c"],
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["run"],
+        ["run", "b", "c", "--size", "big"],
+        ["run", "b", "c", "-o", "x", "--show"],
+        ["run", "b", "--captions", "x.vtt", "--then", "1", "c"],
+    ],
+)
 def test_wrong_arguments_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
@@ -253,8 +292,10 @@ def test_devices_estimates_a_bundle_on_every_device_and_says_what_is_not_known(c
 
 
 def test_devices_estimates_stage_by_stage_in_a_power_mode(counted_path, capsys):
-    fast, slow = (run_json(capsys, "devices", "--bundle", counted_path, f"jetson-agx-orin-64gb@{mode}")
-                  for mode in ("MAXN", "15W"))
+    fast, slow = (
+        run_json(capsys, "devices", "--bundle", counted_path, f"jetson-agx-orin-64gb@{mode}")
+        for mode in ("MAXN", "15W")
+    )
     assert slow["device"] == "jetson-agx-orin-64gb@15W" and slow["fps"] < fast["fps"]
     assert slow["stages"]["render"]["launches_ms"] > fast["stages"]["render"]["launches_ms"]
     assert main(["devices", "--bundle", str(counted_path), "h200"]) == 0

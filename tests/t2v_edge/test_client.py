@@ -40,6 +40,7 @@ def frame_of(generation, value=0):
 @asynccontextmanager
 async def a_server_that_says(*messages):
     """A WebSocket server that hears one message and answers with these, and then with nothing."""
+
     async def handle(socket):
         read_client(await socket.recv())
         for message in messages:
@@ -68,10 +69,12 @@ def test_a_program_in_five_lines_shows_captions():
 
 def test_captions_may_come_from_another_thread_while_frames_are_shown():
     with InBackground() as server, Client.connect(server.url, format="jpeg", quality=95, size=(32, 24)) as client:
+
         def talk():
             for word in ("walking", "running", "dancing"):
                 client.caption(f"a person is {word}")
                 time.sleep(0.05)
+
         talker = threading.Thread(target=talk)
         talker.start()
         generations = []
@@ -111,6 +114,7 @@ def test_what_is_asked_for_is_answered_and_after_pause_no_frame_comes():
             assert client.errors[-1].code == "caption"
             assert (await client.stats()).captions == 2
             assert len(await some(client, 2)) == 2
+
     run(scenario)
 
 
@@ -124,6 +128,7 @@ def test_a_caption_that_is_not_final_is_revised_by_the_next():
             await client.caption("a cat", segment=7, revision=2, final=False)
             await client.caption("a cat sleeps")
             assert (client._last.segment, client._last.revision) == (7, 3)
+
     run(scenario)
 
 
@@ -135,6 +140,7 @@ def test_a_client_that_shows_slowly_gets_the_newest_frame():
             await asyncio.sleep(0.3)
             second = await client.next_frame()
             assert second.header.sequence > first.header.sequence + 3
+
     run(scenario)
 
 
@@ -160,6 +166,7 @@ def test_a_lost_connection_is_tried_again_with_caption_and_settings_kept():
             await until(lambda: len(server.made) == 2 and server.made[1].caption == "a person is dancing")
             assert (await client.stats()).captions == 1
             await client.close()
+
     run(scenario)
 
 
@@ -180,6 +187,7 @@ def test_without_retries_the_end_is_the_end():
         await lost.close()
         await told.close()
         await told.close()
+
     run(scenario)
 
 
@@ -196,6 +204,7 @@ def test_a_wrong_token_is_not_tried_again(retry_s):
             with pytest.raises(ProtocolError, match="answered 404: not here"):
                 await AsyncClient.connect(server.url + "/else", token=TOKEN, retry_s=retry_s)
             assert server.metrics.value("t2v_refused_total", code="token") == 2
+
     run(scenario)
 
 
@@ -210,6 +219,7 @@ def test_a_full_server_is_tried_again_until_there_is_room():
             await until(lambda: server.metrics.value("t2v_refused_total", code="capacity") >= 2)
             await first.close()
             await (await waiting).close()
+
     run(scenario)
 
 
@@ -221,16 +231,22 @@ def test_an_address_where_nobody_is_is_said(url):
         Client.connect(url, fps="fast")
 
 
-@pytest.mark.parametrize("first, error, words", [
-    ("garbage", ProtocolError, "not JSON"), (write(Showing(0, 0, 0, "x")), ProtocolError, "first message is a showing"),
-    (write(Error("capacity", "full", "wait", True)), ProtocolError, "full; wait"),
-    (frame_of(0), ProtocolError, "binary"), (None, ClientError, "no welcome"),
-])
+@pytest.mark.parametrize(
+    "first, error, words",
+    [
+        ("garbage", ProtocolError, "not JSON"),
+        (write(Showing(0, 0, 0, "x")), ProtocolError, "first message is a showing"),
+        (write(Error("capacity", "full", "wait", True)), ProtocolError, "full; wait"),
+        (frame_of(0), ProtocolError, "binary"),
+        (None, ClientError, "no welcome"),
+    ],
+)
 def test_a_server_that_does_not_welcome_is_refused(first, error, words):
     async def scenario():
         async with a_server_that_says(*([] if first is None else [first])) as url:
             with pytest.raises(error, match=words):
                 await AsyncClient.connect(url, timeout_s=0.3 if first is None else TIMEOUT_S)
+
     run(scenario)
 
 
@@ -243,6 +259,7 @@ def test_a_server_that_talks_nonsense_ends_the_session(message):
                 while True:
                     assert (await client.next_frame()).header.generation == 1
             await client.close()
+
     run(scenario)
 
 
@@ -258,6 +275,7 @@ def test_frames_of_an_old_generation_and_messages_of_a_later_version_are_skipped
             await asyncio.sleep(0.05)
             await client.close()
             assert await waiting is None
+
     run(scenario)
 
 
@@ -274,6 +292,7 @@ def test_a_close_frame_alone_says_why_as_well():
                 await client.next_frame()
             assert refusal.value.code == "too_fast"
             await client.close()
+
     run(scenario)
 
 

@@ -52,7 +52,9 @@ def times(cues):
 
 def test_webvtt_is_read_with_its_blocks_tags_and_entities():
     assert parse_cues(VTT, ".vtt") == (
-        Cue(1.0, 4.0, "A person is walking & waving"), Cue(360002.5, 360005.25, "一个人 正在跑步"))
+        Cue(1.0, 4.0, "A person is walking & waving"),
+        Cue(360002.5, 360005.25, "一个人 正在跑步"),
+    )
 
 
 def test_subrip_is_read_with_commas_dots_and_short_numbers():
@@ -70,12 +72,15 @@ def test_byte_order_marks_and_line_endings_of_any_kind_change_nothing(tmp_path, 
 
 def test_a_text_file_has_a_caption_on_each_line_for_four_seconds():
     assert parse_cues("# a comment\n a person \n\n一个人\n", ".txt") == (
-        Cue(0.0, 4.0, "a person"), Cue(4.0, 8.0, "一个人"))
+        Cue(0.0, 4.0, "a person"),
+        Cue(4.0, 8.0, "一个人"),
+    )
 
 
 def test_cues_without_text_are_left_out():
     assert parse_cues("1\n00:01 --> 00:02\n<i></i>\n\n2\n00:03 --> 00:04\nx\n\n3\n00:05 --> 00:06", ".srt") == (
-        Cue(3.0, 4.0, "x"),)
+        Cue(3.0, 4.0, "x"),
+    )
 
 
 def test_subrip_takes_lines_of_spaces_for_empty_ones_and_webvtt_does_not():
@@ -88,36 +93,39 @@ def test_times_are_exact(start):
     def text(ms):
         return f"{ms // 3600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}.{ms % 1000:03}"
 
-    cue, = parse_cues(f"WEBVTT\n\n{text(start)} --> {text(start + 1)}\nx", ".vtt")
+    (cue,) = parse_cues(f"WEBVTT\n\n{text(start)} --> {text(start + 1)}\nx", ".vtt")
     assert (cue.start_s, cue.end_s) == (start / 1000, (start + 1) / 1000)
 
 
-@pytest.mark.parametrize("text, suffix, words", [
-    ("", ".vtt", "line 1: a WebVTT file begins with WEBVTT"),
-    ("1\n00:01 --> 00:02\na", ".vtt", "line 1: a WebVTT file begins"),
-    ("WEBVTTX\n\n", ".vtt", "line 1"),
-    ("WEBVTT", ".vtt", "no captions"),
-    ("WEBVTT\n\nNOTE only this", ".vtt", "no captions"),
-    ("WEBVTT\n00:01.000 --> 00:02.000\na", ".vtt", "line 2: a cue begins without an empty line"),
-    ("WEBVTT\n\n00:01.000 -> 00:02.000\na", ".vtt", "line 3: '00:01.000 -> 00:02.000' is no line of times"),
-    ("WEBVTT\n\n1\n00:01.000 -> 00:02.000\na", ".vtt", "line 4"),
-    ("WEBVTT\n\nname\n00:01.0000 --> 00:02.000\na", ".vtt", "line 4"),
-    ("WEBVTT\n\n00:61.000 --> 00:02.000\na", ".vtt", "line 3: minutes and seconds go to 59"),
-    ("WEBVTT\n\n60:01.000 --> 00:02.000\na", ".vtt", "line 3: minutes and seconds"),
-    ("WEBVTT\n\n00:02.000 --> 00:02.000\na", ".vtt", "line 3: the cue does not end after it starts"),
-    ("WEBVTT\n\n00:01.000 --> 00:02.000\na\n00:03.000 --> 00:04.000\nb", ".vtt", "line 5: a cue begins without"),
-    ("1\n00:01,000 --> 00:02,000\na\n\nlost text\n", ".srt", "line 5: 'lost text' is no line of times"),
-    ("1\nat 00:01 --> 00:02\na", ".srt", "line 2"),
-    ("00:01 --> 00:02x\na", ".srt", "line 1"),
-    ("٠٠:٠١ --> 00:02\na", ".srt", "line 1"),
-    ("1\n-00:01 --> 00:02\na", ".srt", "line 2"),
-    ("00000:00:01 --> 00000:00:02\na", ".srt", "line 1"),
-    ("1\n00:01 --> 00:02\n" + "x" * 5000, ".srt", "line 2: the caption has 5000 characters"),
-    ("a\n" + "x" * 5000, ".txt", "line 2: the caption has 5000 characters"),
-    ("a\n" * (MAX_CUES + 1), ".txt", f"more than {MAX_CUES} cues"),
-    ("x\n" * 5000, ".srt", "none of them empty"),
-    ("# nothing\n", ".txt", "no captions"),
-])
+@pytest.mark.parametrize(
+    "text, suffix, words",
+    [
+        ("", ".vtt", "line 1: a WebVTT file begins with WEBVTT"),
+        ("1\n00:01 --> 00:02\na", ".vtt", "line 1: a WebVTT file begins"),
+        ("WEBVTTX\n\n", ".vtt", "line 1"),
+        ("WEBVTT", ".vtt", "no captions"),
+        ("WEBVTT\n\nNOTE only this", ".vtt", "no captions"),
+        ("WEBVTT\n00:01.000 --> 00:02.000\na", ".vtt", "line 2: a cue begins without an empty line"),
+        ("WEBVTT\n\n00:01.000 -> 00:02.000\na", ".vtt", "line 3: '00:01.000 -> 00:02.000' is no line of times"),
+        ("WEBVTT\n\n1\n00:01.000 -> 00:02.000\na", ".vtt", "line 4"),
+        ("WEBVTT\n\nname\n00:01.0000 --> 00:02.000\na", ".vtt", "line 4"),
+        ("WEBVTT\n\n00:61.000 --> 00:02.000\na", ".vtt", "line 3: minutes and seconds go to 59"),
+        ("WEBVTT\n\n60:01.000 --> 00:02.000\na", ".vtt", "line 3: minutes and seconds"),
+        ("WEBVTT\n\n00:02.000 --> 00:02.000\na", ".vtt", "line 3: the cue does not end after it starts"),
+        ("WEBVTT\n\n00:01.000 --> 00:02.000\na\n00:03.000 --> 00:04.000\nb", ".vtt", "line 5: a cue begins without"),
+        ("1\n00:01,000 --> 00:02,000\na\n\nlost text\n", ".srt", "line 5: 'lost text' is no line of times"),
+        ("1\nat 00:01 --> 00:02\na", ".srt", "line 2"),
+        ("00:01 --> 00:02x\na", ".srt", "line 1"),
+        ("٠٠:٠١ --> 00:02\na", ".srt", "line 1"),
+        ("1\n-00:01 --> 00:02\na", ".srt", "line 2"),
+        ("00000:00:01 --> 00000:00:02\na", ".srt", "line 1"),
+        ("1\n00:01 --> 00:02\n" + "x" * 5000, ".srt", "line 2: the caption has 5000 characters"),
+        ("a\n" + "x" * 5000, ".txt", "line 2: the caption has 5000 characters"),
+        ("a\n" * (MAX_CUES + 1), ".txt", f"more than {MAX_CUES} cues"),
+        ("x\n" * 5000, ".srt", "none of them empty"),
+        ("# nothing\n", ".txt", "no captions"),
+    ],
+)
 def test_what_is_wrong_is_named_with_its_line(text, suffix, words):
     with pytest.raises(CueError) as refused:
         parse_cues(text, suffix, "story")
@@ -129,13 +137,16 @@ def test_as_many_cues_as_may_be_are_read():
     assert len(parse_cues("a\n" * MAX_CUES, ".txt")) == MAX_CUES
 
 
-@pytest.mark.parametrize("name, data, words", [
-    ("x.ass", b"", "no caption file by its name"),
-    ("x.vtt", None, "cannot be read"),
-    ("x.srt", b"1\r\n00:01 --> 00:02\r\n\xff", "line 3: this is not UTF-8"),
-    ("x.srt", "1\n00:01 --> 00:02\na".encode("utf-16"), "line 1: this is not UTF-8"),
-    ("x.txt", b"a" * (MAX_BYTES + 1), "is larger than"),
-])
+@pytest.mark.parametrize(
+    "name, data, words",
+    [
+        ("x.ass", b"", "no caption file by its name"),
+        ("x.vtt", None, "cannot be read"),
+        ("x.srt", b"1\r\n00:01 --> 00:02\r\n\xff", "line 3: this is not UTF-8"),
+        ("x.srt", "1\n00:01 --> 00:02\na".encode("utf-16"), "line 1: this is not UTF-8"),
+        ("x.txt", b"a" * (MAX_BYTES + 1), "is larger than"),
+    ],
+)
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, data, words):
     path = tmp_path / name
     if data is not None:
@@ -158,11 +169,21 @@ def test_any_text_gives_cues_or_an_error_of_ours(text, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".vtt", ".srt", ".txt"])
-@pytest.mark.parametrize("text", [
-    "\n" * MAX_BYTES, "WEBVTT\n\n" + "<" * (MAX_BYTES - 8), "a\n" * (MAX_BYTES // 2), " " * MAX_BYTES,
-    "1" * MAX_BYTES, "1\n00:01 --> 00:02\n" + "{\\" * (MAX_BYTES // 2 - 20), "\r\n" * (MAX_BYTES // 2),
-    "".join(f"00:01 --> 00:02\n{'&<a' * 1300}\n\n" for _ in range(250)), " \n" * (MAX_BYTES // 2),
-], ids=("empty", "tags", "lines", "spaces", "digits", "braces", "crlf", "cues", "blank"))
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n" * MAX_BYTES,
+        "WEBVTT\n\n" + "<" * (MAX_BYTES - 8),
+        "a\n" * (MAX_BYTES // 2),
+        " " * MAX_BYTES,
+        "1" * MAX_BYTES,
+        "1\n00:01 --> 00:02\n" + "{\\" * (MAX_BYTES // 2 - 20),
+        "\r\n" * (MAX_BYTES // 2),
+        "".join(f"00:01 --> 00:02\n{'&<a' * 1300}\n\n" for _ in range(250)),
+        " \n" * (MAX_BYTES // 2),
+    ],
+    ids=("empty", "tags", "lines", "spaces", "digits", "braces", "crlf", "cues", "blank"),
+)
 def test_no_file_takes_long(text, suffix):
     start = time.perf_counter()
     try:
@@ -189,12 +210,18 @@ def test_a_file_of_empty_lines_takes_no_more_memory_than_its_lines():
 def test_cues_play_at_their_starts_as_finals_of_rising_segments():
     events = list(play(parse_cues(SRT, ".srt")))
     assert [(at, e.segment, e.final, e.start_s, e.end_s, e.received_s) for at, e in events] == [
-        (1.0, 0, True, 1.0, 4.0, 1.0), (62.5, 1, True, 62.5, 63.07, 62.5)]
+        (1.0, 0, True, 1.0, 4.0, 1.0),
+        (62.5, 1, True, 62.5, 63.07, 62.5),
+    ]
 
 
 def test_of_cues_that_overlap_the_one_that_began_last_counts_and_the_other_comes_back():
     assert times([Cue(0, 10, "long"), Cue(3, 5, "short"), Cue(12, 13, "after")]) == [
-        (0, "long"), (3, "short"), (5, "long"), (12, "after")]
+        (0, "long"),
+        (3, "short"),
+        (5, "long"),
+        (12, "after"),
+    ]
 
 
 def test_of_cues_that_begin_together_the_last_in_the_file_counts_and_the_order_of_the_file_does_not_matter_else():

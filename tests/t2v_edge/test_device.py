@@ -14,10 +14,29 @@ from t2v_edge.device import MAX_FILE_BYTES, DeviceProfile, list_profiles, load_p
 from t2v_edge.errors import DeviceError
 
 SHIPPED = (
-    "apple-vision-pro", "cpu", "cpu-arm64", "cpu-x86-avx2", "desktop-rtx", "h100", "h200", "jetson-agx-orin-32gb",
-    "jetson-agx-orin-64gb", "jetson-agx-xavier", "jetson-orin-nano-4gb", "jetson-orin-nano-8gb", "jetson-orin-nx-16gb",
-    "jetson-orin-nx-8gb", "jetson-thor-t4000", "jetson-thor-t5000", "jetson-xavier-nx", "pico-4", "quest-3", "quest-3s",
-    "quest-pro", "rtx-4070", "rtx-5070",
+    "apple-vision-pro",
+    "cpu",
+    "cpu-arm64",
+    "cpu-x86-avx2",
+    "desktop-rtx",
+    "h100",
+    "h200",
+    "jetson-agx-orin-32gb",
+    "jetson-agx-orin-64gb",
+    "jetson-agx-xavier",
+    "jetson-orin-nano-4gb",
+    "jetson-orin-nano-8gb",
+    "jetson-orin-nx-16gb",
+    "jetson-orin-nx-8gb",
+    "jetson-thor-t4000",
+    "jetson-thor-t5000",
+    "jetson-xavier-nx",
+    "pico-4",
+    "quest-3",
+    "quest-3s",
+    "quest-pro",
+    "rtx-4070",
+    "rtx-5070",
 )
 ORINS = tuple(name for name in SHIPPED if "-orin-" in name)
 DEVICES = Path(__file__).parents[2] / "devices"
@@ -92,7 +111,10 @@ def test_every_number_of_a_shipped_profile_has_a_citation_of_some_length(name: s
     sources = load_profile(name).sources
     assert all(len(citation) >= 20 for citation in sources.values())
     assert {key for key in data if key in sources} == {key for key in data if isinstance(data[key], (dict, list))} - {
-        "sources", "engines", "precisions"}
+        "sources",
+        "engines",
+        "precisions",
+    }
     assert set(data["sources"]) == {table["source"] for table in tables}, "a citation is unused"
 
 
@@ -194,8 +216,9 @@ def test_quest_3_lists_refresh_rates_and_leaves_unsourced_numbers_out() -> None:
     assert quest.bandwidth_gb_s is None and not quest.dense_tops
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("jetson-orin-nano", "jetson-orin-nano-8gb"), ("CPU", "cpu"),
-                                              ("quest3", "quest-3")])
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("jetson-orin-nano", "jetson-orin-nano-8gb"), ("CPU", "cpu"), ("quest3", "quest-3")]
+)
 def test_unknown_name_suggests_the_near_one(typed: str, meant: str) -> None:
     with pytest.raises(DeviceError, match=f"did you mean .*{meant}"):
         load_profile(typed)
@@ -218,25 +241,31 @@ def test_own_profile_is_read_from_a_path(tmp_path: Path) -> None:
     assert low.dense_tops["fp16"] == pytest.approx(2) and low.bandwidth_gb_s == pytest.approx(30)
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ('kind = "jetson"', 'kind = "toaster"', "kind is 'toaster'.*cpu, jetson, desktop, server, headset"),
-    ('name = "mine"\n', "", "name is missing"),
-    ('precisions = ["fp32", "fp16"]', 'precisions = ["fp4"]', "precisions names 'fp4'"),
-    ('precisions = ["fp32", "fp16"]', "precisions = []", "precisions must be a list"),
-    ('bytes = 4_294_967_296\nbandwidth_gb_s = 60\nmhz = 3000\nsource = "sheet"', "bytes = 4_294_967_296",
-     "memory.source is missing"),
-    ('fp16 = 8\nsource = "sheet"', 'fp16 = 8\nsource = "rumour"', "dense_tops.source is 'rumour'.*it cites sheet"),
-    ("bytes = 4_294_967_296", "bytes = 4e9", "memory.bytes must be a whole number"),
-    ("bandwidth_gb_s = 60", "bandwidth_gb_s = -1", "memory.bandwidth_gb_s must be a number from"),
-    ("bandwidth_gb_s = 60", "bandwidth_gb_s = nan", "memory.bandwidth_gb_s must be a number from"),
-    ("bandwidth_gb_s = 60", "bandwith_gb_s = 60", "memory.bandwith_gb_s is not known: did you mean bandwidth_gb_s"),
-    ("fp16 = 8", "fp16 = true", "dense_tops.fp16 must be a number"),
-    ("opset_cap = 18", "opset_cap = 5", "software.old.opset_cap must be a number from 13"),
-    ("gpu_tpcs = 2\n", "", "power_mode.low.gpu_tpcs is missing"),
-    ("[dense_tops]", "[[dense_tops]]", "dense_tops must be a table"),
-    ("[sources]", "[source]", "sources is missing"),
-    ("kind =", "kind", "is not TOML"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('kind = "jetson"', 'kind = "toaster"', "kind is 'toaster'.*cpu, jetson, desktop, server, headset"),
+        ('name = "mine"\n', "", "name is missing"),
+        ('precisions = ["fp32", "fp16"]', 'precisions = ["fp4"]', "precisions names 'fp4'"),
+        ('precisions = ["fp32", "fp16"]', "precisions = []", "precisions must be a list"),
+        (
+            'bytes = 4_294_967_296\nbandwidth_gb_s = 60\nmhz = 3000\nsource = "sheet"',
+            "bytes = 4_294_967_296",
+            "memory.source is missing",
+        ),
+        ('fp16 = 8\nsource = "sheet"', 'fp16 = 8\nsource = "rumour"', "dense_tops.source is 'rumour'.*it cites sheet"),
+        ("bytes = 4_294_967_296", "bytes = 4e9", "memory.bytes must be a whole number"),
+        ("bandwidth_gb_s = 60", "bandwidth_gb_s = -1", "memory.bandwidth_gb_s must be a number from"),
+        ("bandwidth_gb_s = 60", "bandwidth_gb_s = nan", "memory.bandwidth_gb_s must be a number from"),
+        ("bandwidth_gb_s = 60", "bandwith_gb_s = 60", "memory.bandwith_gb_s is not known: did you mean bandwidth_gb_s"),
+        ("fp16 = 8", "fp16 = true", "dense_tops.fp16 must be a number"),
+        ("opset_cap = 18", "opset_cap = 5", "software.old.opset_cap must be a number from 13"),
+        ("gpu_tpcs = 2\n", "", "power_mode.low.gpu_tpcs is missing"),
+        ("[dense_tops]", "[[dense_tops]]", "dense_tops must be a table"),
+        ("[sources]", "[source]", "sources is missing"),
+        ("kind =", "kind", "is not TOML"),
+    ],
+)
 def test_malformed_profile_names_the_file_the_key_and_the_remedy(old: str, new: str, message: str) -> None:
     assert old in OWN
     with pytest.raises(DeviceError, match=message) as caught:
@@ -250,8 +279,8 @@ def test_profile_without_software_is_refused_because_it_caps_nothing() -> None:
 
 
 def test_row_with_a_source_of_its_own_is_cited_by_row() -> None:
-    text = OWN.replace('[sources]', '[sources]\nnotes = "Release notes"')
-    head, mark, tail = text.rpartition('opset_cap = 21\nsource = ')
+    text = OWN.replace("[sources]", '[sources]\nnotes = "Release notes"')
+    head, mark, tail = text.rpartition("opset_cap = 21\nsource = ")
     profile = parse_profile(head + mark + tail.replace("sheet", "notes"), "mine.toml")
     assert profile.sources["software"] == "Data sheet of my board"
     assert profile.sources["software.new"] == "Release notes"
@@ -294,6 +323,6 @@ def test_profile_with_any_line_replaced_loads_or_is_a_device_error(line: int, te
 
 def test_software_without_a_name_and_wrong_types_in_rows_are_device_errors() -> None:
     for row in ("software = 3", "software = [3]", "software = [{}]", "power_mode = {name = 'x'}"):
-        text = OWN[: OWN.index("[sources]")] + row + "\n" + OWN[OWN.index("[sources]"): OWN.index("[[power_mode]]")]
+        text = OWN[: OWN.index("[sources]")] + row + "\n" + OWN[OWN.index("[sources]") : OWN.index("[[power_mode]]")]
         with pytest.raises(DeviceError):
             parse_profile(text, "rows.toml")

@@ -64,8 +64,11 @@ def test_a_sound_bundle_is_proved_on_every_engine_that_is_installed(sound, tmp_p
     assert diagnosis.can_run and diagnosis.bundle == "tiny"
     ran = {(p.engine, p.variant, p.stage): p for p in diagnosis.trials}
     # of TensorRT's engines none can work on this machine, whatever is installed
-    assert set(ran) == {(e, "fp32", s) for e in available_engines() for s in STAGES} == set(
-        (e, "fp32", s) for e in installed_engines() if e not in BUILT for s in STAGES)
+    assert (
+        set(ran)
+        == {(e, "fp32", s) for e in available_engines() for s in STAGES}
+        == set((e, "fp32", s) for e in installed_engines() if e not in BUILT for s in STAGES)
+    )
     assert all(p.right and p.default and p.difference.max_rel < 1e-3 for p in ran.values() if p.stage != "render")
     assert told == [(i + 1, len(ran)) for i in range(len(ran))]
     by_code = {finding.code: finding.level for finding in diagnosis.findings}
@@ -96,7 +99,8 @@ def test_a_variant_that_is_wrong_and_no_default_only_warns(tiny, tmp_path):
     diagnosis = diagnose(read_system("cpu-x86"), tiny.write(tmp_path / "b"), engines={"onnxruntime": Door(onnxruntime)})
     assert diagnosis.can_run
     assert {f.what.split(" wrongly")[0] for f in golden_findings(diagnosis)} == {
-        f"onnxruntime computes fp16 {stage}" for stage in STAGES}
+        f"onnxruntime computes fp16 {stage}" for stage in STAGES
+    }
     assert {f.level for f in golden_findings(diagnosis)} == {WARN}
 
 
@@ -112,7 +116,8 @@ def test_an_engine_that_has_nothing_built_is_told_and_the_others_count(sound, tm
 
 def test_tensorrt_is_not_asked_for_unsigned_int8(sound, tmp_path):
     sound.variants["int8-u8"] = {
-        "text": replace(sound.variants["fp32"]["text"], file="int8-u8/text.onnx", precision="int8-u8")}
+        "text": replace(sound.variants["fp32"]["text"], file="int8-u8/text.onnx", precision="int8-u8")
+    }
     sound.files["int8-u8/text.onnx"] = sound.files["fp32/text.onnx"]
     manifest = replace(sound.manifest, quality={"int8-u8": {"text": {"max_rel": 0.01}}})
     write_bundle(tmp_path / "b", manifest, sound.files)
@@ -195,16 +200,19 @@ def test_a_bundle_without_golden_vectors_cannot_be_proved(sound, tmp_path):
     assert golden_findings(diagnosis)[0].level == WARN and diagnosis.trials == ()
 
 
-@pytest.mark.parametrize("name, changes, code, exit_code", [
-    ("jetpack-6.2", {}, "power-mode", 0),
-    ("jetpack-6.2", {"tensorrt": in_venv("11.4.1", "3.10")}, "tensorrt-wheel", 1),
-    ("jetpack-6.2", {"tensorrt": None, "system_site": False}, "venv", 0),
-    ("jetpack-5.1-orin", {"version": (3, 8, 10)}, "python", 1),
-    ("jetpack-5.1-xavier", {}, "platform", 0),
-    ("jetpack-7.0", {}, "power-mode", 0),
-    ("jetpack-7.2", {}, "power-mode", 0),
-    ("jetpack-6.0", {"packages": {}, "tensorrt": None}, "engines", 1),
-])
+@pytest.mark.parametrize(
+    "name, changes, code, exit_code",
+    [
+        ("jetpack-6.2", {}, "power-mode", 0),
+        ("jetpack-6.2", {"tensorrt": in_venv("11.4.1", "3.10")}, "tensorrt-wheel", 1),
+        ("jetpack-6.2", {"tensorrt": None, "system_site": False}, "venv", 0),
+        ("jetpack-5.1-orin", {"version": (3, 8, 10)}, "python", 1),
+        ("jetpack-5.1-xavier", {}, "platform", 0),
+        ("jetpack-7.0", {}, "power-mode", 0),
+        ("jetpack-7.2", {}, "power-mode", 0),
+        ("jetpack-6.0", {"packages": {}, "tensorrt": None}, "engines", 1),
+    ],
+)
 def test_the_command_gives_the_verdict_as_json(name, changes, code, exit_code, capsys, monkeypatch):
     system = read_system(name, **changes)
     monkeypatch.setattr(System, "read", classmethod(lambda cls: system))
@@ -213,7 +221,8 @@ def test_the_command_gives_the_verdict_as_json(name, changes, code, exit_code, c
     finding = next(f for f in said["findings"] if f["code"] == code)
     assert said["can_run"] is (exit_code == 0) and finding["level"] != OK and finding["remedy"]
     assert said["system"]["jetpack"] == system.jetpack and said["system"]["python"]["version"] == list(
-        system.python.version)
+        system.python.version
+    )
 
 
 def test_the_command_says_it_in_words_with_a_remedy_below_each(sound, tmp_path, capsys, monkeypatch):

@@ -28,11 +28,14 @@ SIDE = 64  # in place of 256, which takes longer and shows no more
 CAPTION = "a person is waving"
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg: apt install ffmpeg")
-GSTREAMER = shutil.which("gst-launch-1.0") is not None and not subprocess.run(
-    ["gst-inspect-1.0", "--exists", "x264enc"]).returncode
+GSTREAMER = (
+    shutil.which("gst-launch-1.0") is not None
+    and not subprocess.run(["gst-inspect-1.0", "--exists", "x264enc"]).returncode
+)
 needs_gstreamer = pytest.mark.skipif(
     not GSTREAMER,
-    reason="no GStreamer with x264: apt install gstreamer1.0-tools gstreamer1.0-plugins-{base,good,bad,ugly}")
+    reason="no GStreamer with x264: apt install gstreamer1.0-tools gstreamer1.0-plugins-{base,good,bad,ugly}",
+)
 
 
 def command(*words):
@@ -53,8 +56,14 @@ def prepare(line, bundle_path, seconds):
 
 def run(line, folder):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=folder, capture_output=True, text=True,
-                          timeout=TIMEOUT_S, env=environment)
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -74,10 +83,14 @@ def listening():
         yield sock.getsockname()[1], lambda count: [sock.recv(65536) for _ in range(count)]
 
 
-@pytest.mark.parametrize("words", [
-    pytest.param(("ffmpeg", "out.mp4"), marks=needs_ffmpeg),
-    pytest.param(("gst-launch", "mp4mux"), marks=needs_gstreamer),
-], ids=["ffmpeg", "gstreamer"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("ffmpeg", "out.mp4"), marks=needs_ffmpeg),
+        pytest.param(("gst-launch", "mp4mux"), marks=needs_gstreamer),
+    ],
+    ids=["ffmpeg", "gstreamer"],
+)
 def test_a_file_has_every_frame_in_its_colours(bundle_path, tmp_path, words):
     av = pytest.importorskip("av", reason="pip install 't2v-edge[video]'")
     run(prepare(command(*words), bundle_path, 1), tmp_path)
@@ -87,17 +100,22 @@ def test_a_file_has_every_frame_in_its_colours(bundle_path, tmp_path, words):
     wanted = expected(bundle_path, 1)
     assert len(frames) == len(wanted) == 30
     # Noise of a model of random weights is the worst there is to compress; averaged over 8x8 points its colours stay.
-    blocks = [[picture.reshape(8, SIDE // 8, 8, SIDE // 8, 3).mean((1, 3)) for picture in some]
-              for some in (frames, wanted)]
+    blocks = [
+        [picture.reshape(8, SIDE // 8, 8, SIDE // 8, 3).mean((1, 3)) for picture in some] for some in (frames, wanted)
+    ]
     right = [np.abs(mine - his).mean() for mine, his in zip(*blocks)]
     swapped = [np.abs(mine[..., ::-1] - his).mean() for mine, his in zip(*blocks)]
     assert max(right) < 12 < np.mean(swapped), "and not blue for red"
 
 
-@pytest.mark.parametrize("words", [
-    pytest.param(("ffmpeg", "-f rtp"), marks=needs_ffmpeg),
-    pytest.param(("gst-launch", "rtph264pay"), marks=needs_gstreamer),
-], ids=["ffmpeg", "gstreamer"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("ffmpeg", "-f rtp"), marks=needs_ffmpeg),
+        pytest.param(("gst-launch", "rtph264pay"), marks=needs_gstreamer),
+    ],
+    ids=["ffmpeg", "gstreamer"],
+)
 def test_rtp_has_h264_in_time(bundle_path, tmp_path, words):
     with listening() as (port, receive):
         line = prepare(command(*words), bundle_path, 2)
@@ -114,8 +132,13 @@ def test_hls_has_segments_that_play(bundle_path, tmp_path):
     run(prepare(command("-f hls"), bundle_path, 3), tmp_path)
     playlist = (tmp_path / "stream.m3u8").read_text()
     assert playlist.startswith("#EXTM3U") and playlist.count(".ts") >= 2
-    done = subprocess.run(["ffmpeg", "-v", "error", "-i", "stream.m3u8", "-f", "framecrc", "-"], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=TIMEOUT_S)
+    done = subprocess.run(
+        ["ffmpeg", "-v", "error", "-i", "stream.m3u8", "-f", "framecrc", "-"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
     assert done.stderr == "" and len([line for line in done.stdout.splitlines() if not line.startswith("#")]) >= 60
 
 
@@ -127,8 +150,13 @@ def test_the_servers_mjpeg_is_encoded_live_and_its_caption_changes(bundle_path, 
         post = command("curl -d").replace("http://127.0.0.1:8766", base)
         with listening() as (port, receive):
             line = command("ffmpeg -f mpjpeg").replace("http://127.0.0.1:8766", base).replace(":5004", f":{port}")
-            encoder = subprocess.Popen(shlex.split(line), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                       stderr=subprocess.PIPE, text=True)
+            encoder = subprocess.Popen(
+                shlex.split(line),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
             try:
                 packets = receive(3)
                 assert all(packet[0] == 0x47 and len(packet) % 188 == 0 for packet in packets), "MPEG-TS"

@@ -98,9 +98,11 @@ def test_results_of_any_type_come_as_the_contract_says(name, name_of_type):
     spec = StageSpec("text", (TensorSpec("x", (1, 3), "int64"),), (TensorSpec("y", (1, 3), name_of_type),))
     number = helper.np_dtype_to_tensor_dtype(np.dtype(name_of_type))
     graph = helper.make_graph(
-        [helper.make_node("Cast", ["x"], ["y"], to=number)], "cast",
+        [helper.make_node("Cast", ["x"], ["y"], to=number)],
+        "cast",
         [helper.make_tensor_value_info("x", TensorProto.INT64, (1, 3))],
-        [helper.make_tensor_value_info("y", number, (1, 3))])
+        [helper.make_tensor_value_info("y", number, (1, 3))],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     with open_engine(name, model.SerializeToString(), spec, EngineOptions(1)) as opened:
         result = opened.run({"x": np.array([[0, 1, 200]])})["y"]
@@ -114,10 +116,12 @@ def test_float32_is_computed_in_float32(name):
     random = np.random.default_rng(0)
     weight = random.standard_normal((256, 256)).astype(np.float32)
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])], "product",
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 256))],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 256))],
-        [helper.make_tensor("w", TensorProto.FLOAT, (256, 256), weight.tobytes(), raw=True)])
+        [helper.make_tensor("w", TensorProto.FLOAT, (256, 256), weight.tobytes(), raw=True)],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     x = random.standard_normal((1, 256)).astype(np.float32)
     with open_engine(name, model.SerializeToString(), spec, EngineOptions(1)) as opened:
@@ -126,12 +130,15 @@ def test_float32_is_computed_in_float32(name):
     np.testing.assert_allclose(result, x.astype(np.float64) @ weight, atol=1e-3)
 
 
-@pytest.mark.parametrize("change, match", [
-    (lambda f: f.pop("noise.code"), "input noise.code is missing"),
-    (lambda f: f.update({"condition": f["condition"][0]}), r"float32\[4\], the graph takes float32\[1, 4\]"),
-    (lambda f: f.update({"condition": f["condition"].astype(np.float64)}), "condition is float64"),
-    (lambda f: f.update({"more": f["condition"]}), "takes no input more"),
-])
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (lambda f: f.pop("noise.code"), "input noise.code is missing"),
+        (lambda f: f.update({"condition": f["condition"][0]}), r"float32\[4\], the graph takes float32\[1, 4\]"),
+        (lambda f: f.update({"condition": f["condition"].astype(np.float64)}), "condition is float64"),
+        (lambda f: f.update({"more": f["condition"]}), "takes no input more"),
+    ],
+)
 def test_feeds_that_break_the_contract_are_named(motion, change, match):
     feeds = feeds_of(motion.spec)
     change(feeds)
@@ -230,17 +237,26 @@ def test_pixels_rounded_to_bytes_before_or_after_a_transposition_are_the_same(na
         helper.make_node("Cast", ["rounded"], ["kept"], to=TensorProto.FLOAT),
     ]
     for kept in (("frame",), ("frame", "other", "kept")):
-        spec = StageSpec("render", (TensorSpec("levels", (1, 3, 4, 5)),), tuple(
-            TensorSpec(n, (1, 5, 4, 3) if n == "other" else (1, 4, 5, 3), "uint8" if n == "frame" else "float32")
-            for n in kept))
-        constants = [helper.make_tensor("low", TensorProto.FLOAT, [], [0.0]),
-                     helper.make_tensor("high", TensorProto.FLOAT, [], [255.0])]
+        spec = StageSpec(
+            "render",
+            (TensorSpec("levels", (1, 3, 4, 5)),),
+            tuple(
+                TensorSpec(n, (1, 5, 4, 3) if n == "other" else (1, 4, 5, 3), "uint8" if n == "frame" else "float32")
+                for n in kept
+            ),
+        )
+        constants = [
+            helper.make_tensor("low", TensorProto.FLOAT, [], [0.0]),
+            helper.make_tensor("high", TensorProto.FLOAT, [], [255.0]),
+        ]
         types = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
         graph = helper.make_graph(
-            [n for n in nodes if n.output[0] in ("clipped", "image", "rounded", *kept)], "tail",
+            [n for n in nodes if n.output[0] in ("clipped", "image", "rounded", *kept)],
+            "tail",
             [helper.make_tensor_value_info("levels", TensorProto.FLOAT, [1, 3, 4, 5])],
             [helper.make_tensor_value_info(t.name, types[t.dtype], t.shape) for t in spec.outputs],
-            constants)
+            constants,
+        )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         levels = (np.arange(60, dtype=np.float32).reshape(1, 3, 4, 5) - 4) * 4.5
         with open_engine(name, model.SerializeToString(), spec, EngineOptions(1)) as opened:

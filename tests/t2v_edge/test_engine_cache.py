@@ -14,8 +14,16 @@ from hypothesis import strategies as st
 
 from t2v_edge.engine.cache import EngineCache
 
-KEY = {"engine": "tensorrt", "version": "8.6.2", "gpu": "Orin", "compute_capability": "8.7", "driver": "540.2.0",
-       "graph_sha256": "0" * 64, "precision": "fp16", "settings": {"batch": 1, "tactic_sources": None}}
+KEY = {
+    "engine": "tensorrt",
+    "version": "8.6.2",
+    "gpu": "Orin",
+    "compute_capability": "8.7",
+    "driver": "540.2.0",
+    "graph_sha256": "0" * 64,
+    "precision": "fp16",
+    "settings": {"batch": 1, "tactic_sources": None},
+}
 ENGINE = bytes(range(256)) * 40
 
 
@@ -34,9 +42,19 @@ def test_an_engine_comes_back_as_it_was_kept(cache):
     assert cache.get(KEY) == ENGINE
 
 
-@pytest.mark.parametrize("change", [
-    {"gpu": "Orin NX"}, {"driver": "540.3.0"}, {"version": "8.6.1"}, {"compute_capability": "8.6"},
-    {"precision": "fp32"}, {"graph_sha256": "1" * 64}, {"settings": {"batch": 4, "tactic_sources": None}}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gpu": "Orin NX"},
+        {"driver": "540.3.0"},
+        {"version": "8.6.1"},
+        {"compute_capability": "8.6"},
+        {"precision": "fp32"},
+        {"graph_sha256": "1" * 64},
+        {"settings": {"batch": 4, "tactic_sources": None}},
+    ],
+    ids=str,
+)
 def test_an_engine_of_anything_else_is_not_taken(cache, change):
     cache.put(KEY, ENGINE)
     assert cache.get({**KEY, **change}) is None

@@ -59,8 +59,19 @@ def test_a_graph_of_other_weights_is_found_out(stage, tiny, arrays, read):
     assert not golden.tolerance(stage, "fp16").allows(found)
 
 
-@pytest.mark.parametrize("name", ["condition", "motion", "next.hidden", "start.hidden", "motion.noise.jitter",
-                                  "motion.noise.code", "render.noise.look", "frames"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "condition",
+        "motion",
+        "next.hidden",
+        "start.hidden",
+        "motion.noise.jitter",
+        "motion.noise.code",
+        "render.noise.look",
+        "frames",
+    ],
+)
 def test_every_array_counts(name, tiny, arrays, read):
     last = arrays[name][-1]
     arrays[name] = arrays[name].copy()

@@ -347,8 +347,10 @@ def test_a_slow_device_shows_fewer_frames_on_time_and_more_when_it_has_room(live
     show(stream, 120)
     assert stream.stats.level == 0
     motion = device.of("motion")
-    assert all(np.array_equal(after["state.hidden"], before["next.hidden"])
-               for (_, before), (after, _) in zip(motion, motion[1:]))
+    assert all(
+        np.array_equal(after["state.hidden"], before["next.hidden"])
+        for (_, before), (after, _) in zip(motion, motion[1:])
+    )
 
 
 def test_quality_is_left_alone_where_that_is_wanted(live, device):

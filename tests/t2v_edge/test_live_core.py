@@ -66,8 +66,9 @@ class Player:
     def finish(self):
         if self.order is not None:
             order, self.order = self.order, None
-            frames = [Frame(PIXELS, index, index, 1 / self.fps, order.generation, order.caption)
-                      for index in order.indices]
+            frames = [
+                Frame(PIXELS, index, index, 1 / self.fps, order.generation, order.caption) for index in order.indices
+            ]
             self.core.deliver(order, frames, self.now - self.begun, self.now)
 
     def consume(self):
@@ -86,18 +87,32 @@ class Player:
         self.shown.append(found)
 
 
-EVENTS = st.lists(st.one_of(
-    st.tuples(st.just("caption"), st.integers(0, 2)), st.tuples(st.just("pause"), st.booleans()),
-    st.tuples(st.just("reset"), st.integers(0, 2)), st.tuples(st.just("begin"), st.none()),
-    st.tuples(st.just("finish"), st.none()), st.tuples(st.just("consume"), st.none()),
-    st.tuples(st.just("wait"), st.floats(0.0, 0.1)), st.tuples(st.just("stall"), st.floats(0.1, 1e5)),
-    st.tuples(st.just("play"), st.integers(1, 10)),
-), max_size=80)
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("caption"), st.integers(0, 2)),
+        st.tuples(st.just("pause"), st.booleans()),
+        st.tuples(st.just("reset"), st.integers(0, 2)),
+        st.tuples(st.just("begin"), st.none()),
+        st.tuples(st.just("finish"), st.none()),
+        st.tuples(st.just("consume"), st.none()),
+        st.tuples(st.just("wait"), st.floats(0.0, 0.1)),
+        st.tuples(st.just("stall"), st.floats(0.1, 1e5)),
+        st.tuples(st.just("play"), st.integers(1, 10)),
+    ),
+    max_size=80,
+)
 
 
 @settings(max_examples=300, deadline=None)
-@given(EVENTS, st.sampled_from([24, 30, 60, 120]), st.sampled_from(["latest", "drop-oldest", "block"]),
-       st.integers(1, 3), st.integers(0, 3), st.integers(1, 3), st.sampled_from([None, 0.0, 0.5, 5.0]))
+@given(
+    EVENTS,
+    st.sampled_from([24, 30, 60, 120]),
+    st.sampled_from(["latest", "drop-oldest", "block"]),
+    st.integers(1, 3),
+    st.integers(0, 3),
+    st.integers(1, 3),
+    st.sampled_from([None, 0.0, 0.5, 5.0]),
+)
 def test_no_order_of_events_breaks_what_is_promised(events, fps, policy, queue, ahead, rows, idle_after_s):
     options = LiveOptions(policy=policy, queue=queue, ahead=ahead, idle_after_s=idle_after_s)
     player = Player(Fraction(fps), options, rows)

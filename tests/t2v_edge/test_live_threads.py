@@ -143,13 +143,25 @@ def test_a_loop_that_is_gone_disturbs_nobody(live, clock):
 # Options.
 
 
-@pytest.mark.parametrize("options, named", [
-    ({"fps": 0.5}, "fps is 0.5"), ({"fps": 241}, "fps"), ({"fps": "fast"}, "fps"), ({"size": (0, 8)}, "size is 0x8"),
-    ({"seed": -1}, "seed"), ({"blend_steps": -1}, "blend_steps"), ({"smoothing": 1.0}, "smoothing"),
-    ({"queue": 0}, "queue is 0"), ({"queue": 17}, "queue"), ({"policy": "newest"}, "latest, drop-oldest, block"),
-    ({"ahead": -1}, "ahead"), ({"ahead": 17}, "ahead"), ({"idle_after_s": -1.0}, "idle_after_s"),
-    ({"idle_after_s": float("nan")}, "idle_after_s"),
-])
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"fps": 0.5}, "fps is 0.5"),
+        ({"fps": 241}, "fps"),
+        ({"fps": "fast"}, "fps"),
+        ({"size": (0, 8)}, "size is 0x8"),
+        ({"seed": -1}, "seed"),
+        ({"blend_steps": -1}, "blend_steps"),
+        ({"smoothing": 1.0}, "smoothing"),
+        ({"queue": 0}, "queue is 0"),
+        ({"queue": 17}, "queue"),
+        ({"policy": "newest"}, "latest, drop-oldest, block"),
+        ({"ahead": -1}, "ahead"),
+        ({"ahead": 17}, "ahead"),
+        ({"idle_after_s": -1.0}, "idle_after_s"),
+        ({"idle_after_s": float("nan")}, "idle_after_s"),
+    ],
+)
 def test_options_out_of_range_are_named(pipeline, options, named):
     with pytest.raises(UsageError, match=named):
         pipeline.live(WALK, **options)
@@ -274,12 +286,20 @@ def test_captions_and_control_from_many_threads_at_once_break_nothing(pipeline):
             def run():
                 while not over.is_set():
                     work()
+
             return in_thread(run)
 
         captions = iter([WALK, RUN, DANCE] * 10**6)
-        disturbing = [disturb(work) for work in (
-            lambda: stream.set_caption(next(captions)), stream.pause, stream.resume, lambda: stream.stats,
-            lambda: stream.reset(7))]
+        disturbing = [
+            disturb(work)
+            for work in (
+                lambda: stream.set_caption(next(captions)),
+                stream.pause,
+                stream.resume,
+                lambda: stream.stats,
+                lambda: stream.reset(7),
+            )
+        ]
         consumer = in_thread(lambda: [(frame.index, frame.generation) for frame in stream])
         threading.Event().wait(0.5)
         over.set()

@@ -52,6 +52,7 @@ def test_a_reader_gets_the_captions_frames_as_parts():
                 assert server.made[1].caption == "一个人"
                 assert server.client_count == 2, "a reader is a client"
             await until(lambda: server.client_count == 1 and server.made[1].closed)
+
     asyncio.run(scenario())
 
 
@@ -73,6 +74,7 @@ def test_a_posted_caption_changes_the_picture_and_no_old_frame_comes_behind_a_ne
             assert await post(server, "wall", "x" * 2049) == 400
             assert (await refused(server, "/caption?name=wall", method="POST", body=b"\xff\xfe"))[0] == 400
             await read_part(reader)
+
     asyncio.run(scenario())
 
 
@@ -84,25 +86,39 @@ def test_without_a_caption_the_answer_begins_and_frames_come_with_the_first_post
             assert (await read_part(reader))[0]["X-Generation"] == "0"
             again = await refused(server, PERSON + "&name=wall")
             assert again[0] == 409 and "another name" in again[1]
+
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("path, status, words", [
-    ("/stream.mjpg?caption=unreadable", 400, "reword it"), ("/stream.mjpg?size=13x13", 400, "take another"),
-    ("/stream.mjpg?size=9x", 400, "WIDTHxHEIGHT"), ("/stream.mjpg?size=9999x9", 400, "1 to 4096"),
-    ("/stream.mjpg?fps=0", 400, "1 to 240"), ("/stream.mjpg?fps=1e9", 400, "1 to 240"),
-    ("/stream.mjpg?seed=-1", 400, "whole number"), ("/stream.mjpg?quality=101", 400, "1 to 100"),
-    ("/stream.mjpg?name=a/b", 400, "letters"), ("/stream.mjpg?cation=x", 400, "use caption"),
-    ("/stream.mjpg?caption=%20", 400, "send 1 to"), ("/stream.mjpg?caption=%ff", 400, "escaped"),
-    ("/stream.mjpg?fps=1&fps=2", 400, "once"), ("/", 404, "/stream.mjpg"), ("/live", 404, "/stream.mjpg"),
-    ("/caption", 405, "send POST"), (f"/stream.mjpg?token={TOKEN}", 401, "Authorization: Bearer"),
-])
+@pytest.mark.parametrize(
+    "path, status, words",
+    [
+        ("/stream.mjpg?caption=unreadable", 400, "reword it"),
+        ("/stream.mjpg?size=13x13", 400, "take another"),
+        ("/stream.mjpg?size=9x", 400, "WIDTHxHEIGHT"),
+        ("/stream.mjpg?size=9999x9", 400, "1 to 4096"),
+        ("/stream.mjpg?fps=0", 400, "1 to 240"),
+        ("/stream.mjpg?fps=1e9", 400, "1 to 240"),
+        ("/stream.mjpg?seed=-1", 400, "whole number"),
+        ("/stream.mjpg?quality=101", 400, "1 to 100"),
+        ("/stream.mjpg?name=a/b", 400, "letters"),
+        ("/stream.mjpg?cation=x", 400, "use caption"),
+        ("/stream.mjpg?caption=%20", 400, "send 1 to"),
+        ("/stream.mjpg?caption=%ff", 400, "escaped"),
+        ("/stream.mjpg?fps=1&fps=2", 400, "once"),
+        ("/", 404, "/stream.mjpg"),
+        ("/live", 404, "/stream.mjpg"),
+        ("/caption", 405, "send POST"),
+        (f"/stream.mjpg?token={TOKEN}", 401, "Authorization: Bearer"),
+    ],
+)
 def test_what_cannot_be_served_has_a_status_and_a_remedy(path, status, words):
     async def scenario():
         async with mjpeg() as server, a_neighbour(server):
             found = await refused(server, path)
             assert found[0] == status and words in found[1]
             await until(lambda: server.client_count == 1)
+
     asyncio.run(scenario())
 
 
@@ -119,6 +135,7 @@ def test_a_text_stage_that_takes_long_does_not_leave_a_reader_without_an_answer(
             assert status == 200 and server.made[0].caption is None
             read_on.set()
             await read_part(reader)
+
     asyncio.run(scenario())
 
 
@@ -127,8 +144,13 @@ def test_the_token_is_taken_from_the_header_alone():
 
     async def scenario():
         async with mjpeg(**WITH_TOKEN) as server, a_neighbour(server, Hello(token=TOKEN)):
-            for headers in ([], ["Authorization: Bearer wrong"], [f"Authorization: Basic {TOKEN}"],
-                            [f"Authorization: {TOKEN}"], [f"Cookie: token={TOKEN}"]):
+            for headers in (
+                [],
+                ["Authorization: Bearer wrong"],
+                [f"Authorization: Basic {TOKEN}"],
+                [f"Authorization: {TOKEN}"],
+                [f"Cookie: token={TOKEN}"],
+            ):
                 assert (await refused(server, PERSON, headers))[0] == 401
             assert (await refused(server, f"{PERSON}&token={TOKEN}", right))[0] == 401
             async with asking(server, PERSON + "&name=wall", right) as (reader, status, _):
@@ -137,15 +159,24 @@ def test_the_token_is_taken_from_the_header_alone():
                 assert await post(server, "wall", "a person 2") == 401
                 assert await post(server, "wall", "a person 2", right) == 202
             assert server.metrics.value("t2v_refused_total", code="token") == 7
+
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("headers, allowed", [
-    (["Sec-Fetch-Site: none"], True), (["Sec-Fetch-Site: same-origin"], True),
-    (["Sec-Fetch-Site: cross-site"], False), (["Sec-Fetch-Site: same-site"], False),
-    (["Origin: https://app.example", "Sec-Fetch-Site: cross-site"], True), (["Origin: https://evil.example"], False),
-    (["Origin: null"], False), (["Origin: https://app.example", "Origin: https://evil.example"], False),
-], ids=str)
+@pytest.mark.parametrize(
+    "headers, allowed",
+    [
+        (["Sec-Fetch-Site: none"], True),
+        (["Sec-Fetch-Site: same-origin"], True),
+        (["Sec-Fetch-Site: cross-site"], False),
+        (["Sec-Fetch-Site: same-site"], False),
+        (["Origin: https://app.example", "Sec-Fetch-Site: cross-site"], True),
+        (["Origin: https://evil.example"], False),
+        (["Origin: null"], False),
+        (["Origin: https://app.example", "Origin: https://evil.example"], False),
+    ],
+    ids=str,
+)
 def test_strangers_pages_may_not_embed_the_stream_nor_post_captions(headers, allowed):
     async def scenario():
         async with mjpeg(access=Access(origins=("https://app.example",))) as server, a_neighbour(server):
@@ -155,7 +186,9 @@ def test_strangers_pages_may_not_embed_the_stream_nor_post_captions(headers, all
             async with asking(server, PERSON, headers) as (_, status, head):
                 assert (status == 200) == allowed
                 assert ("Access-Control-Allow-Origin: https://app.example" in head) == (
-                    allowed and "app.example" in headers[0])
+                    allowed and "app.example" in headers[0]
+                )
+
     asyncio.run(scenario())
 
 
@@ -164,25 +197,31 @@ def test_a_strangers_name_that_points_here_is_no_page_of_ours():
         async with mjpeg() as server:
             for host, status in (("evil.example", "403"), ("localhost", "200"), ("[::1]", "200")):
                 reader, writer = await asyncio.open_connection("127.0.0.1", server.mjpeg.port)
-                writer.write(f"GET {PERSON} HTTP/1.1\r\nHost: {host}:1\r\n"
-                             "Sec-Fetch-Site: same-origin\r\n\r\n".encode())
+                writer.write(f"GET {PERSON} HTTP/1.1\r\nHost: {host}:1\r\nSec-Fetch-Site: same-origin\r\n\r\n".encode())
                 assert (await asyncio.wait_for(reader.readline(), TIMEOUT_S)).decode().split()[1] == status
                 writer.close()
+
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("garbage, statuses", [
-    (b"\x16\x03\x01\x02\x00" + bytes(range(256)) + b"\r\n\r\n", {400}), (b"\n" * 100, set()),
-    (b"GET / HTTP/9\r\n\r\n", {400}), (b"GET /stream.mjpg HTTP/1.1\r\nX: " + b"y" * 100_000, {413}),
-    (b"GET /stream.mjpg HTTP/1.1\r\nNo header\r\n\r\n", {400}), (b"GET http://x/stream.mjpg HTTP/1.1\r\n\r\n", {400}),
-    (b"GET /stream.mjpg HTTP/1.1\r\nA: b\r\n folded\r\n\r\n", {400}),
-    (b"GET /stream.mjpg HTTP/1.1\r\n" + b"A: b\r\n" * 65 + b"\r\n", {413}),
-    (b"POST /caption?name=a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", {400}),
-    (b"POST /caption?name=a HTTP/1.1\r\n\r\n", {400}),
-    (b"POST /caption?name=a HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", {413}),
-    (b"POST /caption?name=a HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", {400}),
-    (b"POST /caption?name=a HTTP/1.1\r\nContent-Length: 50\r\n\r\nshort", set()),
-])
+@pytest.mark.parametrize(
+    "garbage, statuses",
+    [
+        (b"\x16\x03\x01\x02\x00" + bytes(range(256)) + b"\r\n\r\n", {400}),
+        (b"\n" * 100, set()),
+        (b"GET / HTTP/9\r\n\r\n", {400}),
+        (b"GET /stream.mjpg HTTP/1.1\r\nX: " + b"y" * 100_000, {413}),
+        (b"GET /stream.mjpg HTTP/1.1\r\nNo header\r\n\r\n", {400}),
+        (b"GET http://x/stream.mjpg HTTP/1.1\r\n\r\n", {400}),
+        (b"GET /stream.mjpg HTTP/1.1\r\nA: b\r\n folded\r\n\r\n", {400}),
+        (b"GET /stream.mjpg HTTP/1.1\r\n" + b"A: b\r\n" * 65 + b"\r\n", {413}),
+        (b"POST /caption?name=a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", {400}),
+        (b"POST /caption?name=a HTTP/1.1\r\n\r\n", {400}),
+        (b"POST /caption?name=a HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", {413}),
+        (b"POST /caption?name=a HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", {400}),
+        (b"POST /caption?name=a HTTP/1.1\r\nContent-Length: 50\r\n\r\nshort", set()),
+    ],
+)
 def test_bytes_that_are_no_request_are_refused_in_bounded_time(garbage, statuses):
     async def scenario():
         async with mjpeg(limits=Limits(hello_s=1)) as server, a_neighbour(server):
@@ -191,6 +230,7 @@ def test_bytes_that_are_no_request_are_refused_in_bounded_time(garbage, statuses
             answer = await asyncio.wait_for(reader.read(), TIMEOUT_S)
             assert int(answer.split()[1]) in (statuses or {400, 408})
             writer.close()
+
     asyncio.run(scenario())
 
 
@@ -216,6 +256,7 @@ def test_connections_that_ask_for_nothing_are_limited_and_closed():
                 writer.close()
             async with asking(server, PERSON) as (_, status, _):
                 assert status == 200
+
     asyncio.run(scenario())
 
 
@@ -230,6 +271,7 @@ def test_readers_and_websockets_share_one_capacity():
             await until(lambda: server.client_count == 1)
             async with talking(server, text="a person") as client:
                 await client.frames(1)
+
     asyncio.run(scenario())
 
 
@@ -248,6 +290,7 @@ def test_a_slow_reader_loses_its_own_frames_and_is_cut_off():
             await until(lambda: server.client_count == 1)
             assert server.metrics.value("t2v_refused_total", code="too_slow") == 1
             sock.close()
+
     asyncio.run(scenario())
 
 
@@ -261,6 +304,7 @@ def test_a_reader_that_vanishes_leaves_nothing():
                 writer.transport.abort()
             await until(lambda: server.client_count == 1 and not server.mjpeg._viewers)
             await until(lambda: all(stream.closed for stream in server.made[1:]))
+
     asyncio.run(scenario())
 
 
@@ -270,6 +314,7 @@ def test_captions_that_come_too_fast_are_refused_and_the_stream_goes_on():
             async with asking(server, PERSON + "&name=wall") as (reader, _, _):
                 assert [await post(server, "wall", f"a person {n}") for n in range(5)] == [202] * 3 + [429] * 2
                 await read_part(reader)
+
     asyncio.run(scenario())
 
 
@@ -289,6 +334,7 @@ def test_a_server_that_stops_ends_the_answers_well():
                 await asyncio.open_connection("127.0.0.1", server.mjpeg.port if server.mjpeg._server.sockets else 1)
             writer.close()
             mute_writer.close()
+
     asyncio.run(scenario())
 
 
@@ -298,6 +344,7 @@ def test_a_port_that_is_taken_is_said_and_leaves_nothing_bound():
             with pytest.raises(ServerError, match="for MJPEG"):
                 async with serving(mjpeg_port=server.mjpeg.port):
                     pass
+
     asyncio.run(scenario())
 
 
@@ -315,6 +362,7 @@ def test_over_tls_the_same_is_read(tmp_path):
             await until(lambda: server.client_count == 0)
             async with asking(server, "/nowhere", ssl=trust) as (reader, status, _):
                 assert status == 404
+
     asyncio.run(scenario())
 
 

@@ -11,8 +11,10 @@ from t2v_edge.errors import EngineError
 
 def graph(*first_sizes: int, padding: str = "") -> bytes:
     """Two inputs and an output of these first sizes; `padding` makes what stands around them long."""
-    x, w, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [size, 300])
-               for n, size in zip(("x", "w", "y"), first_sizes))
+    x, w, y = (
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [size, 300])
+        for n, size in zip(("x", "w", "y"), first_sizes)
+    )
     made = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"], name="/add")], f"render{padding}", [x, w], [y])
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], doc_string=padding).SerializeToString()
 
@@ -38,10 +40,14 @@ def test_batch_that_does_not_fit_is_refused(batch):
         with_batch(graph(1, 1, 1), batch)
 
 
-@pytest.mark.parametrize("data, message", [
-    (graph(1, 2, 1), "does not have a batch of 1"),
-    (graph(1, 1, 1)[:-40], "no static shapes"),
-], ids=["batch of 2", "cut off"])
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (graph(1, 2, 1), "does not have a batch of 1"),
+        (graph(1, 1, 1)[:-40], "no static shapes"),
+    ],
+    ids=["batch of 2", "cut off"],
+)
 def test_graph_without_a_batch_of_one_is_refused(data, message):
     with pytest.raises(EngineError, match=message):
         with_batch(data, 4)
@@ -64,14 +70,22 @@ def test_float16_is_followed_from_weights_inputs_and_casts():
     weight = numpy_helper.from_array(np.ones((3, 3), np.float16), "weight")
     scale = numpy_helper.from_array(np.float16(0.5), "scale")
     nodes = [
-        make("Cast", ["x"], ["narrow"], to=half), make("MatMul", ["narrow", "weight"], ["product"]),
-        make("Constant", [], ["one"], value=scale), make("Add", ["product", "one"], ["sum"]),
-        make("Greater", ["sum", "product"], ["more"]), make("Where", ["more", "x", "x"], ["chosen"]),
-        make("ArgMax", ["sum"], ["best"], axis=1), make("Shape", ["sum"], ["shape"]),
-        make("Reshape", ["h", "shape"], ["shaped"]), make("Gather", ["x", "best"], ["picked"], axis=1),
-        make("Cast", ["shaped"], ["y"], to=TensorProto.FLOAT)]
-    x, h, y = (helper.make_tensor_value_info(n, kind, [1, 3])
-               for n, kind in (("x", TensorProto.FLOAT), ("h", half), ("y", TensorProto.FLOAT)))
+        make("Cast", ["x"], ["narrow"], to=half),
+        make("MatMul", ["narrow", "weight"], ["product"]),
+        make("Constant", [], ["one"], value=scale),
+        make("Add", ["product", "one"], ["sum"]),
+        make("Greater", ["sum", "product"], ["more"]),
+        make("Where", ["more", "x", "x"], ["chosen"]),
+        make("ArgMax", ["sum"], ["best"], axis=1),
+        make("Shape", ["sum"], ["shape"]),
+        make("Reshape", ["h", "shape"], ["shaped"]),
+        make("Gather", ["x", "best"], ["picked"], axis=1),
+        make("Cast", ["shaped"], ["y"], to=TensorProto.FLOAT),
+    ]
+    x, h, y = (
+        helper.make_tensor_value_info(n, kind, [1, 3])
+        for n, kind in (("x", TensorProto.FLOAT), ("h", half), ("y", TensorProto.FLOAT))
+    )
     model = helper.make_model(helper.make_graph(nodes, "g", [x, h], [y], [weight]))
     halves = {"weight", "h", "narrow", "product", "one", "sum", "shaped"}
     others = {"x", "more", "chosen", "best", "shape", "picked", "y"}

@@ -65,8 +65,12 @@ def test_nan_in_constant_nodes_and_attributes_is_found(build_graph):
     tensor = numpy_helper.from_array(np.array([1, np.nan], np.float32))
     for attributes in ({"value": tensor}, {"value_float": float("nan")}, {"value_floats": [0.0, float("nan")]}):
         with pytest.raises(BundleError, match="Constant.value.* holds NaN"):
-            read_graph(build_graph("text", lambda nodes, _, a=attributes: nodes.append(
-                helper.make_node("Constant", [], ["c"], **a))), "text.onnx")
+            read_graph(
+                build_graph(
+                    "text", lambda nodes, _, a=attributes: nodes.append(helper.make_node("Constant", [], ["c"], **a))
+                ),
+                "text.onnx",
+            )
 
 
 def nested(depth, leaf):
@@ -100,8 +104,9 @@ def test_custom_operators_and_local_functions_are_refused(build_graph):
     node = helper.make_node("Evil", ["a"], ["b"], domain="my.ops")
     with pytest.raises(BundleError, match="custom domain 'my.ops'"):
         read_graph(build_graph("text", lambda nodes, _: nodes.append(node)), "text.onnx")
-    function = helper.make_function("", "F", ["a"], ["b"], [helper.make_node("Identity", ["a"], ["b"])],
-                                    [helper.make_opsetid("", 17)])
+    function = helper.make_function(
+        "", "F", ["a"], ["b"], [helper.make_node("Identity", ["a"], ["b"])], [helper.make_opsetid("", 17)]
+    )
     with pytest.raises(BundleError, match="local functions"):
         read_graph(edited(build_graph, lambda model: model.functions.append(function)), "text.onnx")
 

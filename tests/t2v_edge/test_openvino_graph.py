@@ -25,9 +25,17 @@ def test_openvino_transposes_bytes():
     assert model.outputs[0].get_names() == {"frame"}
 
 
-@pytest.mark.parametrize(("dtype", "shape", "split"), [
-    ("u8", [65, 65, 2, 48], True), ("u8", [129, 129, 2, 6], True), ("u8", [65, 65, 2, 64], False),
-    ("u8", [9, 9, 2, 48], False), ("u8", [65, 65, 3, 48], False), ("f32", [65, 65, 2, 48], False)])
+@pytest.mark.parametrize(
+    ("dtype", "shape", "split"),
+    [
+        ("u8", [65, 65, 2, 48], True),
+        ("u8", [129, 129, 2, 6], True),
+        ("u8", [65, 65, 2, 64], False),
+        ("u8", [9, 9, 2, 48], False),
+        ("u8", [65, 65, 3, 48], False),
+        ("f32", [65, 65, 2, 48], False),
+    ],
+)
 def test_openvino_interleaves_whole_runs_of_bytes(dtype, shape, split):
     o = ov.opset13
     stored = o.parameter(shape, ov.Type.u8 if dtype == "u8" else ov.Type.f32)
@@ -45,12 +53,17 @@ def test_openvino_interleaves_whole_runs_of_bytes(dtype, shape, split):
 def test_openvino_computes_in_float32_what_has_its_weights_alone_in_8_bits():
     rng = np.random.default_rng(0)
     weights, scale = rng.integers(-127, 128, (256, 256), np.int8), rng.uniform(0.001, 0.002, 256).astype(np.float32)
-    nodes = [onnx.helper.make_node("DequantizeLinear", ["weights", "scale"], ["real"], axis=1),
-             onnx.helper.make_node("MatMul", ["x", "real"], ["y"])]
+    nodes = [
+        onnx.helper.make_node("DequantizeLinear", ["weights", "scale"], ["real"], axis=1),
+        onnx.helper.make_node("MatMul", ["x", "real"], ["y"]),
+    ]
     x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 256]) for name in "xy")
     constants = [onnx.numpy_helper.from_array(weights, "weights"), onnx.numpy_helper.from_array(scale, "scale")]
-    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "motion", [x], [y], constants),
-                                   opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "motion", [x], [y], constants),
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
     spec = StageSpec("motion", (TensorSpec("x", (1, 256)),), (TensorSpec("y", (1, 256)),))
     given = rng.standard_normal((1, 256)).astype(np.float32)
     with open_engine("openvino", model.SerializeToString(), spec, EngineOptions()) as engine:

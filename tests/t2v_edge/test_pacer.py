@@ -122,13 +122,16 @@ def test_a_clock_that_goes_back_during_a_pause_moves_nothing_back():
     assert pacer.due(0) == 100.0
 
 
-STEPS = st.lists(st.one_of(
-    st.tuples(st.just("render"), st.floats(0.0, 0.2)),
-    st.tuples(st.just("stall"), st.floats(0.0, 5000.0)),
-    st.tuples(st.just("pause"), st.floats(0.0, 5000.0)),
-    st.tuples(st.just("switch"), st.integers(0, 3)),
-    st.tuples(st.just("stride"), st.sampled_from([1, 2, 3, 4])),
-), max_size=60)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("render"), st.floats(0.0, 0.2)),
+        st.tuples(st.just("stall"), st.floats(0.0, 5000.0)),
+        st.tuples(st.just("pause"), st.floats(0.0, 5000.0)),
+        st.tuples(st.just("switch"), st.integers(0, 3)),
+        st.tuples(st.just("stride"), st.sampled_from([1, 2, 3, 4])),
+    ),
+    max_size=60,
+)
 
 
 @settings(max_examples=200, deadline=None)

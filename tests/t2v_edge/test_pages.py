@@ -48,6 +48,7 @@ def test_every_file_of_the_page_is_served_as_what_it_is_and_no_other_file_exists
                 assert head.lower().count("\r\ncontent-type:") == head.lower().count("\r\ncontent-length:") == 1
                 assert headers["x-content-type-options"] == "nosniff"
             assert (await fetch(server, "/?from=a-link"))[0] == 200
+
     asyncio.run(scenario())
 
 
@@ -62,13 +63,24 @@ def test_the_policy_lets_nothing_run_that_is_inline_or_from_elsewhere():
         assert not re.search(r"https?://(?!127\.0\.0\.1)", text), f"{path.name} names another server"
 
 
-@pytest.mark.parametrize("path", [
-    "/index.html", "/../errors.py", "/%2e%2e/errors.py", "/web/page.js", "/page.js/", "//", "/page.js%00", "/py.typed",
-])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/index.html",
+        "/../errors.py",
+        "/%2e%2e/errors.py",
+        "/web/page.js",
+        "/page.js/",
+        "//",
+        "/page.js%00",
+        "/py.typed",
+    ],
+)
 def test_no_other_path_is_answered(path):
     async def scenario():
         async with serving() as server:
             assert (await fetch(server, path))[0] == 404
+
     asyncio.run(scenario())
 
 
@@ -78,10 +90,11 @@ def test_a_browser_asks_again_each_time_and_gets_only_what_changed():
             _, head, _ = await fetch(server, "/page.js")
             headers = headers_of(head)
             assert headers["cache-control"] == "no-cache"
-            status, head, body = await fetch(server, "/page.js", [f"If-None-Match: W/\"x\", {headers['etag']}"])
+            status, head, body = await fetch(server, "/page.js", [f'If-None-Match: W/"x", {headers["etag"]}'])
             assert (status, body, headers_of(head)["etag"]) == (304, "", headers["etag"])
             assert "content-length" not in headers_of(head)
             assert (await fetch(server, "/page.js", ['If-None-Match: "an-older-one"']))[0] == 200
+
     asyncio.run(scenario())
 
 
@@ -95,8 +108,10 @@ def test_head_says_what_get_would_without_a_body(path):
             wanted, headers = headers_of(got[1]), headers_of(asked[1])
             if path != "/metrics":
                 assert {k: v for k, v in headers.items() if k != "date"} == {
-                    k: v for k, v in wanted.items() if k != "date"}
+                    k: v for k, v in wanted.items() if k != "date"
+                }
             assert int(headers["content-length"]) > 0
+
     asyncio.run(scenario())
 
 
@@ -108,6 +123,7 @@ def test_nothing_can_be_written(method):
             for path in ("/", "/live", "/healthz", "/elsewhere"):
                 status, head, _ = await ask(server, method, path)
                 assert status == 405 and headers_of(head)["allow"] == "GET, HEAD"
+
     asyncio.run(scenario())
 
 
@@ -116,6 +132,7 @@ def test_the_page_is_shown_without_the_token_that_the_stream_needs():
         async with serving(access=Access(token=TOKEN)) as server:
             assert (await fetch(server, "/"))[0] == (await fetch(server, "/page.js"))[0] == 200
             assert (await fetch(server, "/metrics"))[0] == 401
+
     asyncio.run(scenario())
 
 
@@ -125,10 +142,13 @@ def test_an_installation_without_the_page_is_named(monkeypatch):
         Pages()
 
 
-@pytest.mark.parametrize("host, shown", [("127.0.0.1", "http://127.0.0.1:{}/"), ("localhost", "http://localhost:{}/"),
-                                         ("0.0.0.0", "http://127.0.0.1:{}/")])
+@pytest.mark.parametrize(
+    "host, shown",
+    [("127.0.0.1", "http://127.0.0.1:{}/"), ("localhost", "http://localhost:{}/"), ("0.0.0.0", "http://127.0.0.1:{}/")],
+)
 def test_the_server_says_where_its_page_is(host, shown):
     async def scenario():
         async with serving(access=Access(host, TOKEN)) as server:
             assert server.page_url == shown.format(server.port)
+
     asyncio.run(scenario())

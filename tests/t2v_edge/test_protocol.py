@@ -52,29 +52,85 @@ wholes = st.integers(0, MAX_WHOLE)
 seconds = st.none() | st.floats(0, 1e9)
 rates = st.builds(Fraction, st.integers(1, 10**6), st.integers(1, 10**6)).filter(lambda rate: 1 <= rate <= 240)
 settings = st.builds(
-    Settings, st.none() | rates, st.none() | st.tuples(st.integers(1, MAX_SIDE), st.integers(1, MAX_SIDE)),
-    st.none() | st.integers(0, MAX_SEED), st.none() | st.sampled_from(FORMATS), st.none() | st.integers(1, 100))
+    Settings,
+    st.none() | rates,
+    st.none() | st.tuples(st.integers(1, MAX_SIDE), st.integers(1, MAX_SIDE)),
+    st.none() | st.integers(0, MAX_SEED),
+    st.none() | st.sampled_from(FORMATS),
+    st.none() | st.integers(1, 100),
+)
 from_client = st.one_of(
     st.builds(Hello, st.lists(st.integers(1, 65535), min_size=1, max_size=16).map(tuple), st.none() | texts, settings),
     st.builds(Caption, wholes, wholes, texts, st.booleans(), seconds, seconds),
     st.builds(Control, st.sampled_from(ACTIONS), settings),
-    st.builds(StatsRequest), st.builds(Bye, texts))
+    st.builds(StatsRequest),
+    st.builds(Bye, texts),
+)
 from_server = st.one_of(
     st.builds(Welcome, st.integers(1, 65535), names, texts, rates, settings),
     st.builds(Showing, wholes, wholes, wholes, texts),
     st.builds(State, st.booleans(), wholes, settings),
-    st.builds(Stats, st.floats(0, 1e9), st.floats(0, 1e9), wholes, wholes, wholes, wholes, seconds, seconds,
-              st.none() | st.integers(1, 240)),
-    st.builds(Error, names, texts, texts, st.booleans()), st.builds(Bye, texts))
+    st.builds(
+        Stats,
+        st.floats(0, 1e9),
+        st.floats(0, 1e9),
+        wholes,
+        wholes,
+        wholes,
+        wholes,
+        seconds,
+        seconds,
+        st.none() | st.integers(1, 240),
+    ),
+    st.builds(Error, names, texts, texts, st.booleans()),
+    st.builds(Bye, texts),
+)
 headers = st.builds(
-    FrameHeader, st.sampled_from(FORMATS[1:]), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), wholes,
-    st.builds(Fraction, st.integers(1, 2**32 - 1), st.integers(1, 2**32 - 1)), st.integers(1, MAX_SIDE),
-    st.integers(1, MAX_SIDE), st.integers(1, 5000))
-leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30) | st.sampled_from(
-    ("30000/1001", "1/0", "raw", "set", "hello", "\ud800", 10**70))
-keys = st.sampled_from((
-    "type", "versions", "token", "fps", "size", "seed", "format", "quality", "segment", "revision", "text", "final",
-    "start", "end", "action", "reason", "version", "session", "bundle", "base_fps", "generation", "paused", "code"))
+    FrameHeader,
+    st.sampled_from(FORMATS[1:]),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 2**32 - 1),
+    wholes,
+    st.builds(Fraction, st.integers(1, 2**32 - 1), st.integers(1, 2**32 - 1)),
+    st.integers(1, MAX_SIDE),
+    st.integers(1, MAX_SIDE),
+    st.integers(1, 5000),
+)
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=30)
+    | st.sampled_from(("30000/1001", "1/0", "raw", "set", "hello", "\ud800", 10**70))
+)
+keys = st.sampled_from(
+    (
+        "type",
+        "versions",
+        "token",
+        "fps",
+        "size",
+        "seed",
+        "format",
+        "quality",
+        "segment",
+        "revision",
+        "text",
+        "final",
+        "start",
+        "end",
+        "action",
+        "reason",
+        "version",
+        "session",
+        "bundle",
+        "base_fps",
+        "generation",
+        "paused",
+        "code",
+    )
+)
 values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=5) | st.dictionaries(keys, inner, max_size=5))
 objects = st.dictionaries(keys, values, max_size=12)
 types = st.sampled_from(("hello", "caption", "control", "stats", "bye", "welcome", "showing", "state", "error"))
@@ -124,49 +180,93 @@ def test_messages_of_arbitrary_values_are_taken_or_refused_and_raise_nothing_els
 def test_messages_cut_or_changed_anywhere_raise_nothing_else(message, data):
     text = write(message)
     at = data.draw(st.integers(0, len(text) - 1))
-    for changed in (text[:at], text[:at] + data.draw(st.characters()) + text[at + 1:]):
+    for changed in (text[:at], text[:at] + data.draw(st.characters()) + text[at + 1 :]):
         taken_or_refused(read_client, changed)
         taken_or_refused(read_server, changed)
 
 
-@pytest.mark.parametrize("content, code", [
-    ("[" * MAX_MESSAGE_BYTES, "bad_message"),
-    ('{"type":"hello","versions":' + "[" * 9 + "]" * 9 + "}", "bad_message"),
-    ('{"type":"caption","segment":' + "9" * 16000 + "}", "bad_message"),
-    ('{"type":"caption","segment":1e999}', "bad_message"),
-    ('{"type":"caption","segment":NaN}', "bad_message"),
-    ('{"type":"bye","type":"bye"}', "bad_message"),
-    ("{" + ",".join(f'"{i}":0' for i in range(1500)) + ',"0":1}', "bad_message"),
-    ("[]", "bad_message"), ('"hello"', "bad_message"), ("null", "bad_message"),
-    ("{}", "unknown_type"), ('{"type":["hello"]}', "unknown_type"), ('{"type":"welcome"}', "unknown_type"),
-    ('{"type":"bye","reason":"' + "x" * MAX_MESSAGE_BYTES + '"}', "too_large"),
-    ('{"type":"bye","reason":"' + "字" * (MAX_MESSAGE_BYTES // 3) + '"}', "too_large"),
-    (b'{"type":"bye"}', "binary"),
-], ids=lambda value: str(value)[:24])
+@pytest.mark.parametrize(
+    "content, code",
+    [
+        ("[" * MAX_MESSAGE_BYTES, "bad_message"),
+        ('{"type":"hello","versions":' + "[" * 9 + "]" * 9 + "}", "bad_message"),
+        ('{"type":"caption","segment":' + "9" * 16000 + "}", "bad_message"),
+        ('{"type":"caption","segment":1e999}', "bad_message"),
+        ('{"type":"caption","segment":NaN}', "bad_message"),
+        ('{"type":"bye","type":"bye"}', "bad_message"),
+        ("{" + ",".join(f'"{i}":0' for i in range(1500)) + ',"0":1}', "bad_message"),
+        ("[]", "bad_message"),
+        ('"hello"', "bad_message"),
+        ("null", "bad_message"),
+        ("{}", "unknown_type"),
+        ('{"type":["hello"]}', "unknown_type"),
+        ('{"type":"welcome"}', "unknown_type"),
+        ('{"type":"bye","reason":"' + "x" * MAX_MESSAGE_BYTES + '"}', "too_large"),
+        ('{"type":"bye","reason":"' + "字" * (MAX_MESSAGE_BYTES // 3) + '"}', "too_large"),
+        (b'{"type":"bye"}', "binary"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
 def test_a_malformed_message_is_refused_by_its_code(content, code):
     with pytest.raises(ProtocolError) as refusal:
         read_client(content)
     assert refusal.value.code == code
 
 
-GOOD = {"caption": {"segment": 1, "revision": 0, "text": "a person"}, "hello": {"versions": [1]},
-        "control": {"action": "set"}}
+GOOD = {
+    "caption": {"segment": 1, "revision": 0, "text": "a person"},
+    "hello": {"versions": [1]},
+    "control": {"action": "set"},
+}
 
 
-@pytest.mark.parametrize("kind, name, value", [
-    ("caption", "segment", -1), ("caption", "segment", 1.0), ("caption", "segment", True), ("caption", "segment", "1"),
-    ("caption", "segment", MAX_WHOLE + 1), ("caption", "revision", None), ("caption", "text", None),
-    ("caption", "text", 7), ("caption", "text", "x" * (MAX_TEXT + 1)), ("caption", "text", "\ud800"),
-    ("caption", "final", 1), ("caption", "start", -0.1), ("caption", "end", 2e9), ("caption", "end", False),
-    ("hello", "versions", []), ("hello", "versions", [0]), ("hello", "versions", 1), ("hello", "versions", [1] * 17),
-    ("hello", "versions", [True]), ("hello", "token", 5), ("hello", "token", "x" * 513),
-    ("control", "action", "stop"), ("control", "action", ["set"]), ("control", "fps", 0), ("control", "fps", 241),
-    ("control", "fps", "1/0"), ("control", "fps", "30"), ("control", "fps", "1e9/1"), ("control", "fps", True),
-    ("control", "fps", 29.970029970029973), ("control", "fps", "999999/1"), ("control", "size", [0, 8]),
-    ("control", "size", [8]), ("control", "size", [8, 8.5]), ("control", "size", [8, MAX_SIDE + 1]),
-    ("control", "size", "8x8"), ("control", "seed", -1), ("control", "seed", MAX_SEED + 1),
-    ("control", "format", "png"), ("control", "format", {}), ("control", "quality", 0), ("control", "quality", 101),
-])
+@pytest.mark.parametrize(
+    "kind, name, value",
+    [
+        ("caption", "segment", -1),
+        ("caption", "segment", 1.0),
+        ("caption", "segment", True),
+        ("caption", "segment", "1"),
+        ("caption", "segment", MAX_WHOLE + 1),
+        ("caption", "revision", None),
+        ("caption", "text", None),
+        ("caption", "text", 7),
+        ("caption", "text", "x" * (MAX_TEXT + 1)),
+        ("caption", "text", "\ud800"),
+        ("caption", "final", 1),
+        ("caption", "start", -0.1),
+        ("caption", "end", 2e9),
+        ("caption", "end", False),
+        ("hello", "versions", []),
+        ("hello", "versions", [0]),
+        ("hello", "versions", 1),
+        ("hello", "versions", [1] * 17),
+        ("hello", "versions", [True]),
+        ("hello", "token", 5),
+        ("hello", "token", "x" * 513),
+        ("control", "action", "stop"),
+        ("control", "action", ["set"]),
+        ("control", "fps", 0),
+        ("control", "fps", 241),
+        ("control", "fps", "1/0"),
+        ("control", "fps", "30"),
+        ("control", "fps", "1e9/1"),
+        ("control", "fps", True),
+        ("control", "fps", 29.970029970029973),
+        ("control", "fps", "999999/1"),
+        ("control", "size", [0, 8]),
+        ("control", "size", [8]),
+        ("control", "size", [8, 8.5]),
+        ("control", "size", [8, MAX_SIDE + 1]),
+        ("control", "size", "8x8"),
+        ("control", "seed", -1),
+        ("control", "seed", MAX_SEED + 1),
+        ("control", "format", "png"),
+        ("control", "format", {}),
+        ("control", "quality", 0),
+        ("control", "quality", 101),
+    ],
+)
 def test_a_value_out_of_range_is_refused_and_named(kind, name, value):
     read_client(json.dumps({"type": kind, **GOOD[kind]}))
     with pytest.raises(ProtocolError, match=f"^{name} of a {kind} message") as refusal:
@@ -223,11 +323,22 @@ def test_a_header_with_any_bit_flipped_is_refused_or_says_something_else(bit):
     assert result is None or (result[0] != RAW and result[0].payload_bytes == 24)
 
 
-@pytest.mark.parametrize("change", [
-    {"generation": -1}, {"sequence": 2**32}, {"pts": MAX_WHOLE + 1}, {"time_base": Fraction(0)}, {"width": 0},
-    {"height": MAX_SIDE + 1}, {"payload_bytes": 23}, {"format": "png"},
-    {"format": "jpeg", "payload_bytes": 0}, {"format": "jpeg", "payload_bytes": MAX_PAYLOAD_BYTES + 1},
-], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"generation": -1},
+        {"sequence": 2**32},
+        {"pts": MAX_WHOLE + 1},
+        {"time_base": Fraction(0)},
+        {"width": 0},
+        {"height": MAX_SIDE + 1},
+        {"payload_bytes": 23},
+        {"format": "png"},
+        {"format": "jpeg", "payload_bytes": 0},
+        {"format": "jpeg", "payload_bytes": MAX_PAYLOAD_BYTES + 1},
+    ],
+    ids=str,
+)
 def test_a_frame_out_of_range_is_refused(change):
     with pytest.raises(ProtocolError) as refusal:
         replace(RAW, **change)
@@ -239,10 +350,21 @@ def test_the_header_is_laid_out_as_documented():
     codes = {"char": "s", "uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q"}
     values = {}
     for offset, kind, many, name in rows:
-        values[name], = struct.unpack_from(f"<{many}{codes[kind]}", RAW.pack(), int(offset))
+        (values[name],) = struct.unpack_from(f"<{many}{codes[kind]}", RAW.pack(), int(offset))
     assert values == {
-        "magic": b"T2VF", "version": 1, "format": 0, "header_bytes": 40, "generation": 3, "sequence": 70, "pts": 69,
-        "time_base_num": 1, "time_base_den": 30, "width": 4, "height": 2, "payload_bytes": 24}
+        "magic": b"T2VF",
+        "version": 1,
+        "format": 0,
+        "header_bytes": 40,
+        "generation": 3,
+        "sequence": 70,
+        "pts": 69,
+        "time_base_num": 1,
+        "time_base_den": 30,
+        "width": 4,
+        "height": 2,
+        "payload_bytes": 24,
+    }
 
 
 def test_every_example_in_the_document_is_a_message():

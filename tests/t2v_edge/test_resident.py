@@ -60,9 +60,21 @@ def play(pipeline, **options):
 
 
 @pytest.mark.parametrize("integrated", [False, True])
-@pytest.mark.parametrize("options", [
-    {}, {"fps": 60}, {"fps": 7}, {"ahead": True}, {"fps": 60, "ahead": True}, {"smoothing": 0.5}, {"blend_steps": 0},
-    {"fps": 7, "ahead": True}, {"smoothing": 0.5, "fps": 40, "ahead": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"fps": 60},
+        {"fps": 7},
+        {"ahead": True},
+        {"fps": 60, "ahead": True},
+        {"smoothing": 0.5},
+        {"blend_steps": 0},
+        {"fps": 7, "ahead": True},
+        {"smoothing": 0.5, "fps": 40, "ahead": True},
+    ],
+    ids=str,
+)
 def test_a_stream_on_the_gpu_is_the_stream_on_the_host(bundle, gpu, monkeypatch, options, integrated):
     gpu.integrated = integrated
     install(monkeypatch, gpu)
@@ -73,7 +85,8 @@ def test_a_stream_on_the_gpu_is_the_stream_on_the_host(bundle, gpu, monkeypatch,
         gpu.streams.clear()  # those of the builder's
         frames = play(device, **options)
     assert [(f.index, f.pts, f.generation, f.caption) for f in frames] == [
-        (f.index, f.pts, f.generation, f.caption) for f in expected]
+        (f.index, f.pts, f.generation, f.caption) for f in expected
+    ]
     for found, wanted in zip(frames, expected):
         np.testing.assert_array_equal(found.pixels, wanted.pixels)
     assert not gpu.memory and gpu.launches > len(frames)

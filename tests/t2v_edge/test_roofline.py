@@ -14,8 +14,18 @@ from t2v_edge.errors import BundleError
 from t2v_edge.roofline import Constants, check_against, estimate, estimate_stage
 
 CARD = DeviceProfile(
-    "card", "A card", "desktop", ("tensorrt",), ("fp32", "fp16", "int8"), (Software("x", "tensorrt", "10", 20),),
-    memory_bytes=1 << 30, bandwidth_gb_s=100, gpu_mhz=1000, link_gb_s=1, dense_tops={"fp32": 1, "fp16": 10, "int8": 20})
+    "card",
+    "A card",
+    "desktop",
+    ("tensorrt",),
+    ("fp32", "fp16", "int8"),
+    (Software("x", "tensorrt", "10", 20),),
+    memory_bytes=1 << 30,
+    bandwidth_gb_s=100,
+    gpu_mhz=1000,
+    link_gb_s=1,
+    dense_tops={"fp32": 1, "fp16": 10, "int8": 20},
+)
 BOARD = replace(CARD, name="board", kind="jetson", link_gb_s=None)
 
 
@@ -70,8 +80,10 @@ def counted(tiny, tmp_path):
     def make(**costs):
         for name, figures in costs.items():
             variant, _, stage = name.partition("_")
-            tiny.variants[variant][stage] = replace(tiny.variants[variant][stage], **dict(zip(
-                ("macs", "weight_bytes", "activation_bytes", "launches"), figures)))
+            tiny.variants[variant][stage] = replace(
+                tiny.variants[variant][stage],
+                **dict(zip(("macs", "weight_bytes", "activation_bytes", "launches"), figures)),
+            )
         with Bundle.open(tiny.write(tmp_path / "bundle")) as bundle:
             return bundle.manifest
 
@@ -106,8 +118,9 @@ def test_kernels_bind_where_a_network_is_small_and_take_longer_at_a_lower_clock(
 
 @by_hand
 def test_a_power_mode_is_slower_in_arithmetic_bandwidth_and_kernels():
-    top, low = (estimate_stage(load_profile(f"jetson-agx-orin-64gb@{mode}"), "render", entry()) for mode in
-                ("MAXN", "15W"))
+    top, low = (
+        estimate_stage(load_profile(f"jetson-agx-orin-64gb@{mode}"), "render", entry()) for mode in ("MAXN", "15W")
+    )
     assert low.arithmetic_ms / top.arithmetic_ms == pytest.approx(8 * 1300.5 / (3 * 408), rel=1e-2)
     assert low.bandwidth_ms / top.bandwidth_ms == pytest.approx(3199 / 2133, rel=1e-2)
     assert low.launches_ms / top.launches_ms == pytest.approx(1300.5 / 408, rel=1e-3)
@@ -145,8 +158,13 @@ def test_copy_binds_a_card_on_a_slow_link_and_not_a_board_of_one_memory(counted)
 
 @by_hand
 def test_the_fastest_variant_is_taken_and_the_more_exact_one_where_it_is_about_as_fast(counted):
-    manifest = counted(fp32_text=(0, 0, 0, 100), fp16_text=(0, 0, 0, 96), fp32_motion=CHEAP,
-                       fp32_render=(10**9, 0, 0, 0), fp16_render=(10**9, 0, 0, 0))
+    manifest = counted(
+        fp32_text=(0, 0, 0, 100),
+        fp16_text=(0, 0, 0, 96),
+        fp32_motion=CHEAP,
+        fp32_render=(10**9, 0, 0, 0),
+        fp16_render=(10**9, 0, 0, 0),
+    )
     assert [s.variant for s in estimate(CARD, manifest).stages] == ["fp32", "fp32", "fp16"]
     only = replace(CARD, precisions=("fp32",))
     assert [s.variant for s in estimate(only, manifest).stages] == ["fp32", "fp32", "fp32"]
@@ -163,14 +181,17 @@ def test_memory_is_that_of_the_graphs_taken_and_what_passes_in_them(counted):
 
 
 @by_hand
-@pytest.mark.parametrize("change, missing", [
-    ({"dense_tops": {}}, "dense_tops"),
-    ({"bandwidth_gb_s": None}, "memory.bandwidth_gb_s"),
-    ({"gpu_mhz": None}, "gpu.mhz"),
-    ({"link_gb_s": None}, "link.bandwidth_gb_s"),
-    ({"dense_tops": {"int8": 1}}, "dense_tops.fp32"),
-    ({"precisions": ("int8",)}, r"a variant of the text stage that it runs (int8)"),
-])
+@pytest.mark.parametrize(
+    "change, missing",
+    [
+        ({"dense_tops": {}}, "dense_tops"),
+        ({"bandwidth_gb_s": None}, "memory.bandwidth_gb_s"),
+        ({"gpu_mhz": None}, "gpu.mhz"),
+        ({"link_gb_s": None}, "link.bandwidth_gb_s"),
+        ({"dense_tops": {"int8": 1}}, "dense_tops.fp32"),
+        ({"precisions": ("int8",)}, r"a variant of the text stage that it runs (int8)"),
+    ],
+)
 def test_a_number_that_a_profile_lacks_is_named_and_nothing_is_guessed(counted, change, missing):
     found = estimate(replace(CARD, **change), counted(fp32_text=CHEAP, fp32_motion=CHEAP, fp32_render=CHEAP))
     assert missing in found.missing

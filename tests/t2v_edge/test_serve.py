@@ -42,6 +42,7 @@ def test_the_command_serves_until_it_is_told_to_stop_and_tells_its_clients(bundl
                 assert {len(payload) for _, payload in frames} == {16 * 16 * 3}
                 process.send_signal(number)
                 assert (await client.hear_a(Bye)).reason == "the server stops"
+
         asyncio.run(scenario())
         out, err = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 0 and err == b""
@@ -53,12 +54,21 @@ def test_the_command_serves_until_it_is_told_to_stop_and_tells_its_clients(bundl
         process.communicate()
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--host", "0.0.0.0"], "there is no token"), (["--port", "70000"], "--port is 70000"),
-    (["--quality", "0"], "--quality is 0"), (["--fps", "500"], "--fps is 500"), (["--fps", "x"], "fps is 'x'"),
-    (["--size", "9000x9000"], "size is 9000x9000"), (["--origin", "app"], "is no origin"),
-    (["--max-clients", "0"], "clients is 0"), (["--tls-key", "k.pem"], "--tls-cert"), (["--seed", "-1"], "seed is -1"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--host", "0.0.0.0"], "there is no token"),
+        (["--port", "70000"], "--port is 70000"),
+        (["--quality", "0"], "--quality is 0"),
+        (["--fps", "500"], "--fps is 500"),
+        (["--fps", "x"], "fps is 'x'"),
+        (["--size", "9000x9000"], "size is 9000x9000"),
+        (["--origin", "app"], "is no origin"),
+        (["--max-clients", "0"], "clients is 0"),
+        (["--tls-key", "k.pem"], "--tls-cert"),
+        (["--seed", "-1"], "seed is -1"),
+    ],
+)
 def test_what_cannot_be_served_is_said_before_anything_is_bound(bundle_path, capsys, monkeypatch, arguments, words):
     monkeypatch.delenv("T2V_EDGE_TOKEN", raising=False)
     assert main(["serve", str(bundle_path), "--port", "0", *arguments]) == 2
@@ -126,4 +136,5 @@ def test_streams_of_one_pipeline_are_each_clients_own(pipeline):
                 await client.say(Control("resume"))
                 await client.hear_a(State)
                 assert (await client.hear_a(tuple))[0].generation == state.generation + 1
+
     asyncio.run(scenario())

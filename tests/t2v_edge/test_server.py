@@ -37,6 +37,7 @@ def test_a_caption_becomes_frames_of_its_generation():
             assert bytes(payload) == bytes(8 * 6 * 3)
             assert threading.main_thread() not in server.made[0].threads, "the text stage does not block the loop"
         assert server.made[0].closed
+
     asyncio.run(scenario())
 
 
@@ -48,6 +49,7 @@ def test_after_a_switch_no_frame_of_an_old_generation_comes():
                 assert (await client.hear_a(Showing)).generation == generation
                 for header, payload in await client.frames(2):
                     assert header.generation == generation and payload[0] == generation
+
     asyncio.run(scenario())
 
 
@@ -61,6 +63,7 @@ def test_partial_captions_that_say_nothing_new_are_not_encoded_anew():
             while "A person is running" not in texts:
                 texts.append((await client.hear_a(Showing)).text)
             assert len(texts) <= 2 and server.made[0].generation == len(texts) - 1
+
     asyncio.run(scenario())
 
 
@@ -78,6 +81,7 @@ def test_after_pause_is_answered_no_frame_comes_until_resume():
             await client.say(Control("resume"))
             assert not (await client.hear_a(State)).paused
             await client.frames(2)
+
     asyncio.run(scenario())
 
 
@@ -107,6 +111,7 @@ def test_a_frame_that_is_encoded_while_things_change_is_not_sent(monkeypatch, ch
                     await client.say(Control("resume"))
                     await client.hear_a(State)
                 assert (await client.hear_a(tuple))[0].generation == generation
+
     asyncio.run(scenario())
 
 
@@ -130,6 +135,7 @@ def test_set_changes_format_at_once_and_rate_and_size_by_a_new_stream():
             state = await client.hear_a(State)
             assert (state.generation, state.settings.seed) == (2, 7) and len(server.made) == 2
             assert (await client.hear_a(tuple))[0].generation == 2
+
     asyncio.run(scenario())
 
 
@@ -137,7 +143,8 @@ def test_what_cannot_be_done_is_answered_and_the_session_goes_on():
     async def scenario():
         async with serving() as server, talking(server, text="a person") as client:
             for message, code in (
-                (Control("set", Settings(size=(13, 13))), "bad_value"), ('{"type":"dance"}', "unknown_type"),
+                (Control("set", Settings(size=(13, 13))), "bad_value"),
+                ('{"type":"dance"}', "unknown_type"),
                 ('{"type":"control","action":"set","fps":0}', "bad_value"),
             ):
                 await client.say(message)
@@ -150,6 +157,7 @@ def test_what_cannot_be_done_is_answered_and_the_session_goes_on():
             await client.say(StatsRequest())
             stats = await client.hear_a(Stats)
             assert stats.captions == 2 and stats.sent > 0 and stats.latency_ms > 0
+
     asyncio.run(scenario())
 
 
@@ -162,6 +170,7 @@ def test_a_client_that_asks_in_hello_gets_its_settings_and_says_goodbye():
             await asyncio.wait_for(client.socket.wait_closed(), TIMEOUT_S)
             assert client.socket.protocol.close_code == 1000
             await until(lambda: server.made[0].closed)
+
     asyncio.run(scenario())
 
 
@@ -182,6 +191,7 @@ def test_a_server_that_stops_says_goodbye_to_all():
             assert all(stream.closed for stream in server.made)
             for one in opened:
                 await one.__aexit__(None, None, None)
+
     asyncio.run(scenario())
 
 
@@ -197,6 +207,7 @@ def test_health_and_metrics_are_plain_http():
             assert (await fetch(server, "/elsewhere"))[0] == 404
             assert (await fetch(server, "/live"))[0] in (400, 426), "a plain GET opens no WebSocket"
             return body
+
     body = asyncio.run(scenario())
     sample = re.compile(r'[a-z_0-9]+(\{[a-z]+="[a-z_0-9.]+"(,[a-z]+="[a-z_0-9.]+")*\})? [0-9.e+-]+')
     lines = body.splitlines()
@@ -225,6 +236,7 @@ def test_captions_that_come_fast_are_taken_one_in_a_while_the_newest(monkeypatch
             while taken[-1] != 19:
                 taken.append((await client.hear_a(Showing)).segment)
             assert len(taken) <= 4, "one each third of a second, where all came in one"
+
     asyncio.run(scenario())
 
 
@@ -247,6 +259,7 @@ def test_for_a_client_that_does_not_read_no_frames_are_made_until_it_does(monkey
             await until(lambda: stuck.counts[0] > before + 10)
             reading.cancel()
             writer.close()
+
     asyncio.run(scenario())
 
 
@@ -263,6 +276,7 @@ def test_the_kernel_is_told_to_keep_little_for_a_client():
                 kernel = one._socket.transport.get_extra_info("socket")
                 assert kernel.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT_BYTES
                 assert kernel.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
     asyncio.run(scenario())
 
 
@@ -272,6 +286,7 @@ def test_a_port_that_is_taken_is_said():
             server.options = type(server.options)(DEFAULTS, port=server.port)
             with pytest.raises(ServerError, match="cannot be bound"):
                 await server.__aenter__()
+
     asyncio.run(scenario())
 
 
@@ -284,4 +299,5 @@ def test_a_client_may_reconnect_as_often_as_it_likes_and_nothing_is_left():
                 await until(lambda: all(stream.closed for stream in server.made))
                 await until(lambda: server.client_count == 0)
             assert server.metrics.value("t2v_sessions_total") == 5
+
     asyncio.run(scenario())

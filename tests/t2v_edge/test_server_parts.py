@@ -31,6 +31,7 @@ def test_messages_go_first_and_in_order_and_of_frames_the_newest():
         assert await waiting == 4 and outbox.dropped == 2
         assert [outbox.put_text(str(i)) for i in range(MAX_TEXTS + 1)] == [True] * MAX_TEXTS + [False]
         assert outbox.drain() == [str(i) for i in range(MAX_TEXTS)] and outbox.texts == 0
+
     asyncio.run(scenario())
 
 

@@ -46,13 +46,17 @@ async def the_end(client):
         return errors, client.socket.protocol.close_code
 
 
-@pytest.mark.parametrize("message, code, close_code", [
-    ("x" * (MAX_MESSAGE_BYTES + 1), None, 1009),
-    ("garbage", "bad_message", 1007),
-    ('{"type":"caption","segment":1e999}', "bad_message", 1007),
-    (b"\x00\xff" * 20, "binary", 1003),
-    (write(Hello()), "hello", 1008),
-], ids=["oversized", "garbage", "infinite", "binary", "second hello"])
+@pytest.mark.parametrize(
+    "message, code, close_code",
+    [
+        ("x" * (MAX_MESSAGE_BYTES + 1), None, 1009),
+        ("garbage", "bad_message", 1007),
+        ('{"type":"caption","segment":1e999}', "bad_message", 1007),
+        (b"\x00\xff" * 20, "binary", 1003),
+        (write(Hello()), "hello", 1008),
+    ],
+    ids=["oversized", "garbage", "infinite", "binary", "second hello"],
+)
 def test_what_is_no_message_ends_the_session_that_sent_it(message, code, close_code):
     async def scenario():
         async with serving() as server, a_neighbour(server), talking(server, text="a person") as client:
@@ -63,19 +67,24 @@ def test_what_is_no_message_ends_the_session_that_sent_it(message, code, close_c
             assert closed == close_code
             await until(lambda: server.client_count == 1)
             assert [stream.closed for stream in server.made] == [False, True]
+
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("hello, code, close_code", [
-    (write(Caption(0, 0, "first")), "hello", 1008),
-    ("hello", "bad_message", 1007),
-    ('{"type":"hello","versions":[7,9]}', "version", 1002),
-    ('{"type":"hello","versions":[]}', "bad_value", 1008),
-    (write(Hello(settings=Settings(size=(13, 13)))), "bad_value", 1008),
-    (write(Hello(token="wrong")), "token", 1008),
-    (write(Hello(token=TOKEN[:-1])), "token", 1008),
-    (write(Hello()), "token", 1008),
-], ids=["caption", "garbage", "version", "no version", "size", "wrong token", "short token", "no token"])
+@pytest.mark.parametrize(
+    "hello, code, close_code",
+    [
+        (write(Caption(0, 0, "first")), "hello", 1008),
+        ("hello", "bad_message", 1007),
+        ('{"type":"hello","versions":[7,9]}', "version", 1002),
+        ('{"type":"hello","versions":[]}', "bad_value", 1008),
+        (write(Hello(settings=Settings(size=(13, 13)))), "bad_value", 1008),
+        (write(Hello(token="wrong")), "token", 1008),
+        (write(Hello(token=TOKEN[:-1])), "token", 1008),
+        (write(Hello()), "token", 1008),
+    ],
+    ids=["caption", "garbage", "version", "no version", "size", "wrong token", "short token", "no token"],
+)
 def test_a_hello_that_cannot_be_taken_is_refused(hello, code, close_code):
     options = WITH_TOKEN if code == "token" else {}
 
@@ -88,6 +97,7 @@ def test_a_hello_that_cannot_be_taken_is_refused(hello, code, close_code):
             assert [(error.code, error.fatal) for error in errors] == [(code, True)] and closed == close_code
             assert server.metrics.value("t2v_refused_total", code=code) == 1
             assert server.client_count == 1
+
     asyncio.run(scenario())
 
 
@@ -104,14 +114,24 @@ def test_a_token_in_the_request_is_as_good_and_a_wrong_one_gets_no_socket():
             assert (await fetch(server, "/metrics"))[0] == 401
             assert (await fetch(server, "/metrics", [f"Authorization: Bearer {TOKEN}"]))[0] == 200
             assert (await fetch(server, "/healthz"))[0] == 200
+
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("origin, allowed", [
-    ("http://127.0.0.1:{port}", True), ("https://127.0.0.1:{port}", True), ("https://app.example", True),
-    ("http://127.0.0.1:1", False), ("http://app.example", False),
-    ("https://app.example.evil", False), ("http://evil.example", False), ("null", False), ("", False),
-])
+@pytest.mark.parametrize(
+    "origin, allowed",
+    [
+        ("http://127.0.0.1:{port}", True),
+        ("https://127.0.0.1:{port}", True),
+        ("https://app.example", True),
+        ("http://127.0.0.1:1", False),
+        ("http://app.example", False),
+        ("https://app.example.evil", False),
+        ("http://evil.example", False),
+        ("null", False),
+        ("", False),
+    ],
+)
 def test_only_the_servers_own_pages_and_listed_ones_may_connect(origin, allowed):
     async def scenario():
         async with serving(access=Access(origins=("https://app.example",))) as server, a_neighbour(server):
@@ -119,6 +139,7 @@ def test_only_the_servers_own_pages_and_listed_ones_may_connect(origin, allowed)
             _, writer, answer = await knock(server, headers=[head])
             assert answer.split()[1] == ("101" if allowed else "403")
             writer.close()
+
     asyncio.run(scenario())
 
 
@@ -135,8 +156,13 @@ def test_a_name_that_points_here_is_a_strangers_page_until_it_is_listed():
 def test_bytes_that_are_no_request_are_cut_off():
     async def scenario():
         async with serving(limits=Limits(hello_s=5)) as server, a_neighbour(server):
-            for garbage in (b"\x16\x03\x01\x02\x00" + bytes(range(256)), b"\n" * 100, b"GET / HTTP/9\r\n\r\n",
-                            b"POST /live HTTP/1.1\r\n\r\n", b"GET /live HTTP/1.1\r\nX: " + b"y" * 100_000):
+            for garbage in (
+                b"\x16\x03\x01\x02\x00" + bytes(range(256)),
+                b"\n" * 100,
+                b"GET / HTTP/9\r\n\r\n",
+                b"POST /live HTTP/1.1\r\n\r\n",
+                b"GET /live HTTP/1.1\r\nX: " + b"y" * 100_000,
+            ):
                 reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
                 writer.write(garbage)
                 try:
@@ -150,6 +176,7 @@ def test_bytes_that_are_no_request_are_cut_off():
             await asyncio.wait_for(reader.read(), TIMEOUT_S)
             writer.close()
             await until(lambda: server.waiting_count == 0)
+
     asyncio.run(scenario())
 
 
@@ -167,6 +194,7 @@ def test_sockets_that_stay_half_open_are_closed():
             await until(lambda: server.client_count == 1 and server.waiting_count == 0)
             assert [stream.closed for stream in server.made] == [False, True]
             assert server.metrics.value("t2v_refused_total", code="hello") == 1
+
     asyncio.run(scenario())
 
 
@@ -184,6 +212,7 @@ def test_a_client_that_vanishes_leaves_nothing():
                     sock.transport.abort()
             await until(lambda: server.client_count == 1)
             await until(lambda: all(stream.closed for stream in server.made[1:]))
+
     asyncio.run(scenario())
 
 
@@ -204,6 +233,7 @@ def test_at_capacity_clients_are_told_so_and_a_free_place_is_given_again():
             await until(lambda: server.client_count == 1)
             async with talking(server, text="a person") as client:
                 await client.frames(1)
+
     asyncio.run(scenario())
 
 
@@ -216,6 +246,7 @@ def test_connections_that_wait_to_say_hello_are_limited_as_well():
             for _, writer, _ in waiting:
                 writer.close()
             await until(lambda: server.waiting_count == 0)
+
     asyncio.run(scenario())
 
 
@@ -241,6 +272,7 @@ def test_a_client_that_reads_nothing_loses_its_own_frames_and_is_cut_off():
             await until(lambda: server.client_count == 1)
             assert server.metrics.value("t2v_refused_total", code="too_slow") == 1
             slow.transport.abort()
+
     asyncio.run(scenario())
 
 
@@ -261,6 +293,7 @@ def test_a_client_that_asks_and_never_reads_is_cut_off_before_the_answers_fill_t
             await until(lambda: server.client_count == 1)
             assert server.metrics.value("t2v_refused_total", code="too_slow") == 1
             writer.close()
+
     asyncio.run(scenario())
 
 
@@ -273,6 +306,7 @@ def test_a_flood_of_captions_ends_the_session_that_sends_it():
             errors, closed = await the_end(client)
             assert [error.code for error in errors] == ["too_fast"] and closed == 1008
             assert server.made[1].generation < 30, "few of them reached the text stage"
+
     asyncio.run(scenario())
 
 
@@ -287,6 +321,7 @@ def test_who_sends_too_much_keeps_its_own_place_taken_for_a_while():
                 errors, _ = await the_end(client)
                 assert [error.code for error in errors] == ["too_fast"]
             await until(lambda: server.client_count == 1)
+
     asyncio.run(scenario())
 
 
@@ -297,6 +332,7 @@ def test_a_stream_that_breaks_ends_its_own_session():
             errors, closed = await the_end(client)
             assert [error.code for error in errors] == ["internal"] and closed == 1011
             assert "burns" not in errors[0].message, "what is inside stays inside"
+
     asyncio.run(scenario())
 
 
@@ -311,6 +347,7 @@ def test_a_server_stops_in_time_though_a_client_does_not_listen():
             await asyncio.sleep(0.3)
         assert server.made[0].closed and server.client_count == 0
         writer.close()
+
     asyncio.run(asyncio.wait_for(scenario(), TIMEOUT_S))
 
 

@@ -172,10 +172,19 @@ def fake_cv2(keys, visible=1.0):
     """An OpenCV with a screen: it remembers what is shown and presses `keys` in turn."""
     shown, waits = [], []
     return SimpleNamespace(
-        error=cv2.error, COLOR_RGB2BGR=cv2.COLOR_RGB2BGR, WINDOW_AUTOSIZE=1, WND_PROP_VISIBLE=4,
-        shown=shown, waits=waits, destroyWindow=lambda _: None,
-        cvtColor=cv2.cvtColor, namedWindow=lambda *_: None, imshow=lambda _, pixels: shown.append(pixels),
-        waitKey=lambda ms: waits.append(ms) or keys.pop(0), getWindowProperty=lambda *_: visible)
+        error=cv2.error,
+        COLOR_RGB2BGR=cv2.COLOR_RGB2BGR,
+        WINDOW_AUTOSIZE=1,
+        WND_PROP_VISIBLE=4,
+        shown=shown,
+        waits=waits,
+        destroyWindow=lambda _: None,
+        cvtColor=cv2.cvtColor,
+        namedWindow=lambda *_: None,
+        imshow=lambda _, pixels: shown.append(pixels),
+        waitKey=lambda ms: waits.append(ms) or keys.pop(0),
+        getWindowProperty=lambda *_: visible,
+    )
 
 
 def test_window_shows_frames_until_q_is_pressed(monkeypatch):

@@ -26,7 +26,10 @@ def lines_of(data, times=None):
 def test_lines_are_finals_of_rising_segments_stamped_when_they_come():
     events = list(lines_of("\ufeffa person\r\n\n  一个人  \nthe last".encode(), (1.0, 2.5, 9.0)))
     assert [(e.stream, e.segment, e.text, e.final, e.received_s) for e in events] == [
-        ("lines", 0, "a person", True, 1.0), ("lines", 1, "一个人", True, 2.5), ("lines", 2, "the last", True, 9.0)]
+        ("lines", 0, "a person", True, 1.0),
+        ("lines", 1, "一个人", True, 2.5),
+        ("lines", 2, "the last", True, 9.0),
+    ]
 
 
 def test_a_line_is_given_before_the_next_is_read():
@@ -49,18 +52,32 @@ def test_json_lines_are_events_and_their_own_stamp_is_not_believed():
     plain"""
     events = list(lines_of(data, (1.0, 1.5, 2.0, 3.0)))
     assert [(e.segment, e.revision, e.final, e.received_s) for e in events] == [
-        (7, 2, False, 1.0), (3, 0, True, 1.5), (8, 0, True, 2.0), (9, 0, True, 3.0)]
+        (7, 2, False, 1.0),
+        (3, 0, True, 1.5),
+        (8, 0, True, 2.0),
+        (9, 0, True, 3.0),
+    ]
     assert events[0].start_s == 0.5 and events[0].end_s is None
 
 
-@pytest.mark.parametrize("line, words", [
-    (b"{", "not valid JSON"), (b'{"text": 1}', "must be a string"), (b'{"segment": 1}', "does not say its text"),
-    (b'{"text": "a", "is_final": true}', "'is_final' is no field"), (b'{"text": "a", "final": false}', "its segment"),
-    (b'{"text": "a", "segment": 1.5}', "segment must be a whole number"), (b'{"text": "a", "start_s": NaN}', "start_s"),
-    (b'{"text": "a", "segment": 1' + b"0" * 5000 + b"}", "line 2"), (b'{"a":' * 5000, "not valid JSON"),
-    (b"\xff\xfe", "not UTF-8"), (b"x" * 5000, "has 5000 characters"), (b"x" * MAX_LINE_BYTES * 3, "bytes or more"),
-    (b"x" * MAX_LINE_BYTES, "bytes or more"),
-])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        (b"{", "not valid JSON"),
+        (b'{"text": 1}', "must be a string"),
+        (b'{"segment": 1}', "does not say its text"),
+        (b'{"text": "a", "is_final": true}', "'is_final' is no field"),
+        (b'{"text": "a", "final": false}', "its segment"),
+        (b'{"text": "a", "segment": 1.5}', "segment must be a whole number"),
+        (b'{"text": "a", "start_s": NaN}', "start_s"),
+        (b'{"text": "a", "segment": 1' + b"0" * 5000 + b"}", "line 2"),
+        (b'{"a":' * 5000, "not valid JSON"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"x" * 5000, "has 5000 characters"),
+        (b"x" * MAX_LINE_BYTES * 3, "bytes or more"),
+        (b"x" * MAX_LINE_BYTES, "bytes or more"),
+    ],
+)
 def test_a_line_that_is_wrong_is_named_and_the_next_is_read(line, words):
     lines = lines_of(b"first\n" + line + b"\nthird\n")
     assert next(lines).text == "first"
@@ -106,9 +123,14 @@ def test_a_transcript_is_read_as_it_was_written(tmp_path):
     assert schedule(read_transcript(path)) == ((0.7, "a person"), (1.5, "一个人"), (3, "a dog"))
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"received_s": 0.5}, "line 2: received_s is 0.5"), ({"received_s": None}, "line 2"), ({"stream": 5}, "line 2"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"received_s": 0.5}, "line 2: received_s is 0.5"),
+        ({"received_s": None}, "line 2"),
+        ({"stream": 5}, "line 2"),
+    ],
+)
 def test_a_transcript_that_is_wrong_is_named_with_its_line(tmp_path, change, words):
     path = tmp_path / "t.jsonl"
     said = {**json.loads(format_event(TRANSCRIPT[1])), **change}

@@ -231,12 +231,23 @@ def test_stats_count_what_ran(pipeline):
     assert stats.fps > 0 and stats.first_frame_ms > 0
 
 
-@pytest.mark.parametrize("options, named", [
-    ({"fps": 0}, "fps"), ({"fps": "fast"}, "fps"), ({"seconds": 0}, "seconds"), ({"seconds": -1}, "seconds"),
-    ({"seed": -1}, "seed"), ({"size": (0, 8)}, "size"), ({"size": (9000, 8)}, "size"),
-    ({"smoothing": 1.0}, "smoothing"), ({"blend_steps": -1}, "blend_steps"), ({"then": [(0.0, RUN)]}, "caption times"),
-    ({"then": [(2.0, RUN), (1.0, DANCE)]}, "caption times"), ({"then": [("soon", RUN)]}, "caption time"),
-])
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"fps": 0}, "fps"),
+        ({"fps": "fast"}, "fps"),
+        ({"seconds": 0}, "seconds"),
+        ({"seconds": -1}, "seconds"),
+        ({"seed": -1}, "seed"),
+        ({"size": (0, 8)}, "size"),
+        ({"size": (9000, 8)}, "size"),
+        ({"smoothing": 1.0}, "smoothing"),
+        ({"blend_steps": -1}, "blend_steps"),
+        ({"then": [(0.0, RUN)]}, "caption times"),
+        ({"then": [(2.0, RUN), (1.0, DANCE)]}, "caption times"),
+        ({"then": [("soon", RUN)]}, "caption time"),
+    ],
+)
 def test_options_out_of_range_are_named(pipeline, options, named):
     with pytest.raises(UsageError, match=named):
         pipeline.stream(WALK, **options)

@@ -15,9 +15,18 @@ from t2v_edge.system import PowerMode, PythonFacts, System
 from tests.t2v_edge.system_samples import PYTHONS, ROOT, read_system
 
 FILES = (
-    "etc/nv_tegra_release", "var/lib/dpkg/status", "proc/device-tree/model", "proc/device-tree/compatible",
-    "var/lib/nvpmodel/status", "etc/nvpmodel.conf", "usr/local/cuda/version.json", "proc/driver/nvidia/version",
-    "proc/driver/nvidia/gpus/0000-01-00.0/information", "proc/meminfo", "proc/cpuinfo", "etc/os-release",
+    "etc/nv_tegra_release",
+    "var/lib/dpkg/status",
+    "proc/device-tree/model",
+    "proc/device-tree/compatible",
+    "var/lib/nvpmodel/status",
+    "etc/nvpmodel.conf",
+    "usr/local/cuda/version.json",
+    "proc/driver/nvidia/version",
+    "proc/driver/nvidia/gpus/0000-01-00.0/information",
+    "proc/meminfo",
+    "proc/cpuinfo",
+    "etc/os-release",
 )
 
 
@@ -79,8 +88,12 @@ def test_an_empty_machine_has_no_facts_and_is_no_error(tmp_path):
 
 def test_without_the_metapackage_jetson_linux_tells_the_jetpack(tmp_path):
     (tmp_path / "etc").mkdir()
-    for line, jetpack in (("R36 (release), REVISION: 4.7,", "6.2.1"), ("R38 (release), REVISION: 2.2,", "7.0"),
-                          ("R32 (release), REVISION: 7.6,", None), ("R35 (release), REVISION: 9.9,", "5.1.6")):
+    for line, jetpack in (
+        ("R36 (release), REVISION: 4.7,", "6.2.1"),
+        ("R38 (release), REVISION: 2.2,", "7.0"),
+        ("R32 (release), REVISION: 7.6,", None),
+        ("R35 (release), REVISION: 9.9,", "5.1.6"),
+    ):
         (tmp_path / "etc/nv_tegra_release").write_text(f"# {line} GCID: 1, BOARD: generic, EABI: aarch64\n")
         release = System.read(tmp_path, PYTHONS["jetpack-6.2"]).release
         assert (release and release.version) == jetpack
@@ -137,7 +150,16 @@ def test_the_running_interpreter_is_described():
     assert facts.system_site or facts.venv
 
 
-@pytest.mark.parametrize("text, version", [("10.3.0.30-1+cuda12.5", (10, 3, 0, 30)), ("6.2+b77", (6, 2)), ("", ()),
-                                           (None, ()), ("TempVersion", ()), ("v8.6", (8, 6))])
+@pytest.mark.parametrize(
+    "text, version",
+    [
+        ("10.3.0.30-1+cuda12.5", (10, 3, 0, 30)),
+        ("6.2+b77", (6, 2)),
+        ("", ()),
+        (None, ()),
+        ("TempVersion", ()),
+        ("v8.6", (8, 6)),
+    ],
+)
 def test_versions_are_their_leading_numbers(text, version):
     assert version_of(text) == version

@@ -7,19 +7,32 @@ from hypothesis import strategies as st
 from t2v_edge.wording import Wording
 
 
-@pytest.mark.parametrize("one, other", [
-    ("he is walking", "she is walking"), ("a man with a hat", "a man without a hat"), ("walks up", "walks down"),
-    ("a red shirt", "a red shirt 🏀"), ("two people", "three people"), ("穿红衣服的人", "穿蓝色衣服的人"),
-])
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("he is walking", "she is walking"),
+        ("a man with a hat", "a man without a hat"),
+        ("walks up", "walks down"),
+        ("a red shirt", "a red shirt 🏀"),
+        ("two people", "three people"),
+        ("穿红衣服的人", "穿蓝色衣服的人"),
+    ],
+)
 def test_what_changes_the_picture_is_no_function_word(one, other):
     change = Wording.of(one).change_to(Wording.of(other))
     assert change.words >= 1 or change.characters >= 2
 
 
-@pytest.mark.parametrize("one, other", [
-    ("a person is running", "The person, who is running!"), ("um a dog", "A DOG."), ("a person's hat", "a person hat"),
-    ("一个人在跑步", "有一位人正在跑步。"), ("in a room", "room"),
-])
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("a person is running", "The person, who is running!"),
+        ("um a dog", "A DOG."),
+        ("a person's hat", "a person hat"),
+        ("一个人在跑步", "有一位人正在跑步。"),
+        ("in a room", "room"),
+    ],
+)
 def test_what_changes_nothing_that_is_seen_does_not_count(one, other):
     assert Wording.of(one).change_to(Wording.of(other)) == (0, 0)
 

@@ -24,8 +24,10 @@ def write_evaluator(folder: Path) -> Path:
     random = np.random.default_rng(3)
     logits = sum(map(len, SLOTS.values()))
     weights = {
-        "first": random.standard_normal((3 * SIZE * SIZE, FEATURES)) / 40, "first_bias": np.zeros(FEATURES),
-        "last": random.standard_normal((FEATURES, logits)), "last_bias": np.zeros(logits),
+        "first": random.standard_normal((3 * SIZE * SIZE, FEATURES)) / 40,
+        "first_bias": np.zeros(FEATURES),
+        "last": random.standard_normal((FEATURES, logits)),
+        "last_bias": np.zeros(logits),
     }
     tensors = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
     tensors.append(numpy_helper.from_array(np.array([127.5], np.float32), "grey"))
@@ -44,8 +46,14 @@ def write_evaluator(folder: Path) -> Path:
     folder.mkdir(parents=True)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (folder / "evaluator.onnx").write_bytes(model.SerializeToString())
-    described = {"format": "t2v-evaluator", "format_version": 1, "frames": FRAMES, "fps": FPS, "size": SIZE,
-                 "slots": SLOTS}
+    described = {
+        "format": "t2v-evaluator",
+        "format_version": 1,
+        "frames": FRAMES,
+        "fps": FPS,
+        "size": SIZE,
+        "slots": SLOTS,
+    }
     (folder / "evaluator.json").write_text(json.dumps(described))
     return folder
 

@@ -46,8 +46,9 @@ def test_reshape_that_names_the_batch_leaves_it_open(shape):
     made = free_batch(model, SPEC)
     check_batch_free(made, SPEC)
     assert shapes_of(made) == [[-1, 2, 4]] and model.SerializeToString() == before
-    assert [list(d.dim_value for d in v.type.tensor_type.shape.dim) for v in [*made.graph.input, *made.graph.output]] \
-        == [[1, 8], [1, 2, 4]]
+    assert [
+        list(d.dim_value for d in v.type.tensor_type.shape.dim) for v in [*made.graph.input, *made.graph.output]
+    ] == [[1, 8], [1, 2, 4]]
     x = np.random.default_rng(0).standard_normal((1, 8)).astype(np.float32)
     np.testing.assert_array_equal(run(made, {"x": x})[0], run(model, {"x": x})[0])
 
@@ -58,7 +59,10 @@ def test_shapes_that_are_open_and_those_of_constants_stay():
         node("Add", ["x", "v"], ["a"], "/add"),
         node("Reshape", ["a", "open"], ["b"], "/open"),
         node("Reshape", ["b", "zero"], ["y"], "/zero"),
-        w=weights(2, 4), flat=np.array([1, 8]), open=np.array([-1, 4, 2]), zero=np.array([0, 2, 4]),
+        w=weights(2, 4),
+        flat=np.array([1, 8]),
+        open=np.array([-1, 4, 2]),
+        zero=np.array([0, 2, 4]),
     )
     assert shapes_of(free_batch(model, SPEC)) == shapes_of(model)
 
@@ -80,7 +84,9 @@ def test_constant_of_one_frame_beside_a_batch_is_named():
         node("Concat", ["x", "w"], ["c"], "/beside", axis=1),
         node("Slice", ["c", "from", "to", "axis"], ["s"], "/slice"),
         node("Reshape", ["s", "shape"], ["y"], "/reshape"),
-        w=weights(1, 4), shape=np.array([1, 2, 4]), **{"from": np.array([2]), "to": np.array([10]), "axis": [1]},
+        w=weights(1, 4),
+        shape=np.array([1, 2, 4]),
+        **{"from": np.array([2]), "to": np.array([10]), "axis": [1]},
     )
     with pytest.raises(SpecError, match="node /beside"):
         check_batch_free(free_batch(model, SPEC), SPEC)

@@ -60,8 +60,9 @@ def test_the_stage_that_loses_most_gives_way_first(bundle, reads, evaluator):
 
 def test_a_budget_of_nothing_ends_with_fp32(bundle, reads, evaluator):
     reads({("render", "fp16"): 1, ("text", "fp16"): 1})
-    kept = keep_budget(bundle, dict.fromkeys(("text", "motion", "render"), "fp16"), ORDER,
-                       AccuracyBudget(0.0, evaluator, CAPTIONS))
+    kept = keep_budget(
+        bundle, dict.fromkeys(("text", "motion", "render"), "fp16"), ORDER, AccuracyBudget(0.0, evaluator, CAPTIONS)
+    )
     assert kept.default["render"] == kept.default["text"] == "fp32" and kept.rounds[-1]["kept"]
 
 
@@ -82,10 +83,23 @@ def test_budgets_that_cannot_be_measured_are_refused(evaluator):
 def test_export_plays_and_reads_its_default_mix(make_checkpoint, evaluator, tmp_path, capsys):
     slotted = write_captions(tmp_path / "captions.jsonl", [{"light": "dark"}] * 6)
     recipe = tmp_path / "r.toml"
-    recipe.write_text('name = "r"\n[[pass]]\nkind = "quantize"\ntext_samples = 12\nmotion_samples = 16\n'
-                      "render_samples = 8\nsteps = 8\n", "utf-8")
-    wanted = ["export", str(make_checkpoint()), "--recipe", str(recipe), "-o", str(tmp_path / "b"), "--no-cache",
-              "--max-drop", "0", "--json"]
+    recipe.write_text(
+        'name = "r"\n[[pass]]\nkind = "quantize"\ntext_samples = 12\nmotion_samples = 16\n'
+        "render_samples = 8\nsteps = 8\n",
+        "utf-8",
+    )
+    wanted = [
+        "export",
+        str(make_checkpoint()),
+        "--recipe",
+        str(recipe),
+        "-o",
+        str(tmp_path / "b"),
+        "--no-cache",
+        "--max-drop",
+        "0",
+        "--json",
+    ]
     assert main(wanted) == 2 and "give --evaluator FOLDER" in capsys.readouterr().err
     assert main([*wanted, "--evaluator", str(evaluator), "--judge", str(slotted)]) == 0
     shown = json.loads(capsys.readouterr().out)

@@ -29,10 +29,29 @@ from tests.t2v_export.conftest import build_checkpoint
 ROOT = Path(__file__).parents[2]
 CAPTIONS = 12
 # The renderer alone is quantized, so that the whole stream of an INT8 variant keeps FP32's motion.
-RECIPE = {"kind": "quantize", "text_samples": 12, "motion_samples": 16, "render_samples": 8, "steps": 8,
-          "stages": ["render"]}
-SMALL = ["--clips", "2", "--seconds", "0.5", "--drift-runs", "2", "--drift-steps", "40", "--pictures", "1",
-         "--processes", "1", "--no-timing"]
+RECIPE = {
+    "kind": "quantize",
+    "text_samples": 12,
+    "motion_samples": 16,
+    "render_samples": 8,
+    "steps": 8,
+    "stages": ["render"],
+}
+SMALL = [
+    "--clips",
+    "2",
+    "--seconds",
+    "0.5",
+    "--drift-runs",
+    "2",
+    "--drift-steps",
+    "40",
+    "--pictures",
+    "1",
+    "--processes",
+    "1",
+    "--no-timing",
+]
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +193,17 @@ def test_the_same_command_gives_the_same_bytes_in_one_process_and_in_two(place):
 
 def test_timing_gives_percentiles_and_memory_of_every_lane(place, monkeypatch):
     monkeypatch.setattr("t2v_export.compare.cost.MAX_TURNS", 5)
-    arguments = ["compare", str(place / "alone"), "-o", str(place / "timed"), "--captions",
-                 str(place / "captions.jsonl"), *SMALL[:-1], "--drift-runs", "0"]
+    arguments = [
+        "compare",
+        str(place / "alone"),
+        "-o",
+        str(place / "timed"),
+        "--captions",
+        str(place / "captions.jsonl"),
+        *SMALL[:-1],
+        "--drift-runs",
+        "0",
+    ]
     assert main(arguments) == 0
     report = json.loads((place / "timed" / "report.json").read_text())
     for lane in report["lanes"].values():
@@ -192,11 +220,26 @@ def test_timing_gives_percentiles_and_memory_of_every_lane(place, monkeypatch):
 def test_against_a_checkpoint_its_evaluator_and_what_is_comparable_are_used(place, tmp_path):
     student = {"motion": StageConfig("recurrent", {"cell": "gru", "hidden": 4, "noise": 2, "start": "zeros"})}
     build_checkpoint(tmp_path / "student", **student)
-    export_checkpoint(tmp_path / "student", tmp_path / "bundle", load_profile("cpu"),
-                      ExportOptions(("fp32",), measure=False))
+    export_checkpoint(
+        tmp_path / "student", tmp_path / "bundle", load_profile("cpu"), ExportOptions(("fp32",), measure=False)
+    )
     target = tmp_path / "out"
-    assert main(["compare", str(tmp_path / "bundle"), "--against", str(place / "checkpoint"), "-o", str(target),
-                 "--captions", str(place / "captions.jsonl"), *SMALL]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                str(tmp_path / "bundle"),
+                "--against",
+                str(place / "checkpoint"),
+                "-o",
+                str(target),
+                "--captions",
+                str(place / "captions.jsonl"),
+                *SMALL,
+            ]
+        )
+        == 0
+    )
     report = json.loads((target / "report.json").read_text())
     assert report["against"] == "checkpoint" and "against" in report["lanes"]
     found = pair(report, "fp32", "against")
@@ -209,12 +252,26 @@ def test_against_a_checkpoint_its_evaluator_and_what_is_comparable_are_used(plac
 
 
 def test_against_a_bundle_compares_frames_too_and_never_imports_torch(place):
-    code = ("import sys; from t2v_edge.cli import main; code = main(sys.argv[1:]);"
-            "assert 'torch' not in sys.modules; sys.exit(code)")
-    arguments = ["compare", place / "sound", "--against", place / "alone", "-o", place / "both", "--captions",
-                 place / "captions.jsonl", "--evaluator", place / "checkpoint" / "evaluator", *SMALL]
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=environment(), capture_output=True,
-                          text=True)
+    code = (
+        "import sys; from t2v_edge.cli import main; code = main(sys.argv[1:]);"
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    arguments = [
+        "compare",
+        place / "sound",
+        "--against",
+        place / "alone",
+        "-o",
+        place / "both",
+        "--captions",
+        place / "captions.jsonl",
+        "--evaluator",
+        place / "checkpoint" / "evaluator",
+        *SMALL,
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], env=environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads((place / "both" / "report.json").read_text())
     same, other = pair(report, "fp32", "against"), pair(report, "int8-u8", "against")
@@ -295,19 +352,22 @@ def test_sensitivity_of_the_bundles_report_is_shown(place, tmp_path):
     assert "/blocks.0/Conv" in text and "31.25" in text and "no sensitivity analysis" not in text
 
 
-@pytest.mark.parametrize("arguments, code, words", [
-    (["--max-drop", "1", "--captions", "{p}/captions.jsonl"], 2, "--evaluator"),
-    (["--max-drop", "1", "--evaluator", "{p}/checkpoint/evaluator", "--captions", "en"], 2, "slots"),
-    (["--captions", "{p}/captions.jsonl", "-n", "13"], 2, "12 captions, 13 were asked for"),
-    (["--captions", "nowhere.jsonl"], 1, "nowhere.jsonl"),
-    (["--evaluator", "{p}", "--captions", "{p}/captions.jsonl"], 1, "evaluator.json"),
-    (["--evaluator", "{p}/checkpoint/evaluator"], 2, "does not know"),
-    (["--seconds", "0"], 2, "seconds"),
-    (["--processes", "0"], 2, "processes"),
-    (["--against", "{p}/nowhere"], 1, "nowhere"),
-    (["-o", "{p}/checkpoint"], 1, "left alone"),
-    (["--variant", "int9", "--captions", "{p}/captions.jsonl", "-n", "1"], 2, "fp32, default"),
-])
+@pytest.mark.parametrize(
+    "arguments, code, words",
+    [
+        (["--max-drop", "1", "--captions", "{p}/captions.jsonl"], 2, "--evaluator"),
+        (["--max-drop", "1", "--evaluator", "{p}/checkpoint/evaluator", "--captions", "en"], 2, "slots"),
+        (["--captions", "{p}/captions.jsonl", "-n", "13"], 2, "12 captions, 13 were asked for"),
+        (["--captions", "nowhere.jsonl"], 1, "nowhere.jsonl"),
+        (["--evaluator", "{p}", "--captions", "{p}/captions.jsonl"], 1, "evaluator.json"),
+        (["--evaluator", "{p}/checkpoint/evaluator"], 2, "does not know"),
+        (["--seconds", "0"], 2, "seconds"),
+        (["--processes", "0"], 2, "processes"),
+        (["--against", "{p}/nowhere"], 1, "nowhere"),
+        (["-o", "{p}/checkpoint"], 1, "left alone"),
+        (["--variant", "int9", "--captions", "{p}/captions.jsonl", "-n", "1"], 2, "fp32, default"),
+    ],
+)
 def test_errors_name_the_problem_and_nothing_is_written(place, tmp_path, monkeypatch, capsys, arguments, code, words):
     monkeypatch.chdir(tmp_path)
     given = ["compare", str(place / "alone"), *SMALL, *(a.replace("{p}", str(place)) for a in arguments)]
@@ -336,12 +396,31 @@ def test_summary_as_json_leaves_long_curves_out(place, capsys):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks at processes in /proc")
 def test_ctrl_c_ends_all_processes_and_leaves_nothing(place, tmp_path):
-    arguments = ["compare", place / "alone", "-o", tmp_path / "out", "--captions", place / "captions.jsonl",
-                 "--drift-steps", "5000000", "--drift-runs", "2", "--clips", "1", "--processes", "2", "--no-timing"]
-    process = subprocess.Popen([sys.executable, "-m", "t2v_edge", *map(str, arguments)], env=environment(),
-                               stderr=subprocess.PIPE, start_new_session=True,
-                               # Ctrl-C is ignored in what a shell runs in the background, and in its children
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    arguments = [
+        "compare",
+        place / "alone",
+        "-o",
+        tmp_path / "out",
+        "--captions",
+        place / "captions.jsonl",
+        "--drift-steps",
+        "5000000",
+        "--drift-runs",
+        "2",
+        "--clips",
+        "1",
+        "--processes",
+        "2",
+        "--no-timing",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "t2v_edge", *map(str, arguments)],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        # Ctrl-C is ignored in what a shell runs in the background, and in its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 60
     while len(children(process.pid)) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -133,8 +133,9 @@ def test_relative_error_is_of_all_states_together():
     assert drift._relative(one, one) == 0
 
 
-@pytest.mark.parametrize("steps, early, late", [(1000, (50, 150), (950, 1000)), (100, (25, 50), (75, 100)),
-                                                (2, (0, 1), (1, 2))])
+@pytest.mark.parametrize(
+    "steps, early, late", [(1000, (50, 150), (950, 1000)), (100, (25, 50), (75, 100)), (2, (0, 1), (1, 2))]
+)
 def test_windows_of_drift(steps, early, late):
     assert drift.windows(steps) == {"early": early, "late": late}
     assert drift.frame_steps(steps)[-1] == steps
@@ -222,8 +223,13 @@ def test_axes_map_their_ends_and_have_round_ticks():
 
 
 def test_plots_draw_every_series_and_escape_names():
-    lines = line_plot([Series("<a>", [(1, 0.0), (10, 1e-3)], "s1"), Series("b", [(1, 1.0), (10, 2.0)], "s2")], "x", "y",
-                      log_x=True, log_y=True)
+    lines = line_plot(
+        [Series("<a>", [(1, 0.0), (10, 1e-3)], "s1"), Series("b", [(1, 1.0), (10, 2.0)], "s2")],
+        "x",
+        "y",
+        log_x=True,
+        log_y=True,
+    )
     assert lines.count("<polyline") == 2 and "&lt;a&gt;" in lines and "nan" not in lines
     rows = interval_plot([("all", [Interval("one", -1, -0.5, 0, "s1"), Interval("two", 0, 0, 0, "s2")])], "points")
     assert rows.count("<circle") == 2

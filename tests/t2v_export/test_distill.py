@@ -25,8 +25,16 @@ from t2v_export.recipe import Distill
 
 CAPTIONS = [f"a {who} {verb}" for who in ("person", "人") for verb in ("is walking", "running", "dancing", "跑步")]
 SHORT = Distill(
-    text_steps=80, text_batch=16, text_rate=5e-3, motion_steps=60, motion_batch=16, length=8, motion_rate=1e-2,
-    render_steps=80, render_batch=8, render_rate=5e-3,
+    text_steps=80,
+    text_batch=16,
+    text_rate=5e-3,
+    motion_steps=60,
+    motion_batch=16,
+    length=8,
+    motion_rate=1e-2,
+    render_steps=80,
+    render_batch=8,
+    render_rate=5e-3,
 )
 
 
@@ -173,9 +181,7 @@ def test_shared_states_are_those_of_one_name_and_shape(make_checkpoint):
     mine = load_checkpoint(make_checkpoint("mine", motion=StageConfig("recurrent", {**fed, "hidden": 8})))
     specs = theirs.specs["motion"], mine.specs["motion"], theirs.specs["render"]
     student = copy.deepcopy(mine.motion).requires_grad_(True)
-    lesson = MotionLesson(
-        theirs.motion, student, specs, torch.rand(8, 6), 6, 4, 5, 1e-3, 0, torch.device("cpu")
-    )
+    lesson = MotionLesson(theirs.motion, student, specs, torch.rand(8, 6), 6, 4, 5, 1e-3, 0, torch.device("cpu"))
     assert [s.name for s in lesson.shared] == ["motion"]
     lesson.step(1.0)
     assert torch.equal(lesson.theirs["state.motion"], lesson.mine["state.motion"])

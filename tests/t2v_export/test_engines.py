@@ -58,10 +58,12 @@ def whole_bias() -> onnx.ModelProto:
     model = signed()
     nodes_of(model)["/conv1"].input[2] = "b1.dq"
     model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["b1.int32", "b1.scale"], ["b1.dq"], name="/b1"))
-    model.graph.initializer.extend([
-        numpy_helper.from_array(np.arange(5, dtype=np.int32), "b1.int32"),
-        numpy_helper.from_array(np.asarray(1e-3, np.float32), "b1.scale"),
-    ])
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.arange(5, dtype=np.int32), "b1.int32"),
+            numpy_helper.from_array(np.asarray(1e-3, np.float32), "b1.scale"),
+        ]
+    )
     return model
 
 
@@ -119,10 +121,14 @@ class Planted:
 
 PLANTED = {
     "zero-point of an activation": Planted(
-        lambda: change(signed(), "x.zero_point", np.asarray(3, np.int8)), NEW, "/q/x: zero-point: 3", "/q/x"),
+        lambda: change(signed(), "x.zero_point", np.asarray(3, np.int8)), NEW, "/q/x: zero-point: 3", "/q/x"
+    ),
     "zero-point of a weight": Planted(
-        lambda: change(signed(), "conv1.weight.zero_point", np.ones(5, np.int8)), NEW,
-        "/dq/conv1.weight: zero-point: 1", "/dq/conv1.weight"),
+        lambda: change(signed(), "conv1.weight.zero_point", np.ones(5, np.int8)),
+        NEW,
+        "/dq/conv1.weight: zero-point: 1",
+        "/dq/conv1.weight",
+    ),
     "unsigned activation": Planted(unsigned_input, NEW, "/q/x: activation type: uint8", None),
     "int32 bias": Planted(whole_bias, NEW, "/conv1: bias: is quantized", "/b1"),
     "bytes that are cast": Planted(cast_weights, RTX, "/cast: 8-bit constant: w8 is read by Cast", "w8"),

@@ -369,11 +369,14 @@ def test_help_teaches(capsys):
     assert "1e-4 (fp32)" in shown and "examples:" in shown and "--allow-code" in shown
 
 
-@pytest.mark.parametrize("ms, form, operators", [
-    ({"built": (2.0, 2.0), "transposed": (1.0, 1.0), "phases": (1.1, 1.0)}, "transposed", {"ConvTranspose"}),
-    ({"built": (2.0, 2.0), "transposed": (1.0, 1.0), "phases": (0.6, 1.1)}, "phases", {"Slice"}),
-    ({"built": (2.0, 2.0), "transposed": (1.9, 2.0), "phases": (2.0, 1.96)}, "built", {"Resize"}),
-])
+@pytest.mark.parametrize(
+    "ms, form, operators",
+    [
+        ({"built": (2.0, 2.0), "transposed": (1.0, 1.0), "phases": (1.1, 1.0)}, "transposed", {"ConvTranspose"}),
+        ({"built": (2.0, 2.0), "transposed": (1.0, 1.0), "phases": (0.6, 1.1)}, "phases", {"Slice"}),
+        ({"built": (2.0, 2.0), "transposed": (1.9, 2.0), "phases": (2.0, 1.96)}, "built", {"Resize"}),
+    ],
+)
 def test_doublings_take_the_form_that_all_engines_together_run_fastest(
     make_checkpoint, cpu, tmp_path, monkeypatch, ms, form, operators
 ):

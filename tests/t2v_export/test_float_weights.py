@@ -37,9 +37,12 @@ def test_every_whole_number_comes_back_at_any_scale(axis):
     scales = (10.0 ** random.uniform(-9, 3, 64)).astype(np.float32)
     given = {"w": whole, "s": scales, "z": np.zeros(64, np.int8)}
     graph = helper.make_graph(
-        [helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wd"], name="/dq", axis=axis),
-         helper.make_node("MatMul", ["x", "wd"], ["y"], name="/mm")],
-        "text", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64])],
+        [
+            helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wd"], name="/dq", axis=axis),
+            helper.make_node("MatMul", ["x", "wd"], ["y"], name="/mm"),
+        ],
+        "text",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 64])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 64])],
         [numpy_helper.from_array(a, n) for n, a in given.items()],
     )

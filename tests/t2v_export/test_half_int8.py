@@ -76,8 +76,12 @@ def test_scales_that_float16_cannot_hold_are_raised_and_weights_rounded_anew():
     assert halves[2] == LEAST_SCALE and half_scales(np.float32(0.0), 2.0**-24) > 0
     weight = weights(3, 4, 3, 3)
     weight *= (127 * scales / np.abs(weight).reshape(3, -1).max(1)).reshape(-1, 1, 1, 1)
-    model = model_of([helper.make_node("Conv", ["x", "w"], ["y"], name="/conv", pads=[1] * 4)], {"w": weight},
-                     {"x": [1, 4, 6, 6]}, {"y": [1, 3, 6, 6]})
+    model = model_of(
+        [helper.make_node("Conv", ["x", "w"], ["y"], name="/conv", pads=[1] * 4)],
+        {"w": weight},
+        {"x": [1, 4, 6, 6]},
+        {"y": [1, 3, 6, 6]},
+    )
     spec = replace(SPEC, results=(replace(SPEC.results[0], shape=(1, 3, 6, 6)),))
     made = compute_half_int8(quantized(model, "int8", spec=spec), spec)
     known = {t.name: numpy_helper.to_array(t) for t in made.graph.initializer}
@@ -108,12 +112,16 @@ def operators(version: int, *nodes: onnx.NodeProto) -> onnx.ModelProto:
     return model
 
 
-@pytest.mark.parametrize("node", [
-    helper.make_node("ReduceMax", ["x"], ["y"], name="/n", axes=[2, 3], keepdims=0),
-    helper.make_node("ReduceMean", ["x"], ["y"], name="/n"),
-    helper.make_node("Split", ["x"], ["y", "z"], name="/n", axis=1),
-    helper.make_node("Relu", ["x"], ["y"], name="/n"),
-], ids=lambda n: f"{n.op_type}-{len(n.attribute)}")
+@pytest.mark.parametrize(
+    "node",
+    [
+        helper.make_node("ReduceMax", ["x"], ["y"], name="/n", axes=[2, 3], keepdims=0),
+        helper.make_node("ReduceMean", ["x"], ["y"], name="/n"),
+        helper.make_node("Split", ["x"], ["y", "z"], name="/n", axis=1),
+        helper.make_node("Relu", ["x"], ["y"], name="/n"),
+    ],
+    ids=lambda n: f"{n.op_type}-{len(n.attribute)}",
+)
 @pytest.mark.parametrize("version", [13, 17])
 def test_newer_opset_gives_the_same_numbers(node, version):
     model = onnx.shape_inference.infer_shapes(operators(version, node))

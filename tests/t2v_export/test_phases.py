@@ -39,12 +39,20 @@ def transposed(*behind: onnx.NodeProto, output="y", shape=(1, 3, 10, 12), bias=T
         "half": np.float32(0.5),
         "low": np.float32(-0.5),
     }
-    node = helper.make_node("ConvTranspose", ["x", "w", *(["b"] if bias else [])], ["t"], name="/up",
-                            **{"strides": [2, 2], "pads": [1] * 4, **changed})
+    node = helper.make_node(
+        "ConvTranspose",
+        ["x", "w", *(["b"] if bias else [])],
+        ["t"],
+        name="/up",
+        **{"strides": [2, 2], "pads": [1] * 4, **changed},
+    )
     graph = helper.make_graph(
-        [node, *behind], "render",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, X.shape),
-         helper.make_tensor_value_info("look", TensorProto.FLOAT, LOOK.shape)],
+        [node, *behind],
+        "render",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, X.shape),
+            helper.make_tensor_value_info("look", TensorProto.FLOAT, LOOK.shape),
+        ],
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
@@ -112,13 +120,16 @@ def test_a_result_that_two_nodes_read_is_laid_out_once():
     assert kinds(same(transposed(*behind))) == ["Conv", *LAYOUT, "Relu", "Add"]
 
 
-@pytest.mark.parametrize("different", [
-    {"kernel": 2, "pads": [0] * 4},
-    {"kernel": 3, "output_padding": [1, 1]},
-    {"output_padding": [1, 1], "shape": (1, 3, 11, 13)},
-    {"pads": [0] * 4, "shape": (1, 3, 12, 14)},
-    {"group": 4, "shape": (1, 4, 10, 12)},
-])
+@pytest.mark.parametrize(
+    "different",
+    [
+        {"kernel": 2, "pads": [0] * 4},
+        {"kernel": 3, "output_padding": [1, 1]},
+        {"output_padding": [1, 1], "shape": (1, 3, 11, 13)},
+        {"pads": [0] * 4, "shape": (1, 3, 12, 14)},
+        {"group": 4, "shape": (1, 4, 10, 12)},
+    ],
+)
 def test_what_is_no_such_doubling_stays(different):
     model = transposed(output="t", **{"shape": (1, 3, 10, 12), **different})
     assert kinds(same(model)) == ["ConvTranspose"]

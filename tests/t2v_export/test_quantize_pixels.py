@@ -121,6 +121,7 @@ def test_phases_are_laid_out_in_8_bits_between_layers():
         known = constants(made.graph)
         grids = {n.input[0]: (known[n.input[1]], known[n.input[2]]) for n in steps}
         assert variant == "int8" or grids["r1"] == grids["r1/phases"]
-        assert np.abs(run(made, samples(1)[0]) - run(model, samples(1)[0])).mean() < 0.05 * np.abs(
-            run(model, samples(1)[0])
-        ).max()
+        assert (
+            np.abs(run(made, samples(1)[0]) - run(model, samples(1)[0])).mean()
+            < 0.05 * np.abs(run(model, samples(1)[0])).max()
+        )

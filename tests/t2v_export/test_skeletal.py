@@ -46,19 +46,33 @@ def joints_of(motion: torch.Tensor) -> torch.Tensor:
 def test_spec_names_noises_and_states_as_the_formats_say() -> None:
     spec = make().spec
     assert [t.name for t in spec.inputs] == [
-        "condition", "noise.style", "noise.view", "noise.jitter",
-        "state.h", "state.pose", "state.place", "state.heading",
+        "condition",
+        "noise.style",
+        "noise.view",
+        "noise.jitter",
+        "state.h",
+        "state.pose",
+        "state.place",
+        "state.heading",
     ]
     assert [t.name for t in spec.outputs] == ["motion", "next.h", "next.pose", "next.place", "next.heading"]
     assert [(n.distribution, n.cadence, n.scale) for n in spec.noises] == [
-        ("normal", "stream", 1.0), ("uniform", "stream", 1.0), ("normal", "step", 0.1),
+        ("normal", "stream", 1.0),
+        ("uniform", "stream", 1.0),
+        ("normal", "step", 0.1),
     ]
     assert spec.states[1].value == (0.0,) * POSE_SIZE and spec.states[3].value == (1.0, 0.0)
 
 
-@pytest.mark.parametrize(("cell", "layers", "names"), [
-    ("gru", 1, ["h"]), ("gru", 2, ["h0", "h1"]), ("lstm", 1, ["h", "c"]), ("lstm", 2, ["h0", "c0", "h1", "c1"]),
-])
+@pytest.mark.parametrize(
+    ("cell", "layers", "names"),
+    [
+        ("gru", 1, ["h"]),
+        ("gru", 2, ["h0", "h1"]),
+        ("lstm", 1, ["h", "c"]),
+        ("lstm", 2, ["h0", "c0", "h1", "c1"]),
+    ],
+)
 def test_every_cell_and_depth_keeps_its_spec(cell: str, layers: int, names: list[str]) -> None:
     module = make(cell=cell, layers=layers)
     assert [s.name for s in module.spec.states][: len(names)] == names

@@ -45,8 +45,12 @@ def test_reshapes_move_nothing_and_products_of_constants_are_made_beforehand():
 
 
 def test_each_reduction_is_a_kernel_and_elements_of_the_same_tensors_share_one():
-    beside = [node("ReduceMax", "x", "a", axes=[1]), node("ReduceMin", "x", "b", axes=[1]), node("Add", "a b", "c"),
-              node("Sub", "c a", "y")]
+    beside = [
+        node("ReduceMax", "x", "a", axes=[1]),
+        node("ReduceMin", "x", "b", axes=[1]),
+        node("Add", "a b", "c"),
+        node("Sub", "c a", "y"),
+    ]
     assert graph_traffic(graph(beside, {"x": [1, 6]}, {"y": [1, 1]})) == Traffic(0, 4 * (2 * 6 + 2 + 2 + 1), 3)
     behind = [node("Softmax", "x", "a"), node("Softmax", "a", "y")]
     assert graph_traffic(graph(behind, {"x": [1, 6]}, {"y": [1, 6]})) == Traffic(0, 4 * (6 + 2 * 6 + 6), 2)
@@ -60,8 +64,11 @@ def test_elements_of_unlike_tensors_are_kernels_of_their_own_and_joining_is_anot
 
 def test_a_quantized_tensor_passes_in_bytes_and_quantized_weights_are_read_in_bytes():
     nodes = [
-        node("Conv", "x w", "c"), node("QuantizeLinear", "c s z", "q"), node("DequantizeLinear", "q s z", "d"),
-        node("DequantizeLinear", "qw s z", "dw"), node("Conv", "d dw", "y"),
+        node("Conv", "x w", "c"),
+        node("QuantizeLinear", "c s z", "q"),
+        node("DequantizeLinear", "q s z", "d"),
+        node("DequantizeLinear", "qw s z", "dw"),
+        node("Conv", "d dw", "y"),
     ]
     weights = {"w": ones(2, 2, 1, 1), "s": np.float32(0.5), "z": np.int8(0), "qw": np.ones((3, 2, 1, 1), np.int8)}
     moved = 4 * 8 + (1 + 1) * 8 + 4 * 12
@@ -70,9 +77,13 @@ def test_a_quantized_tensor_passes_in_bytes_and_quantized_weights_are_read_in_by
 
 
 def test_half_precision_halves_the_bytes_and_stored_halves_are_read_as_they_are_computed():
-    nodes = [node("Cast", "x", "h", to=TensorProto.FLOAT16), node("Gemm", "h w", "g"),
-             node("Cast", "g", "f", to=TensorProto.FLOAT), node("Cast", "v", "vf", to=TensorProto.FLOAT),
-             node("Gemm", "f vf", "y")]
+    nodes = [
+        node("Cast", "x", "h", to=TensorProto.FLOAT16),
+        node("Gemm", "h w", "g"),
+        node("Cast", "g", "f", to=TensorProto.FLOAT),
+        node("Cast", "v", "vf", to=TensorProto.FLOAT),
+        node("Gemm", "f vf", "y"),
+    ]
     weights = {"w": np.ones((4, 5), np.float16), "v": np.ones((5, 2), np.float16)}
     # x read, h passes in halves, f in floats (its cast is part of the product), y
     moved = 4 * 4 + 2 * 2 * 4 + 2 * 4 * 5 + 4 * 2
@@ -89,15 +100,21 @@ def test_of_a_table_only_the_rows_taken_count():
 def test_a_graph_whose_shapes_are_not_known_has_no_figure(operator, shape):
     taken = ["n", 4] if operator == "Relu" else [1, 4]
     made = helper.make_graph(
-        [node(operator, "x", "a"), node("Identity", "a", "b"), node("Cast", "b", "y", to=TensorProto.FLOAT)], "g",
+        [node(operator, "x", "a"), node("Identity", "a", "b"), node("Cast", "b", "y", to=TensorProto.FLOAT)],
+        "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, taken)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)])
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+    )
     assert graph_traffic(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)) is None
 
 
 def test_a_graph_with_a_subgraph_has_no_figure():
-    body = helper.make_graph([node("Identity", "x", "z")], "b", [], [
-        helper.make_tensor_value_info("z", TensorProto.FLOAT, [2])])
-    nodes = [node("ReduceSum", "x", "s", keepdims=0), node("Cast", "s", "c", to=TensorProto.BOOL),
-             node("If", "c", "y", then_branch=body, else_branch=body)]
+    body = helper.make_graph(
+        [node("Identity", "x", "z")], "b", [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, [2])]
+    )
+    nodes = [
+        node("ReduceSum", "x", "s", keepdims=0),
+        node("Cast", "s", "c", to=TensorProto.BOOL),
+        node("If", "c", "y", then_branch=body, else_branch=body),
+    ]
     assert graph_traffic(graph(nodes, {"x": [2]}, {"y": [2]})) is None

@@ -25,8 +25,15 @@ def doubling(way=("asymmetric", "floor"), second_reader=False, scales=(1, 1, 2, 
         "scales": np.array(scales, np.float32),
     }
     nodes = [
-        helper.make_node("Resize", ["x", "", "scales"], ["big"], name="/resize", mode="nearest",
-                         coordinate_transformation_mode=way[0], nearest_mode=way[1]),
+        helper.make_node(
+            "Resize",
+            ["x", "", "scales"],
+            ["big"],
+            name="/resize",
+            mode="nearest",
+            coordinate_transformation_mode=way[0],
+            nearest_mode=way[1],
+        ),
         helper.make_node("Conv", ["big", "w", "b"], ["y"], name="/conv", **{"pads": [1] * 4, **conv}),
     ]
     outputs = ["y"]
@@ -34,7 +41,9 @@ def doubling(way=("asymmetric", "floor"), second_reader=False, scales=(1, 1, 2, 
         nodes.append(helper.make_node("Relu", ["big"], ["z"], name="/relu"))
         outputs.append("z")
     graph = helper.make_graph(
-        nodes, "render", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 5, 6])],
+        nodes,
+        "render",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 5, 6])],
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
@@ -43,8 +52,11 @@ def doubling(way=("asymmetric", "floor"), second_reader=False, scales=(1, 1, 2, 
 
 
 def spec_of(model) -> StageSpec:
-    return StageSpec("render", SPEC.inputs, tuple(
-        TensorSpec(o.name, tuple(d.dim_value for d in o.type.tensor_type.shape.dim)) for o in model.graph.output))
+    return StageSpec(
+        "render",
+        SPEC.inputs,
+        tuple(TensorSpec(o.name, tuple(d.dim_value for d in o.type.tensor_type.shape.dim)) for o in model.graph.output),
+    )
 
 
 def run(model, feeds):
@@ -69,16 +81,19 @@ def test_a_doubling_and_its_convolution_become_one_transposed_convolution_of_the
     np.testing.assert_allclose(run(made, {"x": x})[0], run(model, {"x": x})[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("different", [
-    {"way": ("align_corners", "floor")},
-    {"way": ("asymmetric", "ceil")},
-    {"second_reader": True},
-    {"scales": (1, 1, 2, 3)},
-    {"group": 4},
-    {"pads": [0] * 4},
-    {"strides": [2, 2]},
-    {"pads": [2] * 4, "dilations": [2, 2]},
-])
+@pytest.mark.parametrize(
+    "different",
+    [
+        {"way": ("align_corners", "floor")},
+        {"way": ("asymmetric", "ceil")},
+        {"second_reader": True},
+        {"scales": (1, 1, 2, 3)},
+        {"group": 4},
+        {"pads": [0] * 4},
+        {"strides": [2, 2]},
+        {"pads": [2] * 4, "dilations": [2, 2]},
+    ],
+)
 def test_what_is_not_that_pair_stays(different):
     model = doubling(**different)
     made = transpose_upsampling(model, spec_of(model))

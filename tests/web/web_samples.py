@@ -22,8 +22,11 @@ HERE = Path(__file__).parent
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 SIDE = 64
 DEFAULTS = Settings(Fraction(30), (SIDE, SIDE), 0, JPEG, 85)
-COLOURS = {"a person is running": (200, 30, 30), "a person is playing basketball": (30, 30, 220),
-           "一个人正在打篮球": (20, 170, 60)}
+COLOURS = {
+    "a person is running": (200, 30, 30),
+    "a person is playing basketball": (30, 30, 220),
+    "一个人正在打篮球": (20, 170, 60),
+}
 SCENARIO_S = 120
 
 
@@ -55,7 +58,7 @@ class MovingStream(FakeStream):
             if self.generation >= 0 and not self.paused:
                 pixels = np.full((height, width, 3), COLOURS.get(self.caption, (90, 90, 90)), np.uint8)
                 left = 4 * index % width
-                pixels[height // 4:3 * height // 4, left:left + width // 8] = 255
+                pixels[height // 4 : 3 * height // 4, left : left + width // 8] = 255
                 yield Frame(pixels, index, index, 1 / self.settings.fps, self.generation, self.caption)
                 index += 1
             await asyncio.sleep(float(1 / self.settings.fps))
@@ -100,8 +103,9 @@ def run_scenario(name, server, tmp_path, **answers):
     """Run ``browser/<name>.mjs`` with the server's page; what it asks for is done by `answers`. Gives what it says."""
     command = ["node", str(HERE / "browser" / f"{name}.mjs"), server.server.page_url, str(tmp_path)]
     environment = {**os.environ, "CHROMIUM": CHROMIUM, "T2V_EDGE_NODE_MODULES": str(modules())}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          env=environment, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+    ) as process:
         guard = threading.Timer(SCENARIO_S, process.kill)
         guard.start()
         said = {}

@@ -119,10 +119,17 @@ def look(seconds: float, aspect: float) -> np.ndarray:
     """A camera before the panel that sways a little, so that one sees that it is in a room."""
     turn = 0.35 * np.sin(0.8 * seconds)
     near, far, scale = 0.1, 10.0, 1.0 / np.tan(np.radians(25))
-    project = np.array([[scale / aspect, 0, 0, 0], [0, scale, 0, 0],
-                        [0, 0, (far + near) / (near - far), 2 * far * near / (near - far)], [0, 0, -1, 0]])
-    place = np.array([[np.cos(turn), 0, np.sin(turn), 0], [0, 1, 0, 0], [-np.sin(turn), 0, np.cos(turn), -3.2],
-                      [0, 0, 0, 1]])
+    project = np.array(
+        [
+            [scale / aspect, 0, 0, 0],
+            [0, scale, 0, 0],
+            [0, 0, (far + near) / (near - far), 2 * far * near / (near - far)],
+            [0, 0, -1, 0],
+        ]
+    )
+    place = np.array(
+        [[np.cos(turn), 0, np.sin(turn), 0], [0, 1, 0, 0], [-np.sin(turn), 0, np.cos(turn), -3.2], [0, 0, 0, 1]]
+    )
     return (project @ place).astype(np.float32)
 
 
@@ -174,6 +181,7 @@ def open_window(title: str):
 
 def read_captions(say: Callable[[str], object]) -> None:
     """Say each line of standard input, from a thread of its own."""
+
     def run() -> None:
         for line in sys.stdin:
             if line.strip():
@@ -210,8 +218,9 @@ def open_stream(args: argparse.Namespace, stack: ExitStack):
         return live, live.set_caption
     from t2v_edge.client import Client
 
-    client = stack.enter_context(Client.connect(args.server, token=os.environ.get("T2V_EDGE_TOKEN"), fps=args.fps,
-                                                format="raw", retry_s=30))
+    client = stack.enter_context(
+        Client.connect(args.server, token=os.environ.get("T2V_EDGE_TOKEN"), fps=args.fps, format="raw", retry_s=30)
+    )
     client.caption(args.caption)
     return client.frames(), client.caption
 

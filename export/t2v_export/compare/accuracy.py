@@ -23,8 +23,11 @@ def paired_differences(candidate: Readings, baseline: Readings, seed: int) -> di
     """
     generator = np.random.Generator(np.random.PCG64(seed))
     one, other, told = candidate.right(), baseline.right(), candidate.named != UNNAMED
-    found = {slot: paired(one[told[:, i], i], other[told[:, i], i], generator)
-             for i, slot in enumerate(candidate.slots) if told[:, i].any()}
+    found = {
+        slot: paired(one[told[:, i], i], other[told[:, i], i], generator)
+        for i, slot in enumerate(candidate.slots)
+        if told[:, i].any()
+    }
     return found | {"all": paired(np.all(one, 1), np.all(other, 1), generator)}
 
 
@@ -36,5 +39,12 @@ def paired(one: NDArray[np.bool_], other: NDArray[np.bool_], generator: np.rando
     drawn = generator.multinomial(count, shares, RESAMPLES)
     low, high = np.percentile(100 * (drawn[:, 0] - drawn[:, 1]) / count, [2.5, 97.5])
     p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return {"points": 100 * (gained - lost) / count, "low": float(low), "high": float(high),
-            "gained": gained, "lost": lost, "count": count, "p": p}
+    return {
+        "points": 100 * (gained - lost) / count,
+        "low": float(low),
+        "high": float(high),
+        "gained": gained,
+        "lost": lost,
+        "count": count,
+        "p": p,
+    }

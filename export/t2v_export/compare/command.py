@@ -40,14 +40,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("bundle", type=Path, help="bundle folder or zip")
-    parser.add_argument("--against", type=Path, metavar="MODEL",
-                        help="a bundle, or a checkpoint folder (needs torch), whose FP32 is compared with too")
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER",
-                        help="where to write (default: BUNDLE-compare here)")
-    parser.add_argument("--evaluator", type=Path, metavar="FOLDER",
-                        help="folder with evaluator.json and evaluator.onnx (default: that of --against, if any)")
-    parser.add_argument("--captions", metavar="SET",
-                        help=f"a .txt or .jsonl file or a shipped set (default: {HELD_OUT}); slots are what is judged")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="MODEL",
+        help="a bundle, or a checkpoint folder (needs torch), whose FP32 is compared with too",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FOLDER", help="where to write (default: BUNDLE-compare here)"
+    )
+    parser.add_argument(
+        "--evaluator",
+        type=Path,
+        metavar="FOLDER",
+        help="folder with evaluator.json and evaluator.onnx (default: that of --against, if any)",
+    )
+    parser.add_argument(
+        "--captions",
+        metavar="SET",
+        help=f"a .txt or .jsonl file or a shipped set (default: {HELD_OUT}); slots are what is judged",
+    )
     parser.add_argument("-n", "--count", type=int, help=f"captions to judge by the evaluator (default: {COUNT})")
     parser.add_argument("--clips", type=int, default=16, help="captions of them to play whole (default: 16)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip (default: 4)")
@@ -56,19 +68,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", type=int, default=4, help="clips to show side by side (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="caption i is played with SEED + i (default: 0)")
     parser.add_argument("--engine", default="onnxruntime", choices=tuple(ENGINES), help="default: onnxruntime")
-    parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, 2),
-                        help="of one thread each (default: 2, or 1 on one core)")
-    parser.add_argument("--max-drop", type=float, metavar="POINTS",
-                        help="exit with 3 where all-attributes accuracy is more percentage points lower than that of "
-                             "--against, or of FP32 without it")
-    parser.add_argument("--min-psnr", type=float, metavar="DB",
-                        help="exit with 3 where frames rendered alone are further from FP32's on average")
-    parser.add_argument("--variant", default="default", metavar="NAME",
-                        help="whose accuracy and frames these demands are about (default: the default mix)")
-    parser.add_argument("--no-timing", action="store_true",
-                        help="measure neither latency nor memory: the same inputs then give the same bytes")
-    parser.add_argument("--allow-code", action="store_true",
-                        help="import the --against checkpoint's own module:Class files: they can do anything you can")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=min(os.cpu_count() or 1, 2),
+        help="of one thread each (default: 2, or 1 on one core)",
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="exit with 3 where all-attributes accuracy is more percentage points lower than that of "
+        "--against, or of FP32 without it",
+    )
+    parser.add_argument(
+        "--min-psnr",
+        type=float,
+        metavar="DB",
+        help="exit with 3 where frames rendered alone are further from FP32's on average",
+    )
+    parser.add_argument(
+        "--variant",
+        default="default",
+        metavar="NAME",
+        help="whose accuracy and frames these demands are about (default: the default mix)",
+    )
+    parser.add_argument(
+        "--no-timing",
+        action="store_true",
+        help="measure neither latency nor memory: the same inputs then give the same bytes",
+    )
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="import the --against checkpoint's own module:Class files: they can do anything you can",
+    )
     parser.add_argument("--json", action="store_true", help="print the report, without curves, as JSON")
 
 
@@ -82,8 +116,10 @@ def run(args: argparse.Namespace) -> int:
     options = options_of(args)
     budget = Budget(args.max_drop, args.min_psnr)
     if budget.max_drop is not None and not (options.evaluator and any(c.slots for c in options.captions)):
-        raise UsageError("--max-drop asks for accuracy, which needs an evaluator and captions with slots: give "
-                         "--evaluator FOLDER and --captions FILE.jsonl")
+        raise UsageError(
+            "--max-drop asks for accuracy, which needs an evaluator and captions with slots: give "
+            "--evaluator FOLDER and --captions FILE.jsonl"
+        )
     measured = compare_bundle(args.bundle, options)
     report = make_report(measured, budget)
     with atomic_folder(target) as folder:
@@ -104,10 +140,21 @@ def options_of(args: argparse.Namespace) -> CompareOptions:
     if evaluator is None and args.against is not None and (args.against / "evaluator" / "evaluator.onnx").is_file():
         evaluator = args.against / "evaluator"
     return CompareOptions(
-        captions=captions_of(args.captions, args.count), evaluator=evaluator, against=args.against,
-        judged=args.variant, clips=args.clips, seconds=args.seconds, drift_runs=args.drift_runs,
-        drift_steps=args.drift_steps, pictures=args.pictures, seed=args.seed, engine=args.engine,
-        processes=args.processes, timing=not args.no_timing, allow_code=args.allow_code, progress=True,
+        captions=captions_of(args.captions, args.count),
+        evaluator=evaluator,
+        against=args.against,
+        judged=args.variant,
+        clips=args.clips,
+        seconds=args.seconds,
+        drift_runs=args.drift_runs,
+        drift_steps=args.drift_steps,
+        pictures=args.pictures,
+        seed=args.seed,
+        engine=args.engine,
+        processes=args.processes,
+        timing=not args.no_timing,
+        allow_code=args.allow_code,
+        progress=True,
     )
 
 
@@ -124,8 +171,10 @@ def check_target(target: Path) -> None:
     if not target.exists():
         return
     report = target / "report.json"
-    ours = target.is_dir() and (not any(target.iterdir()) or (
-        report.is_file() and f'"format": "{FORMAT}"'.encode() in report.read_bytes()[:4096]))
+    ours = target.is_dir() and (
+        not any(target.iterdir())
+        or (report.is_file() and f'"format": "{FORMAT}"'.encode() in report.read_bytes()[:4096])
+    )
     if not ours:
         raise BundleError(f"{target} is no report of t2v-edge compare and is left alone; give another -o FOLDER")
 

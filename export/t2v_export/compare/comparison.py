@@ -100,8 +100,16 @@ def compare_bundle(path: Path, options: CompareOptions) -> Comparison:
                 pairs += [Pair(lane.name, AGAINST, can) for lane in lanes if lane.name in (EXACT, default, judged)]
                 lanes = (*lanes, replace(exact, name=AGAINST))
         texts = tuple(caption.text for caption in options.captions)
-        setting = Setting(lanes, tuple(pairs), texts, options.seed, options.engine, options.evaluator, options.seconds,
-                          options.drift_steps)
+        setting = Setting(
+            lanes,
+            tuple(pairs),
+            texts,
+            options.seed,
+            options.engine,
+            options.evaluator,
+            options.seconds,
+            options.drift_steps,
+        )
         return _measure(options, setting, default, judged, evaluator)
 
 
@@ -129,8 +137,14 @@ def _measure(
     work, weights = _plan(options, setting, evaluator)
     done: list[Any] = []
     turns = cost.WARM_UP + cost.MAX_TURNS + len(setting.lanes) if options.timing else 0
-    with tqdm(total=sum(weights) + turns * len(setting.lanes), desc="compare", unit="frame", file=sys.stderr,
-              disable=None if options.progress else True, leave=False) as bar:
+    with tqdm(
+        total=sum(weights) + turns * len(setting.lanes),
+        desc="compare",
+        unit="frame",
+        file=sys.stderr,
+        disable=None if options.progress else True,
+        leave=False,
+    ) as bar:
         with tasks.Studio(setting) as studio:
             for result, weight in zip(perform(studio, work, options.processes), weights):
                 done.append(result)
@@ -138,14 +152,34 @@ def _measure(
         costs = cost.static_costs(setting.lanes)
         latencies, memory = {}, {}
         if options.timing:
-            memory = {lane.name: cost.measure_memory(lane, options.engine, setting.captions[0])
-                      for lane in setting.lanes}
-            latencies = cost.measure_latencies(setting.lanes, options.engine, None, setting.captions[0], options.seed,
-                                               lambda: bar.update(len(setting.lanes)))
-    by_kind = {kind: tuple(result for (job, _), result in zip(work, done) if job is kind)
-               for kind in (tasks.read_caption, clips.play_clip, drift.run_free)}
-    return Comparison(options, setting, default, judged, evaluator, by_kind[tasks.read_caption],
-                      by_kind[clips.play_clip], by_kind[drift.run_free], costs, latencies, memory)
+            memory = {
+                lane.name: cost.measure_memory(lane, options.engine, setting.captions[0]) for lane in setting.lanes
+            }
+            latencies = cost.measure_latencies(
+                setting.lanes,
+                options.engine,
+                None,
+                setting.captions[0],
+                options.seed,
+                lambda: bar.update(len(setting.lanes)),
+            )
+    by_kind = {
+        kind: tuple(result for (job, _), result in zip(work, done) if job is kind)
+        for kind in (tasks.read_caption, clips.play_clip, drift.run_free)
+    }
+    return Comparison(
+        options,
+        setting,
+        default,
+        judged,
+        evaluator,
+        by_kind[tasks.read_caption],
+        by_kind[clips.play_clip],
+        by_kind[drift.run_free],
+        costs,
+        latencies,
+        memory,
+    )
 
 
 def _plan(

@@ -101,8 +101,13 @@ class _Timed:
         moved = time.perf_counter()
         self._pipeline.run("render", {"motion": motion, "condition": condition, **self._noises})
         drawn = time.perf_counter()
-        spans = {"text": told - start, "motion": moved - told, "render": drawn - moved, FRAME: drawn - told,
-                 FIRST: drawn - start}
+        spans = {
+            "text": told - start,
+            "motion": moved - told,
+            "render": drawn - moved,
+            FRAME: drawn - told,
+            FIRST: drawn - start,
+        }
         return {what: 1000 * span for what, span in spans.items()}
 
 
@@ -117,6 +122,7 @@ def measure_memory(lane: Lane, engine: str, caption: str) -> int:
     command = [sys.executable, "-m", memory.__name__, str(lane.bundle), engine, caption, str(MEMORY_S), *mix]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise EngineError(f"memory of {lane.name} could not be measured ({done.stderr.strip()[-300:]}); "
-                          "leave it out with --no-timing")
+        raise EngineError(
+            f"memory of {lane.name} could not be measured ({done.stderr.strip()[-300:]}); leave it out with --no-timing"
+        )
     return int(done.stdout)

@@ -55,8 +55,10 @@ def read_spec(folder: Path) -> tuple[EvaluatorSpec, dict[str, Any]]:
         slots = {str(slot): tuple(map(str, values)) for slot, values in data["slots"].items()}
         spec = EvaluatorSpec(int(data["frames"]), int(data["fps"]), int(data["size"]), slots)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"cannot read {path}: {error!r}; give a folder such as a checkpoint's evaluator/, with "
-                              "evaluator.json and evaluator.onnx") from error
+        raise CheckpointError(
+            f"cannot read {path}: {error!r}; give a folder such as a checkpoint's evaluator/, with "
+            "evaluator.json and evaluator.onnx"
+        ) from error
     if data.get("format") != FORMAT or data.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(f"{path} is not {FORMAT} version {FORMAT_VERSION}; train it again with this version")
     if min(spec.frames, spec.fps, spec.size, spec.logits) < 1:
@@ -84,7 +86,8 @@ class Evaluator:
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
 
     def _check(self, path: Path, data: bytes) -> None:
         summary, spec = read_graph(data, path.name), self.spec
@@ -92,8 +95,10 @@ class Evaluator:
         outputs = [(t.name, t.shape, t.dtype) for t in summary.outputs]
         wanted = [("video", (1, spec.frames, 3, spec.size, spec.size), "uint8")]
         if inputs != wanted or outputs != [("logits", (1, spec.logits), "float32")]:
-            raise CheckpointError(f"{path} takes {inputs} and gives {outputs}, evaluator.json says {wanted} and "
-                                  f"{spec.logits} logits; make it again")
+            raise CheckpointError(
+                f"{path} takes {inputs} and gives {outputs}, evaluator.json says {wanted} and "
+                f"{spec.logits} logits; make it again"
+            )
 
     def read(self, frames: Sequence[Frame]) -> tuple[list[int], NDArray[np.float32]]:
         """Read its number of frames (H, W, 3): the index of each slot's value, and the features (d,) behind them.

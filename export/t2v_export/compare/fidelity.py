@@ -39,7 +39,8 @@ def ssim(one: Plane, other: Plane) -> float:
     var_one, var_other = _blur(one * one) - square_one, _blur(other * other) - square_other
     covariance = _blur(one * other) - product
     value = ((2 * product + _C1) * (2 * covariance + _C2)) / (
-        (square_one + square_other + _C1) * (var_one + var_other + _C2))
+        (square_one + square_other + _C1) * (var_one + var_other + _C2)
+    )
     edge = _WINDOW // 2
     inner = value[edge:-edge, edge:-edge] if min(value.shape) > 2 * edge else value
     return float(inner.mean(dtype=np.float64))

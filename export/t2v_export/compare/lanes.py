@@ -41,8 +41,10 @@ def lanes_of(bundle: Bundle) -> tuple[tuple[Lane, ...], str]:
         raise UsageError(f"{bundle.path} has no {EXACT} graph of {', '.join(missing)} to compare with; export it again")
     for name in (DEFAULT, AGAINST):
         if name in manifest.variants:
-            raise UsageError(f"{bundle.path} has a variant called {name!r}, which has another meaning in a comparison; "
-                             "export it under another name")
+            raise UsageError(
+                f"{bundle.path} has a variant called {name!r}, which has another meaning in a comparison; "
+                "export it under another name"
+            )
     lanes = [Lane(EXACT, bundle.path, dict.fromkeys(STAGES, EXACT))]
     for name, graphs in manifest.variants.items():
         if name != EXACT:

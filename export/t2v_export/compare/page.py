@@ -55,8 +55,11 @@ def _headline(report: Json, names: Names) -> str:
         return f"{subject} is exactly FP32: not one pixel differs"
     if "accuracy" in pair:
         points = pair["accuracy"]["all"]["points"]
-        near = ("is read right exactly as often as FP32" if points == 0 else
-                f"is read right {abs(points):.1f} points {'less' if points < 0 else 'more'} often than FP32")
+        near = (
+            "is read right exactly as often as FP32"
+            if points == 0
+            else f"is read right {abs(points):.1f} points {'less' if points < 0 else 'more'} often than FP32"
+        )
     else:
         near = f"draws frames at {pair['frames'][clips.ALONE]['psnr_db']['mean']:.1f} dB from FP32"
     return f"{subject} {near}{_savings(report, lane)}"
@@ -85,8 +88,11 @@ def is_equal(pair: Json) -> bool:
 
 def _verdict(report: Json, names: Names) -> str:
     budget = report["budget"]
-    label, style = ("Measured; nothing was demanded", "") if not budget["demands"] else (
-        ("Within budget", "kept") if budget["kept"] else ("Not within budget", "broken"))
+    label, style = (
+        ("Measured; nothing was demanded", "")
+        if not budget["demands"]
+        else (("Within budget", "kept") if budget["kept"] else ("Not within budget", "broken"))
+    )
     against = f" and against {names.text(AGAINST)}" if report["against"] else ""
     played = report["played"]
     demands = "".join(f"<li>{escape(sentence_of(d))}.</li>" for d in budget["demands"])
@@ -102,11 +108,13 @@ def _verdict(report: Json, names: Names) -> str:
             if report["against"]:
                 parts.append(f"<h3>{escape(names.text(budget['lane']))} against {escape(names.text(baseline))}</h3>")
             parts.append(tiles(_tiles(report, pair)))
-    parts.append(f'<p class="small">{played["captions"]} captions, {played["clips"]} clips of '
-                 f'{played["clip_seconds"]:g} s, {played["drift_runs"]} free runs, seed {played["seed"]}, engine '
-                 f'{escape(played["engine"])}.</p>')
+    parts.append(
+        f'<p class="small">{played["captions"]} captions, {played["clips"]} clips of '
+        f"{played['clip_seconds']:g} s, {played['drift_runs']} free runs, seed {played['seed']}, engine "
+        f"{escape(played['engine'])}.</p>"
+    )
     if report["absent"]:
-        parts.append("<ul class=\"small\">" + "".join(f"<li>{escape(s)}</li>" for s in report["absent"]) + "</ul>")
+        parts.append('<ul class="small">' + "".join(f"<li>{escape(s)}</li>" for s in report["absent"]) + "</ul>")
     return f"<header>{''.join(parts)}</header>"
 
 
@@ -115,14 +123,19 @@ def _tiles(report: Json, pair: Json) -> list[tuple[str, str]]:
     found = []
     if "accuracy" in pair:
         entry = pair["accuracy"]["all"]
-        found.append((signed(entry["points"], 2, " pt"), "all attributes right, 95 % "
-                      f"{signed(entry['low'], 1)} to {signed(entry['high'], 1)}"))
+        found.append(
+            (
+                signed(entry["points"], 2, " pt"),
+                f"all attributes right, 95 % {signed(entry['low'], 1)} to {signed(entry['high'], 1)}",
+            )
+        )
     for way, label in ((clips.ALONE, "frames rendered alone"), (clips.WHOLE, "frames, whole stream")):
         if way in pair["frames"]:
             psnr = pair["frames"][way]["psnr_db"]
             found.append((plain(psnr["mean"], 1, " dB"), f"{label}; 5th percentile {psnr['p5']:.1f}"))
     change = (pair["temporal"].get(clips.ALONE) or pair["temporal"].get(clips.WHOLE) or {}).get(
-        "warping_error_change_percent")
+        "warping_error_change_percent"
+    )
     if change is not None:
         found.append((signed(change, 1, " %"), "warping error"))
     state = pair.get("drift", {}).get("state")
@@ -142,8 +155,11 @@ def _side_by_side(measured: Comparison, names: Names) -> str:
     scenes = []
     default = measured.default
     pairs = [p for p in measured.setting.pairs if p.comparable.frames and p.baseline == EXACT]
-    pairs += [p for p in measured.setting.pairs if p.comparable.frames and p.baseline == AGAINST
-              and p.candidate in (EXACT, default)]
+    pairs += [
+        p
+        for p in measured.setting.pairs
+        if p.comparable.frames and p.baseline == AGAINST and p.candidate in (EXACT, default)
+    ]
     for clip in measured.clips:
         if not clip.pictures:
             continue
@@ -151,20 +167,31 @@ def _side_by_side(measured: Comparison, names: Names) -> str:
         first = [text for (candidate, _), text in strips.items() if candidate in (default, EXACT)]
         rest = [text for (candidate, _), text in strips.items() if candidate not in (default, EXACT)]
         more = f"<details><summary>The other variants</summary>{''.join(rest)}</details>" if rest else ""
-        scenes.append(f'<div class="scene"><h3>{escape(measured.setting.captions[clip.caption])}</h3>'
-                      f"{''.join(first)}{more}</div>")
+        scenes.append(
+            f'<div class="scene"><h3>{escape(measured.setting.captions[clip.caption])}</h3>{"".join(first)}{more}</div>'
+        )
     if not scenes or not pairs:
         return ""
-    return section("pictures", "Side by side",
-                   f"The middle frame of a clip as the baseline and as the variant make it, whole stream, and their "
-                   f"absolute difference {clips.AMPLIFIED} times amplified: black is equal.", "".join(scenes))
+    return section(
+        "pictures",
+        "Side by side",
+        f"The middle frame of a clip as the baseline and as the variant make it, whole stream, and their "
+        f"absolute difference {clips.AMPLIFIED} times amplified: black is equal.",
+        "".join(scenes),
+    )
 
 
 def _strip(clip: clips.Clip, candidate: str, baseline: str, names: Names) -> str:
-    shown = [(names.text(baseline), clip.pictures[baseline, ""]), (names.text(candidate), clip.pictures[candidate, ""]),
-             (f"difference × {clips.AMPLIFIED}", clip.pictures[candidate, baseline])]
-    cells = "".join(f'<div><img alt="{escape(label, quote=True)}" src="data:image/jpeg;base64,'
-                    f'{base64.b64encode(data).decode()}"><span>{escape(label)}</span></div>' for label, data in shown)
+    shown = [
+        (names.text(baseline), clip.pictures[baseline, ""]),
+        (names.text(candidate), clip.pictures[candidate, ""]),
+        (f"difference × {clips.AMPLIFIED}", clip.pictures[candidate, baseline]),
+    ]
+    cells = "".join(
+        f'<div><img alt="{escape(label, quote=True)}" src="data:image/jpeg;base64,'
+        f'{base64.b64encode(data).decode()}"><span>{escape(label)}</span></div>'
+        for label, data in shown
+    )
     return f'<div class="strip">{cells}</div>'
 
 
@@ -180,5 +207,9 @@ def _method(report: Json) -> str:
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['system']}. Versions: {versions}.",
         "All figures stand in report.json beside this page; docs/comparing.md says how each is made and where it ends.",
     ]
-    return section("method", "How it was measured", "Anyone with the bundle can make this page again.",
-                   "<ul class=\"small\">" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>")
+    return section(
+        "method",
+        "How it was measured",
+        "Anyone with the bundle can make this page again.",
+        '<ul class="small">' + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>",
+    )

@@ -61,8 +61,10 @@ class Readings:
     def accuracy(self) -> dict[str, dict[str, Any]]:
         """A `proportion` for each slot over the captions that name it; ``all`` named attributes of a caption right."""
         right, told = self.right(), self.named != UNNAMED
-        rates = {slot: proportion(int(right[told[:, i], i].sum()), int(told[:, i].sum()))
-                 for i, slot in enumerate(self.slots)}
+        rates = {
+            slot: proportion(int(right[told[:, i], i].sum()), int(told[:, i].sum()))
+            for i, slot in enumerate(self.slots)
+        }
         return rates | {"all": proportion(int(right.all(1).sum()), len(self))}
 
     def chance(self) -> dict[str, dict[str, float]]:
@@ -104,7 +106,9 @@ def named_values(captions: Sequence[SlottedCaption], slots: dict[str, tuple[str,
     for row, caption in zip(named, captions):
         for slot, value in caption.slots.items():
             if value not in slots.get(slot, ()):
-                raise UsageError(f"caption {caption.text[:60]!r} names {slot} {value!r}, which the evaluator does not "
-                                 "know; give the --captions or the --evaluator that belong together")
+                raise UsageError(
+                    f"caption {caption.text[:60]!r} names {slot} {value!r}, which the evaluator does not "
+                    "know; give the --captions or the --evaluator that belong together"
+                )
             row[columns[slot]] = slots[slot].index(value)
     return named

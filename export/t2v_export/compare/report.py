@@ -61,8 +61,10 @@ def make_report(measured: Comparison, budget: Budget) -> Json:
             "lanes": {lane.name: _lane(measured, lane.name, readings) for lane in setting.lanes},
             "pairs": [_pair(measured, pair, readings) for pair in setting.pairs],
             "frechet_yardstick": _yardstick(measured),
-            "kept_in_float32": {v: {s: list(g.float32_layers) for s, g in graphs.items() if g.float32_layers}
-                                for v, graphs in manifest.variants.items()},
+            "kept_in_float32": {
+                v: {s: list(g.float32_layers) for s, g in graphs.items() if g.float32_layers}
+                for v, graphs in manifest.variants.items()
+            },
             "sensitivity": sensitivity(bundle),
             "machine": machine(),
             "versions": versions(*TOOLS),
@@ -94,8 +96,10 @@ def _readings(measured: Comparison) -> dict[str, Readings]:
     named = named_values(measured.options.captions, slots)
     if (named == UNNAMED).all():
         return {}
-    return {lane.name: Readings(tuple(slots), named, np.array([r[lane.name].values for r in measured.readings]))
-            for lane in measured.setting.lanes}
+    return {
+        lane.name: Readings(tuple(slots), named, np.array([r[lane.name].values for r in measured.readings]))
+        for lane in measured.setting.lanes
+    }
 
 
 def _absent(measured: Comparison, readings: Mapping[str, Readings]) -> list[str]:
@@ -113,8 +117,10 @@ def _absent(measured: Comparison, readings: Mapping[str, Readings]) -> list[str]
         told.append("Temporal quality: frames are too small for optical flow.")
     for pair in measured.setting.pairs:
         if pair.baseline == AGAINST and pair.candidate == EXACT:
-            told += [f"Against {measured.options.against.name if measured.options.against else AGAINST}: {reason}."
-                     for reason in pair.comparable.reasons()]
+            told += [
+                f"Against {measured.options.against.name if measured.options.against else AGAINST}: {reason}."
+                for reason in pair.comparable.reasons()
+            ]
     return told
 
 
@@ -150,8 +156,9 @@ def _pair(measured: Comparison, pair: Pair, readings: Mapping[str, Readings]) ->
     found["clips_with_the_same_motion"] = sum((one, other) in clip.same_motion for clip in measured.clips)
     found["temporal"] = {
         clips.WHOLE: _ratios(*(_temporal(measured, (clips.WHOLE, name, name)) for name in (one, other))),
-        clips.ALONE: _ratios(_temporal(measured, (clips.ALONE, one, other)),
-                             _temporal(measured, (clips.WHOLE, other, other))),
+        clips.ALONE: _ratios(
+            _temporal(measured, (clips.ALONE, one, other)), _temporal(measured, (clips.WHOLE, other, other))
+        ),
     }
     if measured.drifts:
         found["drift"] = _drift(measured, one, other)
@@ -198,8 +205,12 @@ def _ratios(one: TemporalSums | None, other: TemporalSums | None) -> Json | None
     """Changes in percent; 0 where both are the same, None where there is nothing to divide by."""
     if one is None or other is None:
         return None
-    return {"warping_error": one.warp, "warping_error_change_percent": change(one.warp, other.warp),
-            "flicker": one.flicker, "flicker_change_percent": change(one.flicker, other.flicker)}
+    return {
+        "warping_error": one.warp,
+        "warping_error_change_percent": change(one.warp, other.warp),
+        "flicker": one.flicker,
+        "flicker_change_percent": change(one.flicker, other.flicker),
+    }
 
 
 def change(one: float | None, other: float | None) -> float | None:
@@ -233,8 +244,13 @@ def _curve(errors: np.ndarray) -> Json:
     kept = sorted({int(s) for s in np.geomspace(1, steps, 60).round()} | {steps})
     mean = {name: float(errors[low:high].mean()) for name, (low, high) in drift.windows(steps).items()}
     growth = 1.0 if mean["early"] == mean["late"] else mean["late"] / mean["early"] if mean["early"] else None
-    return {"steps": kept, "relative_error": [float(errors[s - 1]) for s in kept], **mean,
-            "windows": {name: list(bounds) for name, bounds in drift.windows(steps).items()}, "late_to_early": growth}
+    return {
+        "steps": kept,
+        "relative_error": [float(errors[s - 1]) for s in kept],
+        **mean,
+        "windows": {name: list(bounds) for name, bounds in drift.windows(steps).items()},
+        "late_to_early": growth,
+    }
 
 
 def sensitivity(bundle: Bundle) -> Json | None:
@@ -245,8 +261,11 @@ def sensitivity(bundle: Bundle) -> Json | None:
         return None
     if not isinstance(found, dict):
         return None
-    sound = {stage: [row for row in rows if isinstance(row, dict) and isinstance(row.get("layer"), str)]
-             for stage, rows in found.items() if isinstance(rows, list)}
+    sound = {
+        stage: [row for row in rows if isinstance(row, dict) and isinstance(row.get("layer"), str)]
+        for stage, rows in found.items()
+        if isinstance(rows, list)
+    }
     return {stage: rows for stage, rows in sound.items() if rows} or None
 
 
@@ -266,16 +285,32 @@ def judge(report: Mapping[str, Any], budget: Budget, lane: str) -> Json:
     if budget.max_drop is not None:
         pair = pair_of(report, lane, baseline)
         if lane != baseline and (pair is None or "accuracy" not in pair):
-            raise UsageError("--max-drop asks for accuracy, which needs an evaluator and captions with slots: give "
-                             "--evaluator FOLDER and --captions FILE.jsonl")
+            raise UsageError(
+                "--max-drop asks for accuracy, which needs an evaluator and captions with slots: give "
+                "--evaluator FOLDER and --captions FILE.jsonl"
+            )
         drop = 0.0 - pair["accuracy"]["all"]["points"] if pair else 0.0
-        demands.append({"what": "drop_points", "limit": budget.max_drop, "found": drop,
-                        "baseline": report["against"] or EXACT, "kept": drop <= budget.max_drop + 1e-9})
+        demands.append(
+            {
+                "what": "drop_points",
+                "limit": budget.max_drop,
+                "found": drop,
+                "baseline": report["against"] or EXACT,
+                "kept": drop <= budget.max_drop + 1e-9,
+            }
+        )
     if budget.min_psnr is not None:
         pair = pair_of(report, lane, EXACT)
         found = pair["frames"][clips.ALONE]["psnr_db"]["mean"] if pair else 100.0
-        demands.append({"what": "psnr_db", "limit": budget.min_psnr, "found": found, "baseline": EXACT,
-                        "kept": found >= budget.min_psnr})
+        demands.append(
+            {
+                "what": "psnr_db",
+                "limit": budget.min_psnr,
+                "found": found,
+                "baseline": EXACT,
+                "kept": found >= budget.min_psnr,
+            }
+        )
     return {"lane": lane, "demands": demands, "kept": all(d["kept"] for d in demands)}
 
 
@@ -296,9 +331,11 @@ def to_bytes(report: Mapping[str, Any]) -> bytes:
 
 def to_text(report: Mapping[str, Any], where: str) -> str:
     """A few lines for people: each pair, and whether the budget is kept."""
-    lines = [f"{where}: {report['bundle']}, {report['played']['captions']} captions, "
-             f"{report['played']['clips']} clips, seed {report['played']['seed']}",
-             "candidate  baseline  accuracy, points          PSNR alone  PSNR whole  warping  state late/early"]
+    lines = [
+        f"{where}: {report['bundle']}, {report['played']['captions']} captions, "
+        f"{report['played']['clips']} clips, seed {report['played']['seed']}",
+        "candidate  baseline  accuracy, points          PSNR alone  PSNR whole  warping  state late/early",
+    ]
     lines += [_pair_line(pair) for pair in report["pairs"]]
     lines += [f"absent: {sentence}" for sentence in report["absent"]]
     for demand in report["budget"]["demands"]:
@@ -311,12 +348,16 @@ def _pair_line(pair: Json) -> str:
     points = "-"
     if accuracy is not None:
         points = f"{accuracy['points']:+.2f} ({accuracy['low']:+.2f} to {accuracy['high']:+.2f})"
-    psnr = [f"{pair['frames'][way]['psnr_db']['mean']:.1f} dB" if way in pair["frames"] else "-"
-            for way in (clips.ALONE, clips.WHOLE)]
+    psnr = [
+        f"{pair['frames'][way]['psnr_db']['mean']:.1f} dB" if way in pair["frames"] else "-"
+        for way in (clips.ALONE, clips.WHOLE)
+    ]
     warp = (pair["temporal"][clips.ALONE] or pair["temporal"][clips.WHOLE] or {}).get("warping_error_change_percent")
     growth = pair.get("drift", {}).get("state", {}).get("late_to_early")
-    return (f"{pair['candidate']:9}  {pair['baseline']:8}  {points:24}  {psnr[0]:>10}  {psnr[1]:>10}  "
-            f"{'-' if warp is None else f'{warp:+.1f} %':>7}  {'-' if growth is None else f'{growth:.2f}':>16}")
+    return (
+        f"{pair['candidate']:9}  {pair['baseline']:8}  {points:24}  {psnr[0]:>10}  {psnr[1]:>10}  "
+        f"{'-' if warp is None else f'{warp:+.1f} %':>7}  {'-' if growth is None else f'{growth:.2f}':>16}"
+    )
 
 
 def sentence_of(demand: Mapping[str, Any]) -> str:
@@ -327,5 +368,3 @@ def sentence_of(demand: Mapping[str, Any]) -> str:
         moves = f"{'drops' if found >= 0 else 'rises'} by {abs(found):.2f} points against {demand['baseline']}"
         return f"All-attributes accuracy {moves}, a drop of {demand['limit']:g} is allowed: {kept}"
     return f"Frames rendered alone have {demand['found']:.2f} dB, at least {demand['limit']:g} are demanded: {kept}"
-
-

@@ -99,7 +99,10 @@ def line_plot(
 
 
 def scatter_plot(
-    points: Sequence[tuple[str, float, float, str]], x_label: str, y_label: str, title: str = "",
+    points: Sequence[tuple[str, float, float, str]],
+    x_label: str,
+    y_label: str,
+    title: str = "",
     most: float | None = None,
 ) -> str:
     """Named points (name, x, y, style), their names beside them; y goes no higher than `most` where that is given."""
@@ -116,8 +119,10 @@ def scatter_plot(
             ty += 14
         taken.append((cx, ty))
         side = (cx - 9, "end") if cx > WIDTH * 0.72 else (cx + 9, "start")
-        marks.append(f'<circle class="dot {style}" cx="{cx}" cy="{cy}" r="5"/>'
-                     f'<text x="{side[0]}" y="{ty:.1f}" text-anchor="{side[1]}">{escape(name)}</text>')
+        marks.append(
+            f'<circle class="dot {style}" cx="{cx}" cy="{cy}" r="5"/>'
+            f'<text x="{side[0]}" y="{ty:.1f}" text-anchor="{side[1]}">{escape(name)}</text>'
+        )
     return _picture(_axes(x, y, x_label, y_label) + "".join(marks), title)
 
 
@@ -131,21 +136,27 @@ def interval_plot(rows: Sequence[tuple[str, Sequence[Interval]]], x_label: str, 
     tall = sum(line * len(group) + 12 for _, group in rows)
     axis = Axis(low, high, left, WIDTH - RIGHT)
     for tick in axis.ticks():
-        parts.append(f'<line class="{"zero" if tick == 0 else "grid"}" x1="{axis(tick)}" x2="{axis(tick)}" y1="{top}" '
-                     f'y2="{top + tall}"/><text x="{axis(tick)}" y="{top + tall + 16}" text-anchor="middle">'
-                     f"{short(tick)}</text>")
+        parts.append(
+            f'<line class="{"zero" if tick == 0 else "grid"}" x1="{axis(tick)}" x2="{axis(tick)}" y1="{top}" '
+            f'y2="{top + tall}"/><text x="{axis(tick)}" y="{top + tall + 16}" text-anchor="middle">'
+            f"{short(tick)}</text>"
+        )
     for name, group in rows:
         middle = y + 6 + line * len(group) / 2
         parts.append(f'<text x="{left - 10}" y="{middle + 4}" text-anchor="end">{escape(name)}</text>')
         for place, item in enumerate(group):
             at = y + 6 + line * (place + 0.5)
-            parts.append(f'<g class="{item.style}"><line class="bar" x1="{axis(item.low)}" x2="{axis(item.high)}" '
-                         f'y1="{at}" y2="{at}"/><circle class="dot" cx="{axis(item.value)}" cy="{at}" r="4"/>'
-                         f"<title>{escape(item.name)}</title></g>")
+            parts.append(
+                f'<g class="{item.style}"><line class="bar" x1="{axis(item.low)}" x2="{axis(item.high)}" '
+                f'y1="{at}" y2="{at}"/><circle class="dot" cx="{axis(item.value)}" cy="{at}" r="4"/>'
+                f"<title>{escape(item.name)}</title></g>"
+            )
         y += line * len(group) + 12
     bottom = top + tall + 34
-    parts.append(f'<text class="label" x="{(left + WIDTH - RIGHT) / 2}" y="{bottom}" text-anchor="middle">'
-                 f"{escape(x_label)}</text>")
+    parts.append(
+        f'<text class="label" x="{(left + WIDTH - RIGHT) / 2}" y="{bottom}" text-anchor="middle">'
+        f"{escape(x_label)}</text>"
+    )
     return _picture("".join(parts), title, bottom + 8)
 
 
@@ -159,18 +170,21 @@ def _frame(left: float, right: float, low: float, high: float, log_x: bool, log_
 
 
 def _axes(x: Axis, y: Axis, x_label: str, y_label: str) -> str:
-    grid = [f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t)}" y2="{y(t)}"/>'
-            f'<text x="{LEFT - 7}" y="{y(t) + 4}" text-anchor="end">{short(t)}</text>' for t in y.ticks()]
+    grid = [
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t)}" y2="{y(t)}"/>'
+        f'<text x="{LEFT - 7}" y="{y(t) + 4}" text-anchor="end">{short(t)}</text>'
+        for t in y.ticks()
+    ]
     under = [f'<text x="{x(t)}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{short(t)}</text>' for t in x.ticks()]
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    return (f'{"".join(grid)}{"".join(under)}<line class="zero" x1="{LEFT}" x2="{WIDTH - RIGHT}" '
-            f'y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>'
-            f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
-            f'{escape(x_label)}</text><text class="label" transform="translate(13 {middle}) rotate(-90)" '
-            f'text-anchor="middle">{escape(y_label)}</text>')
+    return (
+        f'{"".join(grid)}{"".join(under)}<line class="zero" x1="{LEFT}" x2="{WIDTH - RIGHT}" '
+        f'y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>'
+        f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
+        f'{escape(x_label)}</text><text class="label" transform="translate(13 {middle}) rotate(-90)" '
+        f'text-anchor="middle">{escape(y_label)}</text>'
+    )
 
 
 def _picture(inside: str, title: str, height: float = HEIGHT) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title, quote=True)}">{inside}</svg>'
-
-

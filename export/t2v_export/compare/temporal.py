@@ -62,8 +62,9 @@ class TemporalSums:
 
     def add(self, before: Frame, after: Frame, flow: Flow) -> None:
         """Count a pair of frames: what of the one before, warped along the flow, differs from the one after."""
-        moved = cv2.remap(before.astype(np.float32), flow.source, None, cv2.INTER_LINEAR,
-                          borderMode=cv2.BORDER_REPLICATE)
+        moved = cv2.remap(
+            before.astype(np.float32), flow.source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
         error = np.abs(after.astype(np.float32) - moved).mean(-1)
         change = np.abs(after.astype(np.float32) - before.astype(np.float32)).mean(-1)
         self.warp_sum += float(error[flow.sure].sum(dtype=np.float64))

@@ -331,7 +331,8 @@ class Groups:
         even = (1 / self._counts)[self._group]
         zero, one = (torch.full((1,), v, device=even.device) for v in (0, 1))
         used = [
-            g for g in self.used.tolist()
+            g
+            for g in self.used.tolist()
             if differ(torch.cat([self._named(even[None], torch.full_like(zero, g), v) for v in (zero, one)]))
         ]
         return Groups(self.sizes, even.device, used) if used else None

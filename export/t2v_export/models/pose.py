@@ -44,8 +44,12 @@ class Choice(nn.Module):
         rows = [[start + (i if i < count else 0) for i in range(size)] for start, count in zip(starts, self.groups)]
         beyond = [[0.0 if i < count else BEYOND for i in range(size)] for count in self.groups]
         back = [row * size + i for row, count in enumerate(self.groups) for i in range(count)]
-        for name, value in (("rows", torch.tensor(rows).flatten()), ("back", torch.tensor(back)),
-                            ("beyond", torch.tensor(beyond)), ("sizes", torch.tensor(self.groups)[:, None].float())):
+        for name, value in (
+            ("rows", torch.tensor(rows).flatten()),
+            ("back", torch.tensor(back)),
+            ("beyond", torch.tensor(beyond)),
+            ("sizes", torch.tensor(self.groups)[:, None].float()),
+        ):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, probability: Tensor, noise: Tensor) -> Tensor:

@@ -82,9 +82,9 @@ def travel(pose: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 def _rotate(direction: Tensor, angle: Tensor) -> Tensor:
     """A direction (n, 2), cosine and sine, turned further by an angle (n, 1) in radians."""
     cosine, sine = direction[:, :1], direction[:, 1:]
-    return torch.cat([
-        cosine * torch.cos(angle) - sine * torch.sin(angle), sine * torch.cos(angle) + cosine * torch.sin(angle)
-    ], 1)
+    return torch.cat(
+        [cosine * torch.cos(angle) - sine * torch.sin(angle), sine * torch.cos(angle) + cosine * torch.sin(angle)], 1
+    )
 
 
 def to_camera(pose: Tensor, cosine: Tensor, sine: Tensor, place: Tensor) -> Tensor:
@@ -124,8 +124,18 @@ class SkeletalMotion(nn.Module):
     """
 
     def __init__(
-        self, *, condition_size: int, motion_size: int, cell: str = "gru", hidden: int = 512, layers: int = 1,
-        style_size: int = 8, action_size: int = 12, choices: int = 12, embedding: int = 48, jitter: float = 0.1,
+        self,
+        *,
+        condition_size: int,
+        motion_size: int,
+        cell: str = "gru",
+        hidden: int = 512,
+        layers: int = 1,
+        style_size: int = 8,
+        action_size: int = 12,
+        choices: int = 12,
+        embedding: int = 48,
+        jitter: float = 0.1,
         **_: Any,
     ) -> None:
         super().__init__()
@@ -177,11 +187,17 @@ class SkeletalMotion(nn.Module):
             NoiseSpec("jitter", (1, POSE_SIZE), cadence="step", scale=self.jitter),
         )
         states = tuple(StateSpec(name, (1, self.hidden)) for name in self.cell_states())
-        return motion_spec(self.condition_size, MOTION_SIZE, noises, states + (
-            StateSpec("pose", (1, POSE_SIZE), "stored", start),
-            StateSpec("place", (1, 2)),
-            StateSpec("heading", (1, 2), "stored", (1.0, 0.0)),
-        ))
+        return motion_spec(
+            self.condition_size,
+            MOTION_SIZE,
+            noises,
+            states
+            + (
+                StateSpec("pose", (1, POSE_SIZE), "stored", start),
+                StateSpec("place", (1, 2)),
+                StateSpec("heading", (1, 2), "stored", (1.0, 0.0)),
+            ),
+        )
 
     def cell_states(self) -> tuple[str, ...]:
         """Names of the cells' states, in order."""
@@ -200,18 +216,18 @@ class SkeletalMotion(nn.Module):
         x = functional.relu(self.enter(torch.cat([pose, self.embed(self.choose(action, style))], 1)))
         each, following = self.cells[0].states, []
         for layer, cell in enumerate(self.cells):
-            kept = _run(cell, x, states[layer * each:(layer + 1) * each], fused=self.training)
+            kept = _run(cell, x, states[layer * each : (layer + 1) * each], fused=self.training)
             following += kept
             x = kept[0]
         plain = self.leave(x) * self.deviation + self.mean
         joints = project_bones(plain[:, JOINTS].unflatten(1, (20, 3)), self.bones, (self.to_bones, self.to_joints))
-        return torch.cat([joints.flatten(1), plain[:, STEP.start:]], 1), tuple(following)
+        return torch.cat([joints.flatten(1), plain[:, STEP.start :]], 1), tuple(following)
 
     def settle(self, plain: Tensor) -> Tensor:
         """The same pose (n, 74), metres, with presence in 0..1 and the body lifted where a joint is under the floor."""
         x, y, z = plain[:, JOINTS].unflatten(1, (20, 3)).unbind(-1)
         lifted = torch.stack([x, y + functional.relu(-y.amin(1, keepdim=True)), z], -1).flatten(1)
-        return torch.cat([lifted, plain[:, STEP.start:PROP.stop], plain[:, PRESENCE].clamp(0.0, 1.0)], 1)
+        return torch.cat([lifted, plain[:, STEP.start : PROP.stop], plain[:, PRESENCE].clamp(0.0, 1.0)], 1)
 
     def normal(self, plain: Tensor) -> Tensor:
         """A pose (..., 74) in metres, in the normal units of the network."""

@@ -57,9 +57,7 @@ class Design:
     which its own config.json holds. `folder` is what a text class gets as its own.
     """
 
-    def __init__(
-        self, stage: str, config: CheckpointConfig, module: nn.Module, folder: FilePath | None = None
-    ) -> None:
+    def __init__(self, stage: str, config: CheckpointConfig, module: nn.Module, folder: FilePath | None = None) -> None:
         self.stage, self.config, self.module, self.folder = stage, config, module, folder
         self.options = _full_options(type(module), config.stages[stage].options)
         # a class whose options say several widths at once may say them one by one

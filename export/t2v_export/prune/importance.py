@@ -122,8 +122,9 @@ def _changes(
         {place: at for place, at in f.places.items() if place in trace.readers and place[0] in weights}
         for f in trace.families
     ]
-    scores: list[Tensor | None] = [torch.zeros(f.size, dtype=torch.float64) if r else None
-                                   for f, r in zip(trace.families, reading)]
+    scores: list[Tensor | None] = [
+        torch.zeros(f.size, dtype=torch.float64) if r else None for f, r in zip(trace.families, reading)
+    ]
     for sample in samples:
         outputs = module(*feed(spec, [sample]))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)

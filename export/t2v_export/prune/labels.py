@@ -26,9 +26,7 @@ POOLS = frozenset(
     "adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d".split()
 )
 REDUCTIONS = frozenset("sum mean amax amin max min var std var_mean std_mean logsumexp norm linalg_vector_norm".split())
-NORMS = frozenset(
-    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training batch_norm".split()
-)
+NORMS = frozenset("native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training batch_norm".split())
 ELEMENTWISE = frozenset("where copy masked_fill clamp".split())  # beside those that torch tags so
 PRODUCTS = {"mm": (0, 1, None), "addmm": (1, 2, 0), "bmm": (0, 1, None), "baddbmm": (1, 2, 0), "linear": (0, 1, 2)}
 
@@ -291,7 +289,7 @@ class Labels(TorchDispatchMode):
         channels = self._channels(self.labels(x), 1)
         if tag is None or not tag.weight or (groups > 1 and groups != x.shape[1]):
             self.atoms.freeze(channels)
-            for axis in (tag.axes if tag is not None else ()):
+            for axis in tag.axes if tag is not None else ():
                 self.atoms.freeze(axis)
             self._set(result, torch.full((), FIXED).expand(result.shape))
             self.calls.append(Call(_convolution_macs(x, weight, result, transposed), ()))

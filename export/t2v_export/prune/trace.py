@@ -79,5 +79,3 @@ def _join_starts(module: nn.Module, spec: StageSpec, mode: Labels, inputs: Mappi
                 axis = 1 if tensor.ndim != 3 else 2
                 mode.atoms.touched.add((name, axis))
                 mode.atoms.unify(mode.tags[tensor].axes[axis], mode.labels(inputs[state.input]))
-
-

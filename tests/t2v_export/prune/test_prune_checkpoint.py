@@ -180,7 +180,7 @@ def test_user_classes_are_pruned_saved_with_their_code_and_exported(make_checkpo
     assert set(exported.differences["fp32"]) == set(STAGES)
 
 
-LIAR = '''
+LIAR = """
 import torch
 from torch import nn
 from t2v_export.models.contract import render_spec
@@ -197,7 +197,7 @@ class Render(nn.Module):
     def forward(self, motion, condition):
         x = torch.relu(self.inner(torch.cat([motion, condition], 1))) * self.channels
         return torch.tanh(self.pixels(x))[:, :, None, None].expand(-1, -1, *self.size)
-'''
+"""
 
 
 def test_a_class_that_computes_with_its_width_is_refused(make_checkpoint, tmp_path):

@@ -130,9 +130,7 @@ def test_a_word_that_is_not_in_the_corpus_falls_back_to_characters(make_encoder)
 def test_unigram_and_word_level_split_the_corpus_as_before(make_encoder):
     before = make_encoder(tokenizer=unigram())
     after = prune_vocabulary(before, CAPTIONS)
-    tokens = [
-        [Tokenizer.from_str(c.tokenizer).encode(caption).tokens for caption in CAPTIONS] for c in (before, after)
-    ]
+    tokens = [[Tokenizer.from_str(c.tokenizer).encode(caption).tokens for caption in CAPTIONS] for c in (before, after)]
     assert tokens[0] == tokens[1] and any(len(t) > 3 for t in tokens[0])
     assert torch.equal(conditions(after, CAPTIONS), conditions(before, CAPTIONS))
 
