@@ -7,13 +7,13 @@ with t2v_edge.Pipeline.open("bundle") as pipeline:
 
 from __future__ import annotations
 
-from t2v_edge.bundle import Bundle, Manifest, write_bundle
+from t2v_edge.bundle.bundle import Bundle, Manifest, write_bundle
 from t2v_edge.errors import T2VError
 from t2v_edge.frame import Frame
-from t2v_edge.live import LiveStream
-from t2v_edge.live_options import LiveOptions
+from t2v_edge.live.options import LiveOptions
+from t2v_edge.live.stream import LiveStream
 from t2v_edge.pipeline import Pipeline
-from t2v_edge.stream import FrameStream, StreamOptions
+from t2v_edge.play.stream import FrameStream, StreamOptions
 
 __all__ = [
     "Bundle",

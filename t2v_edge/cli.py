@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Optional
 
 import t2v_edge
-from t2v_edge.commands import bench, build, devices, doctor, inspect, run, serve, toolchain
+from t2v_edge.commands import build, devices, doctor, inspect, run, serve, toolchain
+from t2v_edge.commands.bench import frames as bench
 from t2v_edge.errors import T2VError
 
 INTERRUPTED = 130

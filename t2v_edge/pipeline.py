@@ -17,20 +17,19 @@ from weakref import WeakSet
 import numpy as np
 import numpy.typing as npt
 
-from t2v_edge.bundle import Bundle
-from t2v_edge.choice import open_stage
-from t2v_edge.draws import Draws
-from t2v_edge.engine import AUTO, BUILT, Engine, EngineOptions, check_engine, is_installed
-from t2v_edge.engine.base import Arrays
-from t2v_edge.engine.cache import any_built
+from t2v_edge.bundle.bundle import Bundle
+from t2v_edge.bundle.draws import Draws
+from t2v_edge.bundle.manifest import Manifest
+from t2v_edge.bundle.tokenizer import CaptionTokenizer, normalise
+from t2v_edge.engine.choice import open_stage
+from t2v_edge.engine.registry import AUTO, BUILT, Engine, EngineOptions, check_engine, is_installed
+from t2v_edge.engine.tensorrt.cache import any_built
 from t2v_edge.errors import EngineError, UsageError
-from t2v_edge.live import LiveStream
-from t2v_edge.live_options import LATEST, LiveOptions
-from t2v_edge.manifest import Manifest
-from t2v_edge.player import HostPlayer, Player
-from t2v_edge.spec import STAGES
-from t2v_edge.stream import FrameStream, StreamOptions
-from t2v_edge.tokenizer import CaptionTokenizer, normalise
+from t2v_edge.live.options import LATEST, LiveOptions
+from t2v_edge.live.stream import LiveStream
+from t2v_edge.play.player import HostPlayer, Player
+from t2v_edge.play.stream import FrameStream, StreamOptions
+from t2v_edge.spec import STAGES, Arrays
 
 CACHED_CONDITIONS = 64
 _LOG = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ class Pipeline:
         """Verify the bundle at `path` and load it.
 
         engine: one for all stages, or ``auto``: each stage gets the engine that runs it fastest here, measured on first
-        use, for about a second in all, and remembered (see `t2v_edge.choice`); where `t2v_edge.build` has left TensorRT
+        use, for about a second in all, and remembered (see `engine.choice`); where `t2v-edge build` has left TensorRT
         engines of this bundle, those. ``tensorrt`` and ``tensorrt-rtx`` build what is not built yet, which takes a
         minute or more. The same engines give the same frames; those of different engines differ by rounding. variant:
         one variant for every stage that has it (the others keep the manifest's default), or None for the manifest's
@@ -235,7 +234,7 @@ class Pipeline:
         queue = getattr(motion, "queue", None)
         player: Player
         if queue is not None and queue is getattr(render, "queue", None):
-            from t2v_edge.engine.resident import ResidentPlayer
+            from t2v_edge.play.gpu_player import ResidentPlayer
 
             player = ResidentPlayer(cast(Any, motion), cast(Any, render), draws, smoothing)
         else:
@@ -277,8 +276,8 @@ def _open_built(
         if engine == AUTO and not any_built():
             continue
         try:
-            from t2v_edge.build import Builder, BuildOptions
-            from t2v_edge.engine.trt import BuildSettings
+            from t2v_edge.engine.tensorrt.api import BuildSettings
+            from t2v_edge.engine.tensorrt.build import Builder, BuildOptions
 
             chosen = None if variant is None else (variant,)
             builder = Builder(bundle, BuildOptions(name, chosen, BuildSettings(batch)))

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy.typing as npt
+
 from t2v_edge.errors import SpecError
 
 STAGES = ("text", "motion", "render")
@@ -29,6 +31,9 @@ DISTRIBUTIONS = ("normal", "uniform")
 CADENCES = ("stream", "step")
 STARTS = ("zeros", "normal", "stored")
 MAX_ELEMENTS = 1 << 28
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+"""Arrays by the names of a stage's tensors."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,63}")
 

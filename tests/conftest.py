@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from t2v_edge.cache import VARIABLE
+from t2v_edge.util.cache import VARIABLE
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from t2v_edge.bundle import Bundle
-from t2v_edge.device import load_profile
-from t2v_edge.engine.onnx_bytes import float16_tensors
-from t2v_edge.engine.trt import RUNS, BuildSettings, find_api, installed
-from t2v_export.captions import DEFAULT_CAPTIONS
-from t2v_export.config import StageConfig
-from t2v_export.export import ExportOptions, export_checkpoint
+from t2v_edge.bundle.bundle import Bundle
+from t2v_edge.bundle.onnx_edit import float16_tensors
+from t2v_edge.device.profile import load_profile
+from t2v_edge.engine.tensorrt.api import RUNS, BuildSettings, find_api, installed
+from t2v_export.checkpoint.config import StageConfig
+from t2v_export.exporter.captions import DEFAULT_CAPTIONS
+from t2v_export.exporter.export import ExportOptions, export_checkpoint
 from t2v_export.recipe import load_recipe, parse_recipe
-from t2v_export.verify import TOLERANCES
+from t2v_export.verify.difference import TOLERANCES
 from tests.t2v_export.conftest import build_checkpoint
 
 pytestmark = pytest.mark.skipif(installed("tensorrt-rtx") is None, reason="TensorRT-RTX is not installed")

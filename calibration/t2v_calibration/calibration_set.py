@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from t2v_edge.clock import Blend, mix
-from t2v_edge.draws import Draws
+from t2v_edge.bundle.draws import Draws
+from t2v_edge.bundle.tokenizer import CaptionTokenizer
 from t2v_edge.errors import T2VError
+from t2v_edge.play.clock import Blend, mix
 from t2v_edge.spec import STAGES, StageSpec
-from t2v_edge.tokenizer import CaptionTokenizer
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]

@@ -9,8 +9,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from t2v_edge.spec import STAGES
-from t2v_export.checkpoint import save_checkpoint
-from t2v_export.config import CheckpointConfig, StageConfig
+from t2v_export.checkpoint.checkpoint import save_checkpoint
+from t2v_export.checkpoint.config import CheckpointConfig, StageConfig
 from t2v_export.models import build_stage
 
 HERE = Path(__file__).parent

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from t2v_export.checkpoint import EVALUATOR_FILES, load_checkpoint, save_checkpoint
-from t2v_export.config import CheckpointConfig
+from t2v_export.checkpoint.checkpoint import EVALUATOR_FILES, load_checkpoint, save_checkpoint
+from t2v_export.checkpoint.config import CheckpointConfig
 from t2v_export.models import build_stage
 
 from .model import config

@@ -29,9 +29,9 @@ from examples.reference.measures import derangement, groups, percent, table_of
 from examples.reference.play import Job, Studio, read_jobs
 from examples.reference.rolling import measure_rollouts, measure_switches, rollout_tables
 from t2v_edge.errors import T2VError, UsageError
-from t2v_edge.files import write_atomic
-from t2v_edge.machine import machine, versions
-from t2v_export.compare.readings import UNNAMED, Readings
+from t2v_edge.util.files import write_atomic
+from t2v_edge.util.machine import machine, versions
+from t2v_export.evaluate.readings import UNNAMED, Readings
 
 HELD_OUT = Path(__file__).resolve().parents[2] / "calibration" / "captions" / "heldout.jsonl"
 MARKERS = ("<!-- measured: begin -->", "<!-- measured: end -->")

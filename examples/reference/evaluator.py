@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from examples.reference.vocabulary import SLOTS
 from t2v_edge.errors import CheckpointError
-from t2v_edge.files import write_atomic
+from t2v_edge.util.files import write_atomic
 
 FORMAT, FORMAT_VERSION = "t2v-evaluator", 1
 CHANNELS = (24, 48, 96, 128, 128)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from t2v_export.compare.readings import Readings
+from t2v_export.evaluate.readings import Readings
 
 
 def derangement(count: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Play captions through a bundle's stages as the runtime does, drawing only the frames that somebody looks at.
 
-The toolchain's own parts (`t2v_export.compare`), put together for judging the reference model.
+The toolchain's own parts (`t2v_export.evaluate`), put together for judging the reference model.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from t2v_edge import Pipeline
-from t2v_export.compare import play
-from t2v_export.compare.evaluator import Evaluator, read_spec
-from t2v_export.compare.play import Script, Take
-from t2v_export.compare.tasks import WARM_UP_S
-from t2v_export.compare.workers import perform
+from t2v_export.evaluate import play
+from t2v_export.evaluate.evaluator import Evaluator, read_spec
+from t2v_export.evaluate.play import Script, Take
+from t2v_export.evaluate.tasks import WARM_UP_S
+from t2v_export.evaluate.workers import perform
 
 
 class Studio:

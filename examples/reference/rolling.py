@@ -16,7 +16,7 @@ from tqdm import tqdm
 from examples.reference.measures import markdown_table, percent
 from examples.reference.play import Job, Studio, Take, read_jobs
 from examples.reference.vocabulary import ACTIONS, FLOOR_SLICE, FPS, HIP_HEIGHT, JOINT_SCALE, JOINT_SLICE, PARENTS
-from t2v_export.compare.readings import proportion
+from t2v_export.evaluate.readings import proportion
 
 FROZEN, EXPLODED = 0.3, 2.5
 STAY_S, AFTER_S = 4, 1

@@ -26,7 +26,7 @@ from examples.reference.motion_data import Clip, features, load_clips
 from examples.reference.motion_graph import MotionGraph
 from examples.reference.training import load_state
 from examples.reference.vocabulary import ACTIONS, CONDITION_SIZE, FPS, JOINTS, MOTION_SIZE, PARENTS
-from t2v_edge.files import atomic_file, write_atomic
+from t2v_edge.util.files import atomic_file, write_atomic
 from t2v_export.models.skeletal import PRESENCE, PROP, SPIN, SkeletalMotion, travel, turn
 
 WINDOW = 32

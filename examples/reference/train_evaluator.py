@@ -33,8 +33,8 @@ from examples.reference.drawing import draw, random_looks, rasterize
 from examples.reference.evaluator import VideoEvaluator, save_evaluator, write_onnx, write_plots
 from examples.reference.motion_data import Clip, features, load_clips, to_motion_vectors
 from examples.reference.vocabulary import ACTIONS, FPS, LOOK_SLOTS, PRESENCE_SLICE, SLOTS, slot_slices
-from t2v_edge.files import write_atomic
-from t2v_export.compare.readings import proportion
+from t2v_edge.util.files import write_atomic
+from t2v_export.evaluate.readings import proportion
 
 WINDOW = 44  # base frames a window is cut from: 31 are shown at normal speed, the rest allow 1.3 times that
 SEAM = 5  # base frames over which a looped clip blends into itself

@@ -29,7 +29,7 @@ from examples.reference.motion_data import load_clips
 from examples.reference.motion_graph import MotionGraph, Sequences
 from examples.reference.training import Ema, TrainingLog, load_state, save_state, seed_everything
 from examples.reference.vocabulary import ACTIONS, CONDITION_SIZE, MOTION_SIZE
-from t2v_edge.files import atomic_file
+from t2v_edge.util.files import atomic_file
 from t2v_export.models.skeletal import POSE_SIZE, PRESENCE, PROP, SPIN, STEP, SkeletalMotion
 
 SWITCH_RATE = 1 / 80

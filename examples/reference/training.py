@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from t2v_edge.files import atomic_file
+from t2v_edge.util.files import atomic_file
 
 
 def seed_everything(seed: int) -> None:

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from t2v_edge.cache import cache_folder
-from t2v_edge.files import atomic_folder
+from t2v_edge.util.cache import cache_folder
+from t2v_edge.util.files import atomic_folder
 
 FOLDER = "passes"
 MAX_BYTES = 4 << 30

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any, Optional
 
-from t2v_edge.bundle import Bundle
+from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.commands.output import Progress, print_result
-from t2v_edge.device import DeviceProfile, load_profile
-from t2v_edge.engine import BUILT, is_installed
-from t2v_edge.engine.trt import REMEDIES, BuildSettings
+from t2v_edge.device.profile import DeviceProfile, load_profile
+from t2v_edge.engine.registry import BUILT, is_installed
+from t2v_edge.engine.tensorrt.api import REMEDIES, BuildSettings
 from t2v_edge.errors import EngineError, UsageError
 
 WORKSPACE_SHARE = 4
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             f"{REMEDIES['tensorrt-rtx']}; t2v-edge doctor says more"
         )
     try:
-        from t2v_edge.build import Builder, BuildOptions
+        from t2v_edge.engine.tensorrt.build import Builder, BuildOptions
     except ImportError as error:
         raise EngineError(f"building needs cuda-python ({error}): pip install 't2v-edge[tensorrt]'") from error
     options = BuildOptions(engine, tuple(args.variant) if args.variant else None, settings(args), args.rebuild)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from t2v_edge.commands.output import print_result
 
 if TYPE_CHECKING:
-    from t2v_edge.roofline import Estimate
+    from t2v_edge.device.roofline import Estimate
 
 EXAMPLES = """examples:
   t2v-edge devices
@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   t2v-edge devices --bundle BUNDLE jetson-agx-orin-64gb@30W     # and for one, stage by stage"""
 
 SAID = """Estimates, not measurements: arithmetic at a share of the device's dense rate, memory traffic at its
-bandwidth, and a time for each kernel (t2v_edge/roofline.py). Expect them to be off by a factor of 2."""
+bandwidth, and a time for each kernel (t2v_edge/device/roofline.py). Expect them to be off by a factor of 2."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -48,12 +48,12 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from t2v_edge.device import list_profiles, load_profile
+    from t2v_edge.device.profile import list_profiles, load_profile
 
     profiles = [load_profile(name) for name in ([args.name] if args.name else list_profiles())]
     if args.bundle is not None:
-        from t2v_edge.bundle import Bundle
-        from t2v_edge.roofline import estimate, require_costs
+        from t2v_edge.bundle.bundle import Bundle
+        from t2v_edge.device.roofline import estimate, require_costs
 
         with Bundle.open(args.bundle) as bundle:
             require_costs(bundle.manifest)

@@ -35,9 +35,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from t2v_edge.device import load_profile
-    from t2v_edge.doctor import diagnose
-    from t2v_edge.system import System
+    from t2v_edge.device.profile import load_profile
+    from t2v_edge.device.system import System
+    from t2v_edge.doctor.diagnosis import diagnose
 
     profile = load_profile(args.device) if args.device else None
     with closing(_Shown()) as shown:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from t2v_edge.engine import AUTO, BUILT, ENGINES
+from t2v_edge.engine.registry import AUTO, BUILT, ENGINES
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from t2v_edge.bundle import Bundle
+from t2v_edge.bundle.bundle import Bundle
+from t2v_edge.bundle.manifest import Manifest
 from t2v_edge.commands.output import print_result
-from t2v_edge.manifest import Manifest
 from t2v_edge.spec import STAGES
 
 EXAMPLES = """examples:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Optional, TextIO
 
 from t2v_edge.errors import SinkError
-from t2v_edge.files import write_atomic
-from t2v_edge.strict_json import dumps
+from t2v_edge.util.files import write_atomic
+from t2v_edge.util.strict_json import dumps
 
 _REFRESH_S = 0.1
 _WIDTH = 28

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from t2v_edge.captions import schedule
+from t2v_edge.captions.cues import play as play_cues
+from t2v_edge.captions.cues import read_cues
+from t2v_edge.captions.lines import read_transcript
+from t2v_edge.captions.merger import schedule
 from t2v_edge.commands.engines import add_engine_arguments, add_making_arguments
 from t2v_edge.commands.output import Progress, print_result
-from t2v_edge.cues import play as play_cues
-from t2v_edge.cues import read_cues
+from t2v_edge.commands.run_report import PixelHash, RunReport
 from t2v_edge.errors import CueError, SinkError, UsageError
 from t2v_edge.frame import Frame
 from t2v_edge.pipeline import Pipeline
-from t2v_edge.report import PixelHash, RunReport
+from t2v_edge.play.stream import FrameStream
 from t2v_edge.sinks import WINDOW, open_sink
 from t2v_edge.sinks.base import Sink
-from t2v_edge.sources import read_transcript
-from t2v_edge.stream import FrameStream
 
 DEFAULT_SECONDS = 4.0
 

@@ -13,17 +13,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2v_edge.clock import exact
 from t2v_edge.commands.engines import add_engine_arguments
 from t2v_edge.commands.run import parse_size
 from t2v_edge.errors import ServerError, UsageError
-from t2v_edge.live import LiveStream
+from t2v_edge.live.stream import LiveStream
 from t2v_edge.pipeline import Pipeline
-from t2v_edge.protocol import FORMATS, JPEG, MAX_FPS, MAX_SEED, MAX_SIDE, MIN_FPS, Settings
+from t2v_edge.play.clock import exact
+from t2v_edge.remote.protocol import FORMATS, JPEG, MAX_FPS, MAX_SEED, MAX_SIDE, MIN_FPS, Settings
 from t2v_edge.server.limits import Limits
 
 if TYPE_CHECKING:
-    from t2v_edge.server.live_server import LiveServer, ServerOptions
+    from t2v_edge.server.server import LiveServer, ServerOptions
 
 EXAMPLES = """examples:
   t2v-edge serve BUNDLE                                    # then open http://127.0.0.1:8765/ on this machine
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from t2v_edge.server.access import Access, open_tls, read_token
         from t2v_edge.server.encode import check_format
-        from t2v_edge.server.live_server import ServerOptions
+        from t2v_edge.server.server import ServerOptions
     except ImportError as error:
         raise ServerError(f"the server needs websockets ({error}); pip install 't2v-edge[serve]'") from error
     # What was asked for is checked before the bundle is loaded.
@@ -147,7 +147,7 @@ def open_stream(pipeline: Pipeline, settings: Settings, adaptive: bool = True) -
 
 
 async def _serve(pipeline: Pipeline, options: ServerOptions, adaptive: bool, as_json: bool) -> None:
-    from t2v_edge.server.live_server import LiveServer
+    from t2v_edge.server.server import LiveServer
 
     manifest = pipeline.manifest
     # What is loaded by now stays: looking through it for garbage takes longer than a frame may.

@@ -10,9 +10,9 @@ from t2v_edge.errors import UsageError
 
 # The command's module in the toolchain, and what it does in a few words.
 COMMANDS = {
-    "export": ("t2v_export.command", "turn a checkpoint into a bundle"),
-    "compress": ("t2v_export.compress_command", "make a smaller checkpoint of a checkpoint"),
-    "compare": ("t2v_export.compare.command", "measure how near every variant of a bundle is to its FP32"),
+    "export": ("t2v_export.commands.export", "turn a checkpoint into a bundle"),
+    "compress": ("t2v_export.commands.compress", "make a smaller checkpoint of a checkpoint"),
+    "compare": ("t2v_export.commands.compare", "measure how near every variant of a bundle is to its FP32"),
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Optional, Protocol
@@ -12,9 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from t2v_edge.errors import EngineError, UsageError
-from t2v_edge.spec import StageSpec
-
-Arrays = Mapping[str, npt.NDArray[Any]]
+from t2v_edge.spec import Arrays, StageSpec
 
 MAX_THREADS = 256
 MOST_BESIDE = 8

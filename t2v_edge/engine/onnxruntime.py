@@ -8,10 +8,10 @@ from typing import Any, Optional, Union
 import numpy.typing as npt
 import onnxruntime as ort
 
-from t2v_edge.engine.base import Arrays, EngineOptions, check_feeds
-from t2v_edge.engine.onnx_bytes import opset_of
+from t2v_edge.bundle.onnx_edit import opset_of
+from t2v_edge.engine.base import EngineOptions, check_feeds
 from t2v_edge.errors import EngineError
-from t2v_edge.spec import StageSpec, TensorSpec
+from t2v_edge.spec import Arrays, StageSpec, TensorSpec
 
 _DTYPES = {
     "tensor(float)": "float32",

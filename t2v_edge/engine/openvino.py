@@ -10,10 +10,10 @@ from typing import Any, Optional, Union
 import numpy as np
 import numpy.typing as npt
 
-from t2v_edge.engine.base import Arrays, EngineOptions, check_feeds
+from t2v_edge.engine.base import EngineOptions, check_feeds
 from t2v_edge.engine.turns import Turns
 from t2v_edge.errors import EngineError
-from t2v_edge.spec import StageSpec, TensorSpec
+from t2v_edge.spec import Arrays, StageSpec, TensorSpec
 
 # Importing openvino sends a usage event to its makers and writes an identifier into ~/intel, unless its telemetry
 # package is absent: then it takes its own stub. Playing a bundle is nobody's business, so here it is absent.

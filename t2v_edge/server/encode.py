@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from t2v_edge.errors import ProtocolError
-from t2v_edge.protocol import JPEG, RAW, WEBP
+from t2v_edge.remote.protocol import JPEG, RAW, WEBP
 
 _SUFFIXES = {JPEG: ".jpg", WEBP: ".webp"}
 

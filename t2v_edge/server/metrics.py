@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from t2v_edge.live_stats import SKIPPED, LiveCounts
-from t2v_edge.memory import process_memory
+from t2v_edge.live.stats import SKIPPED, LiveCounts
+from t2v_edge.util.memory import process_memory
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _WINDOW = 1024

@@ -10,15 +10,15 @@ from typing import Any, Callable, Optional, Protocol, TypeVar
 
 from t2v_edge.errors import EngineError
 from t2v_edge.frame import Frame
-from t2v_edge.live_stats import LiveCounts
-from t2v_edge.protocol import Control, Settings
+from t2v_edge.live.stats import LiveCounts
+from t2v_edge.remote.protocol import Control, Settings
 from t2v_edge.server.encode import check_format
 
 T = TypeVar("T")
 
 
 class Stream(Protocol):
-    """What a session plays: `t2v_edge.live.LiveStream`, or a test's own. Everything but iterating may take a while.
+    """What a session plays: `t2v_edge.LiveStream`, or a test's own. Everything but iterating may take a while.
 
     Once `set_caption` or `reset` has returned a generation, no frame of an older one is given.
     """

@@ -12,10 +12,10 @@ from typing import Any, Callable, Optional, Union
 
 from websockets.exceptions import ConnectionClosed
 
-from t2v_edge.captions import CaptionEvent, CaptionMerger
+from t2v_edge.captions.merger import CaptionEvent, CaptionMerger
 from t2v_edge.errors import CaptionError, ProtocolError, T2VError, UsageError
-from t2v_edge.live_stats import LiveCounts
-from t2v_edge.protocol import (
+from t2v_edge.live.stats import LiveCounts
+from t2v_edge.remote.protocol import (
     Bye,
     Caption,
     Control,
@@ -37,7 +37,7 @@ from t2v_edge.server.limits import Limits, RateLimit
 from t2v_edge.server.metrics import Metrics, Rate
 from t2v_edge.server.outbox import Outbox
 from t2v_edge.server.playback import Made, Playback, Stream
-from t2v_edge.timing import Latency
+from t2v_edge.util.timing import Latency
 
 BYE, GONE = "bye", "gone"
 """How a session ends without an error: the client said so, or its connection is gone."""

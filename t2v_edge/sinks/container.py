@@ -12,9 +12,9 @@ from typing import Any, Optional
 import av
 
 from t2v_edge.errors import SinkError
-from t2v_edge.files import atomic_file
 from t2v_edge.frame import Frame
 from t2v_edge.sinks.base import check_frame
+from t2v_edge.util.files import atomic_file
 
 
 class ContainerSink(ABC):

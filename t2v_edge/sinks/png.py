@@ -12,9 +12,9 @@ import cv2
 import numpy.typing as npt
 
 from t2v_edge.errors import SinkError
-from t2v_edge.files import write_atomic
 from t2v_edge.frame import Frame
 from t2v_edge.sinks.base import check_frame
+from t2v_edge.util.files import write_atomic
 
 _PATTERN = re.compile(r"[^%]*%(0[1-9])?d[^%]*")
 _FAST = [cv2.IMWRITE_PNG_COMPRESSION, 3]

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from t2v_edge.errors import SinkError
-from t2v_edge.files import write_atomic
 from t2v_edge.frame import Frame
 from t2v_edge.sinks.png import encode_png
+from t2v_edge.util.files import write_atomic
 
 CELLS = 24
 COLUMNS = 8

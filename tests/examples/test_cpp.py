@@ -17,7 +17,7 @@ from t2v_edge.server.limits import Limits
 from tests.examples.ar_vr import EXAMPLES, Process, build
 from tests.examples.hostile import BAD_ANSWERS, BAD_FRAMES, BAD_FRAMING, FLOODS, serving_badly
 from tests.t2v_edge.live_samples import TIMEOUT_S, InBackground
-from tests.t2v_edge.test_server_refusals import TOKEN
+from tests.t2v_edge.server.test_refusals import TOKEN
 
 CPP = EXAMPLES / "cpp"
 MOST_BYTES = 256 << 20  # of address space: the program, its libraries and stacks, and one message of 64 MiB

@@ -13,7 +13,7 @@ from t2v_edge.server.access import Access
 from tests.examples.ar_vr import EXAMPLES, ROOT, Process, build
 from tests.examples.hostile import BAD_FRAMES, serving_badly
 from tests.t2v_edge.live_samples import InBackground
-from tests.t2v_edge.test_server_refusals import TOKEN
+from tests.t2v_edge.server.test_refusals import TOKEN
 
 REASONS = {
     "text": "no JSON",

@@ -17,12 +17,12 @@ from examples.reference.play import Job, Studio, Take, read_jobs
 from examples.reference.rollout import joint_speed
 from examples.reference.vocabulary import ACTIONS, CONDITION_SIZE, FLOOR_SLICE, MOTION_SIZE, SLOTS
 from t2v_edge import Manifest, Pipeline, write_bundle
-from t2v_edge.bundle import GraphEntry, TokenizerSpec, VideoSpec
+from t2v_edge.bundle.bundle import GraphEntry, TokenizerSpec, VideoSpec
 from t2v_edge.errors import CheckpointError, UsageError
 from t2v_edge.spec import NoiseSpec, StageSpec, TensorSpec
-from t2v_export.compare.readings import UNNAMED, Readings, wilson
+from t2v_export.evaluate.readings import UNNAMED, Readings, wilson
+from t2v_export.graph.from_torch import stage_to_onnx
 from t2v_export.models.skeletal import SkeletalMotion
-from t2v_export.to_onnx import stage_to_onnx
 from tests.reference.motion_samples import write_samples
 
 TOKENS, SIDE, STEPS = 8, 32, 64

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from t2v_calibration.calibration_set import CalibrationError, CalibrationOptions, collect
+from t2v_edge.bundle.tokenizer import Tokens
 from t2v_edge.spec import NoiseSpec, StageSpec, StateSpec, TensorSpec
-from t2v_edge.tokenizer import Tokens
 
 CONDITION, MOTION = TensorSpec("condition", (1, 4)), TensorSpec("motion", (1, 3))
 SPECS = {

@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from t2v_edge.bundle import GraphEntry, Manifest, TokenizerSpec, VideoSpec, write_bundle
-from t2v_edge.live import LiveStream
-from t2v_edge.live_options import LiveOptions
+from t2v_edge.bundle.bundle import GraphEntry, Manifest, TokenizerSpec, VideoSpec, write_bundle
+from t2v_edge.live.options import LiveOptions
+from t2v_edge.live.stream import LiveStream
 from t2v_edge.pipeline import Pipeline
 from t2v_edge.spec import NoiseSpec, StageSpec, StateSpec, TensorSpec
 from tests.t2v_edge.fake_time import FakeClock

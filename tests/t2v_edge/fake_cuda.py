@@ -1,7 +1,7 @@
 """A GPU of plain memory: what is called of cuda-python, and no more.
 
 Work in a stream is done when somebody waits for it and not before, that of several streams in any order that their
-events allow. What is captured is kept and done at each launch. The real one is met in benchmarks/gpu.py.
+events allow. What is captured is kept and done at each launch. The real one is met in benchmarks/gpu.
 """
 
 from __future__ import annotations

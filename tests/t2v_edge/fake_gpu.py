@@ -1,6 +1,6 @@
 """A TensorRT that runs ONNX Runtime, on the GPU of `fake_cuda`: what is called of tensorrt, and no more.
 
-The real libraries are met elsewhere: TensorRT-RTX's builder in test_tensorrt_rtx.py, TensorRT 8.6 in benchmarks/gpu.py.
+The real libraries are met elsewhere: TensorRT-RTX's builder in test_tensorrt_rtx.py, TensorRT 8.6 in benchmarks/gpu.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from websockets.asyncio.client import connect
 
 from t2v_edge.errors import CaptionError, UsageError
 from t2v_edge.frame import Frame
-from t2v_edge.live_stats import LiveCounts
-from t2v_edge.protocol import Caption, FrameHeader, Hello, Settings, Showing, Welcome, read_server, write
-from t2v_edge.server.live_server import LiveServer, ServerOptions
+from t2v_edge.live.stats import LiveCounts
+from t2v_edge.remote.protocol import Caption, FrameHeader, Hello, Settings, Showing, Welcome, read_server, write
+from t2v_edge.server.server import LiveServer, ServerOptions
 
 DEFAULTS = Settings(Fraction(100), (8, 6), 0, "raw", 85)
 # Loopback needs no proxy, whatever the environment says; older versions of websockets know of none.

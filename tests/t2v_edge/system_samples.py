@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from t2v_edge.system import Module, PythonFacts, System
+from t2v_edge.device.system import Module, PythonFacts, System
 
 ROOT = Path(__file__).parent / "systems"
 CPU = {"t2v-edge": "0.1.0", "numpy": "1.26.4", "tokenizers": "0.21.0", "onnxruntime": "1.23.2"}

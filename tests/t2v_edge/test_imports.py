@@ -22,10 +22,11 @@ PLAY = """
 
     before = set(sys.modules)
     skipped = 0
-    needs = {"engine.openvino": "openvino", "engine.cuda": "cuda", "engine.tensorrt": "cuda", "engine.resident": "cuda",
-             "build": "cuda", "server.session": "websockets", "server.live_server": "websockets",
-             "async_client": "websockets", "client": "websockets", "bench_live": "websockets",
-             "bench_live_client": "websockets", "bench_live_foes": "websockets", "bench_live_report": "websockets"}
+    needs = {"engine.openvino": "openvino", "engine.tensorrt.cuda": "cuda", "engine.tensorrt.engine": "cuda",
+             "play.gpu_player": "cuda", "engine.tensorrt.build": "cuda", "server.session": "websockets",
+             "server.server": "websockets", "remote.async_client": "websockets", "remote.client": "websockets",
+             "client": "websockets", "bench.live.run": "websockets", "bench.live.client": "websockets",
+             "bench.live.hostile": "websockets", "bench.live.report": "websockets"}
     for module in pkgutil.walk_packages(t2v_edge.__path__, "t2v_edge."):
         needed = needs.get(module.name[len("t2v_edge."):])
         if needed and importlib.util.find_spec(needed) is None:

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from t2v_edge.bundle import Bundle, write_bundle
-from t2v_edge.manifest import GraphEntry
+from t2v_edge.bundle.bundle import Bundle, write_bundle
+from t2v_edge.bundle.manifest import GraphEntry
 from t2v_edge.spec import STAGES
 
 SLOTS = {"colour": ["red", "green", "blue"], "light": ["dark", "bright"]}

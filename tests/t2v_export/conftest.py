@@ -10,10 +10,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from t2v_edge.device import DeviceProfile, load_profile
+from t2v_edge.device.profile import DeviceProfile, load_profile
 from t2v_edge.spec import STAGES
-from t2v_export.checkpoint import save_checkpoint
-from t2v_export.config import CheckpointConfig, StageConfig
+from t2v_export.checkpoint.checkpoint import save_checkpoint
+from t2v_export.checkpoint.config import CheckpointConfig, StageConfig
 from t2v_export.models import build_stage
 
 CONDITION, MOTION, SIDE = 6, 5, 16

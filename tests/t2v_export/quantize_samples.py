@@ -8,9 +8,9 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from t2v_edge.spec import StageSpec, TensorSpec
-from t2v_export.observe import observe
-from t2v_export.quantize import quantize
-from t2v_export.quantize_plan import make_plan, observed_tensors
+from t2v_export.quantize.observe import observe
+from t2v_export.quantize.plan import make_plan, observed_tensors
+from t2v_export.quantize.qdq import quantize
 from t2v_export.recipe import Quantize
 
 ALL = Quantize(method="minmax", keep_first=False, keep_last=False)

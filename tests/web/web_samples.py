@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from t2v_edge.frame import Frame
-from t2v_edge.protocol import JPEG, Settings
-from t2v_edge.server.live_server import LiveServer, ServerOptions
+from t2v_edge.remote.protocol import JPEG, Settings
+from t2v_edge.server.server import LiveServer, ServerOptions
 from tests.t2v_edge.live_samples import TIMEOUT_S, FakeStream
 
 HERE = Path(__file__).parent

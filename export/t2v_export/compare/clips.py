@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from t2v_export.compare import play
-from t2v_export.compare.fidelity import Frame, luminance, psnr, ssim
-from t2v_export.compare.tasks import Pair, Setting, Studio
-from t2v_export.compare.temporal import MIN_SIDE, Flow, FlowMeter, TemporalSums
+from t2v_export.compare.measures.temporal import MIN_SIDE, Flow, FlowMeter, TemporalSums
+from t2v_export.evaluate import play
+from t2v_export.evaluate.fidelity import Frame, luminance, psnr, ssim
+from t2v_export.evaluate.tasks import Pair, Setting, Studio
 
 WHOLE, ALONE = "whole_stream", "render_alone"
 AMPLIFIED = 8

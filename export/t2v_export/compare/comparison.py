@@ -13,17 +13,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from t2v_edge.bundle import Bundle
-from t2v_edge.device import load_profile
+from t2v_edge.bundle.bundle import Bundle
+from t2v_edge.bundle.manifest import FILE_NAME
+from t2v_edge.device.profile import load_profile
 from t2v_edge.errors import UsageError
-from t2v_edge.manifest import FILE_NAME
-from t2v_export.compare import clips, cost, drift, tasks
-from t2v_export.compare.caption_set import SlottedCaption
-from t2v_export.compare.evaluator import EvaluatorSpec, read_spec
-from t2v_export.compare.lanes import AGAINST, DEFAULT, EXACT, Comparable, lane_called, lanes_of
-from t2v_export.compare.readings import named_values
-from t2v_export.compare.tasks import Pair, Setting, spaced
-from t2v_export.compare.workers import Work, perform
+from t2v_export.compare import clips
+from t2v_export.compare.measures import cost, drift
+from t2v_export.evaluate import tasks
+from t2v_export.evaluate.caption_set import SlottedCaption
+from t2v_export.evaluate.evaluator import EvaluatorSpec, read_spec
+from t2v_export.evaluate.lanes import AGAINST, DEFAULT, EXACT, Comparable, lane_called, lanes_of
+from t2v_export.evaluate.readings import named_values
+from t2v_export.evaluate.tasks import Pair, Setting, spaced
+from t2v_export.evaluate.workers import Work, perform
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def opened(options: CompareOptions) -> Iterator[Bundle | None]:
         with Bundle.open(options.against) as bundle:
             yield bundle
     else:
-        from t2v_export.export import ExportOptions, export_checkpoint  # imports torch
+        from t2v_export.exporter.export import ExportOptions, export_checkpoint  # imports torch
 
         with TemporaryDirectory(prefix="t2v-compare-") as folder:
             settings = ExportOptions(("fp32",), allow_code=options.allow_code, measure=False, progress=options.progress)

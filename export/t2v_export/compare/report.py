@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from t2v_edge.bundle import Bundle
+from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.errors import BundleError, UsageError
-from t2v_edge.machine import machine, versions
-from t2v_export.compare import clips, drift
-from t2v_export.compare.accuracy import paired_differences
+from t2v_edge.util.machine import machine, versions
+from t2v_export.compare import clips
 from t2v_export.compare.comparison import Comparison, captions_sha256
-from t2v_export.compare.fidelity import spread
-from t2v_export.compare.frechet import frechet_distance
-from t2v_export.compare.lanes import AGAINST, EXACT
-from t2v_export.compare.readings import UNNAMED, Readings, named_values
-from t2v_export.compare.tasks import Pair
-from t2v_export.compare.temporal import TemporalSums
+from t2v_export.compare.measures import drift
+from t2v_export.compare.measures.frechet import frechet_distance
+from t2v_export.compare.measures.temporal import TemporalSums
+from t2v_export.evaluate.accuracy import paired_differences
+from t2v_export.evaluate.fidelity import spread
+from t2v_export.evaluate.lanes import AGAINST, EXACT
+from t2v_export.evaluate.readings import UNNAMED, Readings, named_values
+from t2v_export.evaluate.tasks import Pair
 
 FORMAT, FORMAT_VERSION = "t2v-compare", 1
 DIGITS = 6

@@ -1,0 +1,1 @@
+"""What benchmarks on processors and GPUs share."""

@@ -1,0 +1,1 @@
+"""The trained checkpoint: its config, weights, tokenizer and cost."""

@@ -1,0 +1,88 @@
+"""What a module costs: multiply-accumulates of one run, and parameters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from t2v_edge.spec import StageSpec
+from t2v_export.checkpoint.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-accumulates of one run and parameters, by stage; `fps` base frames a second."""
+
+    macs: Mapping[str, int]
+    parameters: Mapping[str, int]
+    fps: int
+
+    @property
+    def macs_per_second(self) -> int:
+        """Of one second of video at the base rate: one caption, `fps` steps of motion and `fps` frames."""
+        return self.macs["text"] + self.fps * (self.macs["motion"] + self.macs["render"])
+
+    @property
+    def all_parameters(self) -> int:
+        """Of all three stages."""
+        return sum(self.parameters.values())
+
+
+def checkpoint_cost(checkpoint: Checkpoint) -> Cost:
+    """Count all three stages of a checkpoint."""
+    macs = {stage: count_macs(module, _spec(module)) for stage, module in checkpoint.modules.items()}
+    parameters = {stage: count_parameters(module) for stage, module in checkpoint.modules.items()}
+    return Cost(macs, parameters, checkpoint.config.fps)
+
+
+def count_macs(module: nn.Module, spec: StageSpec) -> int:
+    """Multiply-accumulates of one run with batch 1: convolutions, linear layers, recurrent cells and attention.
+
+    `spec` gives the shapes of what the module is fed. Element-wise work (activations, norms, gates) is not counted.
+    """
+    inputs = example_inputs(spec, next((p.device for p in module.parameters()), torch.device("cpu")))
+    modes = {part: part.training for part in module.modules()}
+    module.eval()  # a count in training would move the running statistics
+    try:
+        with torch.no_grad(), plain_kernels(), FlopCounterMode(display=False) as counter:
+            module(*inputs)
+    finally:
+        for part, training in modes.items():
+            part.training = training
+    return int(counter.get_total_flops()) // 2
+
+
+def count_parameters(module: nn.Module) -> int:
+    """The number of weights that training changes; a weight used twice counts once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def example_inputs(spec: StageSpec, device: torch.device | str = "cpu") -> list[Tensor]:
+    """Inputs of the stage's shapes: integers 1, floats in 0..1, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.ones(t.shape, dtype=torch.int64) if t.dtype == "int64" else torch.rand(t.shape, generator=generator)).to(
+            device
+        )
+        for t in spec.inputs
+    ]
+
+
+@contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Without oneDNN, whose recurrent layers are one operator each; its setter warns of GPUs that are not asked for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
+
+
+def _spec(module: nn.Module) -> StageSpec:
+    spec: StageSpec = module.spec  # type: ignore[assignment]
+    return spec

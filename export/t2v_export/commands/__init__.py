@@ -1,0 +1,1 @@
+"""The toolchain's subcommands of ``t2v-edge``, one a module."""

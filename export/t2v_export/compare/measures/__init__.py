@@ -1,0 +1,1 @@
+"""Single measures of a comparison."""

@@ -1,0 +1,30 @@
+"""A process of its own that plays one lane and says how far its memory grew (`python -m` this module)."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from t2v_edge.util.memory import process_memory
+from t2v_export.evaluate import play
+from t2v_export.evaluate.lanes import Lane, Rack
+
+
+def main(arguments: list[str]) -> int:
+    bundle, engine, caption, seconds, *mix = arguments
+    lane = Lane("lane", Path(bundle), dict(part.split("=", 1) for part in mix))
+    importlib.import_module(f"t2v_edge.engine.{engine}")  # the engine's library is no part of what a lane needs
+    before = process_memory().peak_bytes
+    with Rack(engine, None) as rack:
+        pipeline = rack.pipeline(lane)
+        steps = max(1, round(float(seconds) * pipeline.manifest.video.fps))
+        draws = play.draws_of(pipeline, 0)
+        for step, _ in zip(play.step_motion(pipeline, ((0, caption),), draws), range(steps)):
+            play.render_at(pipeline, play.Take(step.motion, step.condition, draws.render), 0)
+        sys.stdout.write(f"{process_memory().peak_bytes - before}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

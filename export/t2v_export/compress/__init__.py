@@ -1,0 +1,1 @@
+"""Smaller checkpoints: pruned, distilled, and with weights on a grid."""

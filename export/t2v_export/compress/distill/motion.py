@@ -1,0 +1,209 @@
+"""The motion lesson: endless streams in which the student moves, and the teacher says how it would have gone on.
+
+Teacher and student play the same streams side by side, with the same captions, noise and, of the states that both
+have in the same shape (a pose that is fed back, say), the same values: mostly the student's own. So the teacher
+corrects the student where the student really goes, step by step, and no trajectory is compared that chaos has
+driven apart (on-policy imitation; Ross et al., DAgger, AISTATS 2011). Where no state is shared, the student imitates
+the teacher's own trajectory. Streams are carried on from window to window, caption changes included, and start anew
+now and then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from t2v_edge.spec import StageSpec
+from t2v_export.compress.distill.streams import BatchDraws, Captions, play, run_motion
+from t2v_export.compress.distill.training import Rate, Replay, generators
+
+STREAM_STEPS = 800
+"""After about so many base steps a stream starts anew."""
+
+TAUGHT_FIRST, TAUGHT_LAST = 0.9, 0.1
+"""The share of streams that the teacher leads: at the start, and from the middle of the training on."""
+
+MEASURED_STREAMS, MEASURED_STEPS = 64, 160
+
+
+class MotionLesson:
+    """One update learns from a window of `length` base steps of `batch` streams."""
+
+    name = "motion"
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        specs: tuple[StageSpec, StageSpec, StageSpec],
+        pool: Tensor,
+        blend_steps: int,
+        batch: int,
+        length: int,
+        rate: float,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """`specs`: the teacher's motion, the student's motion, and the render stage's. `pool` (captions, C)."""
+        self.teacher, self.student, self.rate, self.device = teacher, student, rate, device
+        self.spec, self.student_spec, self.render_spec = specs
+        self.pool, self.blend_steps, self.length, self.seed = pool, blend_steps, length, seed
+        theirs = {s.input: s for s in self.spec.states}
+        self.shared = [s for s in self.student_spec.states if s.input in theirs and theirs[s.input].shape == s.shape]
+        self.generator = generators(device, seed)
+        self.draws = BatchDraws(batch, self.generator)
+        self.captions = Captions(pool, batch, blend_steps, self.generator)
+        self.stream_noises = self.draws.noises(self.spec.noises, "stream")
+        self.step_noises = {n.input: self.draws.noise(n, length) for n in self.spec.noises if n.cadence == "step"}
+        self.condition = self.captions.advance(length)
+        self.theirs, self.mine = self.draws.start(self.spec), self.draws.start(self.student_spec)
+        self.taught = torch.ones(batch, 1, dtype=torch.bool, device=device)
+        self.scale = self._scales()
+        self._rate = Rate(rate, device)
+        self.optimizer = torch.optim.AdamW(
+            student.parameters(), lr=self._rate.given, betas=(0.9, 0.99), capturable=device.type == "cuda"
+        )
+        self.loss = torch.zeros((), device=device)
+        self._replay = Replay(self._update, self._changed, device)
+
+    def _scales(self) -> dict[str, Tensor]:
+        """By output, how much each number changes in a step, with a twentieth of its whole spread as the least."""
+        generator = generators(self.device, self.seed + 1)
+        draws, captions = BatchDraws(64, generator), Captions(self.pool, 64, self.blend_steps, generator)
+        stream, states = draws.noises(self.spec.noises, "stream"), draws.start(self.spec)
+        names = ["motion", *(s.output for s in self.shared)]
+        seen: dict[str, list[Tensor]] = {name: [] for name in names}
+        with torch.no_grad():
+            for condition in captions.advance(64):
+                feeds = {"condition": condition, **stream, **draws.noises(self.spec.noises, "step"), **states}
+                made = run_motion(self.teacher, self.spec, feeds)
+                states = {s.input: made[s.output] for s in self.spec.states}
+                for name in names:
+                    seen[name].append(made[name])
+        scales = {}
+        for name, values in seen.items():
+            all_values = torch.stack(values)
+            change, spread = all_values.diff(dim=0).flatten(0, 1).std(0), all_values.flatten(0, 1).std(0)
+            scales[name] = (change + 0.05 * spread).clamp(min=1e-3)
+        return scales
+
+    def set_rate(self, rate: float) -> None:
+        self._rate.set(rate, self.optimizer)
+
+    def _changed(self) -> list[Tensor]:
+        """What an update changes, but for the optimizer's moments."""
+        return [*self.student.parameters(), *self.theirs.values(), *self.mine.values()]
+
+    def step(self, progress: float) -> Mapping[str, Tensor]:
+        self._draw(progress)
+        self._replay()
+        return {"loss": self.loss.clone()}
+
+    def _draw(self, progress: float) -> None:
+        """The next window: conditions, noises, which streams start anew and which the teacher leads."""
+        batch = len(self.taught)
+
+        def some(share: float) -> Tensor:
+            return torch.rand(batch, generator=self.generator, device=self.device) < share
+
+        anew = some(self.length / STREAM_STEPS)
+        self.captions.change(anew, at_once=True)
+        for states, spec in ((self.theirs, self.spec), (self.mine, self.student_spec)):
+            for name, value in self.draws.start(spec).items():
+                states[name].copy_(torch.where(_like(anew, value), value, states[name]))
+        for name, value in self.draws.noises(self.spec.noises, "stream").items():
+            self.stream_noises[name].copy_(torch.where(_like(anew, value), value, self.stream_noises[name]))
+        for state in self.shared:  # where a start is drawn, both must start from the same
+            self.mine[state.input].copy_(self.theirs[state.input])
+        for spec in self.spec.noises:
+            if spec.cadence == "step":
+                self.step_noises[spec.input].copy_(self.draws.noise(spec, self.length))
+        self.condition.copy_(self.captions.advance(self.length))
+        share = TAUGHT_FIRST + (TAUGHT_LAST - TAUGHT_FIRST) * min(1.0, 2 * progress)
+        self.taught.copy_(some(share)[:, None])
+
+    def _update(self) -> None:
+        self.optimizer.zero_grad(set_to_none=False)
+        loss, theirs, mine = self._window()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimizer.step()
+        self.loss.copy_(loss.detach())
+        for kept, made in ((self.theirs, theirs), (self.mine, mine)):
+            for name, value in made.items():
+                kept[name].copy_(value.detach())
+
+    def _window(self) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        theirs, mine = dict(self.theirs), dict(self.mine)
+        pairs: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in self.scale}
+        for t in range(self.length):
+            noises = {**self.stream_noises, **{name: value[t] for name, value in self.step_noises.items()}}
+            feeds = {"condition": self.condition[t], **noises}
+            with torch.no_grad():
+                wanted = run_motion(self.teacher, self.spec, {**feeds, **theirs})
+            made = run_motion(self.student, self.student_spec, {**feeds, **mine})
+            for name, seen in pairs.items():
+                seen.append((made[name], wanted[name]))
+            theirs = {s.input: wanted[s.output] for s in self.spec.states}
+            mine = {s.input: made[s.output] for s in self.student_spec.states}
+            for state in self.shared:
+                led = torch.where(
+                    _like(self.taught[:, 0], wanted[state.output]), wanted[state.output], made[state.output].detach()
+                )
+                theirs[state.input] = mine[state.input] = led
+        losses = []
+        for name, seen in pairs.items():
+            made_all, wanted_all = (torch.stack(part) / self.scale[name] for part in zip(*seen))
+            losses.append(functional.smooth_l1_loss(made_all, wanted_all))
+        return torch.stack(losses).mean(), theirs, mine
+
+    @torch.no_grad()
+    def measure(self, student: nn.Module) -> Mapping[str, float]:
+        """Free runs: `speed`, the mean change of the motion in a step over the teacher's, and `spread`, its deviation
+        over the teacher's; 1 is alike.
+        """
+        streams = min(MEASURED_STREAMS, 2 * len(self.taught))
+        steps = MEASURED_STEPS if self.device.type == "cuda" else min(MEASURED_STEPS, 2 * self.length)
+        made = [
+            play(
+                module,
+                spec,
+                self.render_spec,
+                self.pool,
+                self.blend_steps,
+                streams,
+                steps,
+                generators(self.device, self.seed + 2),
+            ).motion
+            for module, spec in ((student, self.student_spec), (self.teacher, self.spec))
+        ]
+        speeds = [m[steps // 2 :].diff(dim=0).abs().mean() for m in made]
+        spreads = [m[steps // 2 :].flatten(0, 1).std(0).mean() for m in made]
+        return {"speed": float(speeds[0] / speeds[1]), "spread": float(spreads[0] / spreads[1])}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "captions": self.captions.state(),
+            "theirs": self.theirs,
+            "mine": self.mine,
+            "stream_noises": self.stream_noises,
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.captions.resume(state["captions"])
+        for name in ("theirs", "mine", "stream_noises"):
+            for key, value in state[name].items():
+                getattr(self, name)[key].copy_(value)
+
+
+def _like(mask: Tensor, value: Tensor) -> Tensor:
+    """A mask (streams,) with as many dimensions as `value` (streams, ...)."""
+    return mask.reshape(-1, *[1] * (value.dim() - 1))

@@ -1,0 +1,371 @@
+"""The render lesson: the student draws what the teacher draws of the same motion, condition and noise.
+
+Beside the frames' own differences the student learns from the teacher's features through 1x1 convolutions that only
+training knows (Romero et al., FitNets, ICLR 2015; Ren et al., OMGD, ICCV 2021), from how frames change in time, from
+what another caption changes in a frame, and, where it is asked for, from a critic of pairs of frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from t2v_edge.spec import StageSpec
+from t2v_export.compress.distill.critic import PairCritic
+from t2v_export.compress.distill.streams import Trajectories, play
+from t2v_export.compress.distill.training import Rate, Replay, autocast, generators
+from t2v_export.compress.fake_quant import QuantizeAware, quantize_aware
+
+RENEW = 500
+"""Updates after which the teacher's motion is played anew."""
+
+STREAMS_PER_PAIR = 8
+EDGE_WEIGHT = 4.0
+"""How much more a pixel counts near an edge of the teacher's frame, where all the difficulty is."""
+
+EDGE = 0.04
+CONTRAST_FLOOR = 0.001
+"""The share of a frame, wholly changed, that a smaller change between captions counts as."""
+
+CRITIC_START = 0.25
+MEASURED = {"cuda": 256, "cpu": 16}
+
+
+class Features:
+    """What some modules of a network made in its last run, kept by forward hooks."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
+        self.made: dict[str, Tensor] = {}
+        parts = dict(module.named_modules())
+        for name in names:
+            parts[name].register_forward_hook(lambda _, __, output, name=name: self.made.__setitem__(name, output))
+
+
+def image_modules(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, tuple[int, int, int]]:
+    """Names of the modules that make images (batch, channels, h, w), with (channels, h, w), in the order they run."""
+    found: dict[str, tuple[int, int, int]] = {}
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4:
+                found[name] = tuple(output.shape[1:])  # type: ignore[assignment]
+
+        return hook
+
+    handles = [part.register_forward_hook(note(name)) for name, part in module.named_modules() if name]
+    with torch.no_grad():
+        module(*inputs)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def alike(teacher: Mapping[str, tuple[int, int, int]], student: Mapping[str, tuple[int, int, int]]) -> tuple[str, ...]:
+    """Modules of the same name that make images of the same size in both networks, the last one of each size.
+
+    Not those of 256 and more: they cost more than all others, and the frames themselves are compared.
+    """
+    last: dict[tuple[int, int], str] = {}
+    for name, (channels, *size) in teacher.items():
+        if name in student and student[name][1:] == tuple(size) and channels > 3 and 8 <= size[0] < 256:
+            last[tuple(size)] = name  # type: ignore[index]
+    return tuple(last.values())
+
+
+class RenderLesson:
+    """One update learns from `batch` frames in pairs: two moments of a stream, up to a base step apart, or, with a
+    weight of `contrast`, in every second pair one moment as two captions show it. Where the condition has `groups` of
+    probabilities, those captions differ in one of them. What differs then counts as much as a whole frame, however
+    small it is: a person's skin may be a hundredth of the pixels, and a mean over all of them hardly knows it.
+    """
+
+    name = "render"
+
+    def __init__(
+        self,
+        teachers: tuple[nn.Module, nn.Module],
+        student: nn.Module,
+        specs: tuple[StageSpec, StageSpec],
+        pool: Tensor,
+        blend_steps: int,
+        weights: Mapping[str, float],
+        batch: int,
+        length: int,
+        rate: float,
+        seed: int,
+        device: torch.device,
+        groups: Sequence[int] | None = None,
+        quantization_aware: float = 0.0,
+        precision: str = "bfloat16",
+    ) -> None:
+        """`teachers`: motion and render modules, `specs` theirs; `pool` (captions, C) of conditions, `groups` of
+        probabilities in them.
+
+        `weights` of the losses: pixel, perceptual, temporal, contrast, adversarial. `quantization_aware`: the share of
+        the training, its end, in which layers round as the INT8 graph's will. `precision`: that of a GPU's arithmetic.
+        """
+        self.motion, self.teacher = teachers
+        self.student, self.rate, self.device = student, rate, device
+        self.specs, self.pool, self.blend_steps, self.length = specs, pool, blend_steps, length
+        self.weights, self.pairs, self.seed = dict(weights), batch // 2, seed
+        self.generator = generators(device, seed)
+        self.quantization_aware, self.precision = quantization_aware, precision
+        self.rounding: QuantizeAware | None = None
+        self.groups = Groups(groups, device) if groups and max(groups) > 1 else None
+        if device.type == "cuda":
+            for module in (self.teacher, student):
+                module.to(memory_format=torch.channels_last)
+        self.low = 0.0 if getattr(self.teacher, "pixel_range", "-1..1") == "0..1" else -1.0
+        held = generators(device, seed + 1)
+        pairs = MEASURED[device.type] // 2
+        played = self._play(pairs, held)
+        if self.groups is not None:
+            self.groups = self.groups.those_that(lambda pair: self._differ(played, pair))
+        self.held = self._draw_pairs(played, pairs, held)
+        with torch.no_grad(), autocast(device, precision):
+            self.held_frames = self.teacher(*self.held).float()
+        some = tuple(t[:2] for t in self.held)
+        made, mine = image_modules(self.teacher, some), image_modules(student.eval(), some)
+        names = alike(made, mine) if self.weights["perceptual"] else ()
+        self.theirs, self.ours = Features(self.teacher, names), Features(student, names)
+        self.bridges = nn.ModuleDict(
+            {name.replace(".", "/"): nn.Conv2d(mine[name][0], made[name][0], 1) for name in names}
+        ).to(device)
+        self._rate = Rate(rate, device)
+        self.optimizer = torch.optim.AdamW(
+            [*student.parameters(), *self.bridges.parameters()],
+            lr=self._rate.given,
+            betas=(0.9, 0.99),
+            weight_decay=1e-4,
+            capturable=device.type == "cuda",
+        )
+        self.critic = PairCritic(device, *self.held_frames.shape[2:]) if self.weights["adversarial"] else None
+        self.trajectories: Trajectories | None = None
+        self.number = 0
+        self._played_from = self.generator.get_state()
+        self.inputs = tuple(t[: 2 * self.pairs].clone() for t in self._draw_pairs(played, self.pairs, held))
+        self.losses: dict[str, Tensor] = {}
+        self._replays: dict[tuple[bool, bool], Replay] = {}
+
+    def set_rate(self, rate: float) -> None:
+        self._rate.set(rate, self.optimizer)
+        if self.critic is not None:
+            self.critic.set_rate(0.3 * rate)
+
+    def _changed(self) -> list[Tensor]:
+        """What an update changes, but for the optimizers' moments."""
+        critic = self.critic.network.state_dict().values() if self.critic is not None else ()
+        return [*self.student.state_dict().values(), *self.bridges.parameters(), *critic]
+
+    def _play(self, pairs: int, generator: torch.Generator) -> Trajectories:
+        streams = pairs * STREAMS_PER_PAIR if self.device.type == "cuda" else pairs
+        return play(self.motion, *self.specs, self.pool, self.blend_steps, streams, self.length, generator)
+
+    def _contrasts(self, pairs: int) -> int:
+        """How many of `pairs`, the last ones, are of one moment and two captions."""
+        return pairs // 2 if self.weights["contrast"] else 0
+
+    def _differ(self, played: Trajectories, pair: Tensor) -> bool:
+        """Whether the teacher draws two conditions, `pair` (2, C), differently."""
+        motion = played.motion[-1, :1].expand(2, -1)
+        fed = {"motion": motion, "condition": pair, **{n: v[:1].expand(2, -1) for n, v in played.noises.items()}}
+        with torch.no_grad():
+            one, other = self.teacher(*(fed[t.name] for t in self.specs[1].inputs)).float()
+        return bool((one - other).abs().max() > EDGE)
+
+    def _draw_pairs(self, played: Trajectories, pairs: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Inputs of the render stage for `pairs` pairs, the first of all of them in front: motion, condition and noises
+        as a stream at a high frame rate interpolates them.
+        """
+        steps, streams = played.motion.shape[:2]
+        device = played.motion.device
+        stream = torch.randint(streams, (pairs,), generator=generator, device=device)
+        first = torch.rand(pairs, generator=generator, device=device) * (steps - 2)
+        second = first + 0.1 + 0.9 * torch.rand(pairs, generator=generator, device=device)
+        contrasts = self._contrasts(pairs)
+        second[pairs - contrasts :] = first[pairs - contrasts :]
+        place, stream = torch.cat([first, second]), stream.repeat(2)
+        before, share = place.long(), (place % 1)[:, None]
+        between = (
+            values[before, stream] + (values[before + 1, stream] - values[before, stream]) * share
+            for values in (played.motion, played.condition)
+        )
+        named = dict(zip(("motion", "condition"), between))
+        if contrasts:
+            rows = named["condition"]
+            ends = slice(pairs - contrasts, pairs), slice(2 * pairs - contrasts, 2 * pairs)
+            if self.groups is not None:
+                rows[ends[0]], rows[ends[1]] = self.groups.apart(rows[ends[0]], generator)
+            else:
+                other = torch.randint(len(self.pool), (contrasts,), generator=generator, device=device)
+                rows[ends[1]] = self.pool[other]
+        named |= {name: noise[stream] for name, noise in played.noises.items()}
+        return tuple(named[t.name] for t in self.specs[1].inputs)
+
+    def step(self, progress: float) -> Mapping[str, Tensor]:
+        if self.trajectories is None or self.number % RENEW == 0:
+            self._played_from = self.generator.get_state()
+            self.trajectories = self._play(self.pairs, self.generator)
+        self.number += 1
+        for held, drawn in zip(self.inputs, self._draw_pairs(self.trajectories, self.pairs, self.generator)):
+            held.copy_(drawn)
+        judged = self.critic is not None and progress >= CRITIC_START
+        if self.critic is not None and judged:
+            self.critic.move(self.generator)
+        if self.rounding is None and progress >= 1 - self.quantization_aware:
+            self.rounding = quantize_aware(self.student)
+        form = judged, self.rounding is not None
+        if form not in self._replays:
+            self._replays[form] = Replay(lambda: self._update(judged), self._changed, self.device)
+        self._replays[form]()
+        return {name: loss.clone() for name, loss in self.losses.items()}
+
+    def _update(self, judged: bool) -> None:
+        with autocast(self.device, self.precision):
+            with torch.no_grad():
+                wanted = self.teacher(*self.inputs)
+            made = self.student(*self.inputs)
+        made, wanted = made.float(), wanted.float()
+        losses = self._losses(made, wanted)
+        critic = self.critic if judged else None
+        if critic is not None:
+            losses["adversarial"] = critic.judge(made)
+        total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
+        self.optimizer.zero_grad(set_to_none=False)
+        total.backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimizer.step()
+        if critic is not None:
+            losses["critic"] = critic.learn(made.detach(), wanted)
+        self.losses = {name: loss.detach() for name, loss in losses.items()}
+
+    def _losses(self, made: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+        near = near_edges(wanted)
+        losses = {"pixel": ((made - wanted).abs() * near).mean()}
+        for axis in (2, 3):
+            losses["pixel"] = losses["pixel"] + 0.5 * (made.diff(dim=axis) - wanted.diff(dim=axis)).abs().mean()
+        (a, b), (x, y), moments = made.chunk(2), wanted.chunk(2), self.pairs - self._contrasts(self.pairs)
+        if self.weights["temporal"]:
+            change = (b[:moments] - a[:moments]) - (y[:moments] - x[:moments])
+            losses["temporal"] = (change.abs() * near[:moments]).mean()
+        if moments < self.pairs:
+            losses["contrast"] = contrast(*(t[moments:] for t in (a, b, x, y)))
+        if self.bridges:
+            with autocast(self.device, self.precision):
+                apart = [
+                    (bridge(self.ours.made[name]) - feature).abs().mean() / feature.abs().mean().clamp(min=1e-3)
+                    for name, bridge, feature in (
+                        (key.replace("/", "."), bridge, self.theirs.made[key.replace("/", ".")])
+                        for key, bridge in self.bridges.items()
+                    )
+                ]
+            losses["perceptual"] = 0.1 * torch.stack([x.float() for x in apart]).mean()
+        return losses
+
+    @torch.no_grad()
+    def measure(self, student: nn.Module) -> Mapping[str, float]:
+        """On streams that are never trained on: `psnr` of frames in dB, mean and 5th percentile; `temporal_error`, the
+        mean error of a pair's change over the teacher's mean change; and `contrast_error`, the mean difference from the
+        teacher, 0 to the pixels' range, where two captions differ.
+        """
+        size = 32
+        parts = [student(*rows) for rows in zip(*(t.split(size) for t in self.held))]
+        made, wanted = torch.cat(parts).float(), self.held_frames
+        span = 1.0 - self.low
+        error = ((made - wanted) / span).square().mean((1, 2, 3)).clamp(min=1e-10)
+        psnr = -10 * error.log10()
+        (a, b), (x, y) = made.chunk(2), wanted.chunk(2)
+        moments = len(a) - self._contrasts(len(a))
+        moved = y[:moments] - x[:moments]
+        change = (b[:moments] - a[:moments] - moved).abs().mean() / moved.abs().mean().clamp(min=1e-6)
+        figures = {
+            "psnr": float(psnr.mean()),
+            "psnr_low": float(psnr.quantile(0.05)),
+            "temporal_error": float(change),
+        }
+        if moments < len(a):
+            figures["contrast_error"] = float(contrast(*(t[moments:] for t in (a, b, x, y))))
+        return figures
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "bridges": self.bridges.state_dict(),
+            "critic": self.critic.state() if self.critic else None,
+            "rounding": self.rounding.state_dict() if self.rounding else None,
+            "generator": self.generator.get_state(),
+            "number": self.number,
+            "played_from": self._played_from,
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.bridges.load_state_dict(state["bridges"])
+        if self.critic is not None:
+            self.critic.resume(state["critic"])
+        if state["rounding"] is not None:
+            self.rounding = quantize_aware(self.student)
+            self.rounding.load_state_dict(state["rounding"])
+        self.number, self._played_from = state["number"], state["played_from"]
+        self.generator.set_state(self._played_from)
+        self.trajectories = self._play(self.pairs, self.generator)
+        self.generator.set_state(state["generator"])
+
+
+class Groups:
+    """The groups of probabilities in a condition, of which a caption may name one value each."""
+
+    def __init__(self, sizes: Sequence[int], device: torch.device, used: Sequence[int] | None = None) -> None:
+        self.sizes = tuple(sizes)
+        self.used = torch.tensor([g for g, n in enumerate(sizes) if n > 1] if used is None else used, device=device)
+        self._counts = torch.tensor(sizes, device=device)
+        self._group = torch.cat([torch.full((n,), g) for g, n in enumerate(sizes)]).to(device)
+        self._value = torch.cat([torch.arange(n) for n in sizes]).to(device)
+
+    def those_that(self, differ: Callable[[Tensor], bool]) -> Groups | None:
+        """The groups whose first two values make a difference; None where none does. `differ` takes a pair (2, C)."""
+        even = (1 / self._counts)[self._group]
+        zero, one = (torch.full((1,), v, device=even.device) for v in (0, 1))
+        used = [
+            g
+            for g in self.used.tolist()
+            if differ(torch.cat([self._named(even[None], torch.full_like(zero, g), v) for v in (zero, one)]))
+        ]
+        return Groups(self.sizes, even.device, used) if used else None
+
+    def apart(self, conditions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Conditions (n, C) twice, that name two different values of one group each, drawn anew for each row."""
+        count, device = len(conditions), conditions.device
+        share, first, step = torch.rand((3, count), generator=generator, device=device)
+        group = self.used[(share * len(self.used)).long()]
+        size = self._counts[group]
+        value = (first * size).long()
+        other = (value + 1 + (step * (size - 1)).long()) % size
+        return self._named(conditions, group, value), self._named(conditions, group, other)
+
+    def _named(self, conditions: Tensor, group: Tensor, value: Tensor) -> Tensor:
+        """With `value` (n,) of `group` (n,) named for certain."""
+        here = self._group[None] == group[:, None]
+        return torch.where(here, (self._value[None] == value[:, None]).to(conditions), conditions)
+
+
+def contrast(a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """How far frames a, b (pairs, 3, h, w) are from x, y where these two differ, weighed by how much they do."""
+    where = (x - y).abs().amax(1, keepdim=True)
+    apart = 0.5 * ((a - x).abs() + (b - y).abs()).mean(1, keepdim=True)
+    least = CONTRAST_FLOOR * where[0].numel()
+    return ((where * apart).sum((1, 2, 3)) / where.sum((1, 2, 3)).clamp(min=least)).mean()
+
+
+def near_edges(frames: Tensor) -> Tensor:
+    """Weights (batch, 1, h, w) of frames (batch, 3, h, w): 1, and 1 + `EDGE_WEIGHT` within some 4 pixels of an edge."""
+    edges = functional.pad((frames.diff(dim=3).abs()).amax(1, keepdim=True), (0, 1)) + functional.pad(
+        (frames.diff(dim=2).abs()).amax(1, keepdim=True), (0, 0, 0, 1)
+    )
+    coarse = functional.max_pool2d((edges > EDGE).float(), 4, ceil_mode=True)
+    wide = functional.interpolate(functional.max_pool2d(coarse, 3, 1, 1), scale_factor=4.0, mode="nearest")
+    return 1.0 + EDGE_WEIGHT * wide[..., : frames.shape[2], : frames.shape[3]]

@@ -1,0 +1,187 @@
+"""The text lesson: the student gives a caption the condition that the teacher gives it."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from t2v_edge.bundle.tokenizer import CaptionTokenizer
+from t2v_export.compress.distill.training import autocast, generators
+from t2v_export.compress.near import replaced
+
+VARIATIONS = 12
+"""How often each caption comes again with words left out and exchanged, so that the student learns the teacher's doubts
+as well, and what it makes of word after word that the captions never say.
+"""
+
+DROPPED, REPLACED, EXCHANGED = 0.2, 0.2, 0.3
+HELD_OUT = 0.05
+_WORD = re.compile(r"[㐀-鿿豈-﫿]|[^\s㐀-鿿豈-﫿]+\s*")
+
+
+@dataclass(frozen=True)
+class CaptionBank:
+    """Captions as the student reads them, `ids`, `mask` int64 (n, tokens), and the teacher's `condition` (n, C)."""
+
+    ids: Tensor
+    mask: Tensor
+    condition: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.ids[index], self.mask[index], self.condition[index]
+
+
+class Neighbours:
+    """Which words, or Chinese characters, captions say before and after which."""
+
+    def __init__(self, captions: Sequence[str]) -> None:
+        before: dict[str, set[str]] = {}
+        after: dict[str, set[str]] = {}
+        for caption in captions:
+            words = _WORD.findall(caption)
+            for one, two in zip(words, words[1:]):
+                after.setdefault(one, set()).add(two)
+                before.setdefault(two, set()).add(one)
+        self._before, self._after = ({w: sorted(s) for w, s in d.items()} for d in (before, after))
+
+    def exchange(self, words: list[str], share: float, chooser: random.Random) -> list[str]:
+        """The words with about a `share` of them exchanged for one that some caption says beside the same neighbour."""
+        made = list(words)
+        for i in range(len(made)):
+            if chooser.random() < share:
+                left = chooser.random() < 0.5
+                beside = i - 1 if left else i + 1
+                if 0 <= beside < len(made):
+                    options = (self._after if left else self._before).get(made[beside])
+                    made[i] = chooser.choice(options) if options else made[i]
+        return made
+
+
+def vary(
+    caption: str,
+    chooser: random.Random,
+    near: Mapping[str, Sequence[str]] = {},
+    neighbours: Neighbours | None = None,
+) -> str:
+    """The caption without some of its words, or Chinese characters, and with some of them replaced by `near` ones or
+    exchanged for what has stood beside their `neighbours`.
+
+    How many is drawn anew each time, from none to twice the usual share.
+    """
+    words = replaced(_WORD.findall(caption), near, REPLACED, chooser)
+    if neighbours is not None:
+        words = neighbours.exchange(words, EXCHANGED * chooser.random() ** 2, chooser)
+    dropped = DROPPED * chooser.random()
+    kept = [word for word in words if chooser.random() > dropped]
+    return "".join(kept or words)
+
+
+@torch.no_grad()
+def conditions(module: nn.Module, tokenizer: CaptionTokenizer, captions: Sequence[str], device: torch.device) -> Tensor:
+    """What a text module makes of captions, (n, C) float32 on `device`."""
+    ids, mask = tokens(tokenizer, captions)
+    made = [module(i.to(device), m.to(device)) for i, m in zip(ids.split(256), mask.split(256))]
+    return torch.cat([m[0] if isinstance(m, tuple) else m for m in made]).float()
+
+
+def tokens(tokenizer: CaptionTokenizer, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, int64 (n, tokens). Raises `CaptionError` for a caption that cannot be tokenized."""
+    made = [tokenizer(caption) for caption in captions]
+    return tuple(torch.from_numpy(np.concatenate([getattr(t, n) for t in made])) for n in ("ids", "mask"))  # type: ignore[return-value]
+
+
+class TextLesson:
+    """Divergence from the teacher's probabilities in each group; without groups the squared error."""
+
+    name = "text"
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        tokenizers: tuple[CaptionTokenizer, CaptionTokenizer],
+        captions: Sequence[str],
+        batch: int,
+        rate: float,
+        seed: int,
+        device: torch.device,
+        near: Mapping[str, Sequence[str]] = {},
+        precision: str = "bfloat16",
+    ) -> None:
+        """`tokenizers`: the teacher's and the student's. `near`: by word, others that may stand for it. `precision`:
+        that of a GPU's arithmetic.
+        """
+        self.precision = precision
+        self.student, self.rate, self.batch, self.device = student, rate, batch, device
+        chooser = random.Random(seed)
+        held = max(1, int(HELD_OUT * len(captions)))
+        order = chooser.sample(list(captions), len(captions))
+        trained = order[held:] or order
+        beside = Neighbours(trained)
+        trained = [*trained, *(vary(c, chooser, near, beside) for _ in range(VARIATIONS) for c in trained)]
+        reader, writer = tokenizers
+        self.bank, self.held = (
+            CaptionBank(*(t.to(device) for t in tokens(writer, some)), conditions(teacher, reader, some, device))
+            for some in (trained, order[:held])
+        )
+        self.groups = getattr(getattr(student, "head", None), "groups", None)
+        self.scale = self.bank.condition.std(0).clamp(min=1e-3)
+        self.generator = generators(device, seed)
+        self.optimizer = torch.optim.AdamW(student.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def step(self, progress: float) -> Mapping[str, Tensor]:
+        index = torch.randint(len(self.bank), (self.batch,), generator=self.generator, device=self.device)
+        ids, mask, condition = self.bank.rows(index)
+        with autocast(self.device, self.precision):
+            loss = self.loss(self.student, ids, mask, condition)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimizer.step()
+        return {"loss": loss.detach()}
+
+    def loss(self, student: nn.Module, ids: Tensor, mask: Tensor, condition: Tensor) -> Tensor:
+        """Nats a group, or mean squared error in units of each number's spread."""
+        if self.groups is None:
+            made = student(ids, mask)
+            made = made[0] if isinstance(made, tuple) else made
+            return ((made.float() - condition) / self.scale).square().mean()
+        logits: Callable[..., Tensor] = student.logits  # type: ignore[assignment]
+        divergence = [
+            functional.kl_div(part.float().log_softmax(1), wanted, reduction="batchmean")
+            for part, wanted in zip(logits(ids, mask).split(self.groups, 1), condition.split(self.groups, 1))
+        ]
+        return torch.stack(divergence).mean()
+
+    @torch.no_grad()
+    def measure(self, student: nn.Module) -> Mapping[str, float]:
+        """On held-out captions: `held_loss`, and `error`, the mean largest difference of a number of the condition."""
+        ids, mask, condition = self.held.rows(torch.arange(len(self.held), device=self.device))
+        made = student(ids, mask)
+        made = made[0] if isinstance(made, tuple) else made
+        return {
+            "held_loss": float(self.loss(student, ids, mask, condition)),
+            "error": float((made - condition).abs().amax(1).mean()),
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])

@@ -1,0 +1,212 @@
+"""The training loop that all lessons share: averaged weights, a learning rate's course, states to go on from, logs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from t2v_edge.util.files import atomic_file
+from t2v_export.errors import TrainingError
+
+SAVE_EVERY_S = 30.0
+LOG_POINTS = 50
+AVERAGE = 0.999
+WARM_UP = 200
+
+
+class Lesson(Protocol):
+    """One stage's training: `student` is trained, `step` does one update, `measure` says how near the teacher it is."""
+
+    name: str
+    student: nn.Module
+    rate: float
+
+    def step(self, progress: float) -> Mapping[str, Tensor]:
+        """One update at `progress` 0 to 1 of the training; losses by name."""
+        ...
+
+    def measure(self, student: nn.Module) -> Mapping[str, float]:
+        """How near `student` is to the teacher, on inputs that are never trained on."""
+        ...
+
+    def set_rate(self, rate: float) -> None: ...
+
+    def state(self) -> dict[str, Any]:
+        """All that changes while it trains, but for the student and its average."""
+        ...
+
+    def resume(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Average:
+    """The exponential average of a module's weights and statistics."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        pairs = list(zip(_floats(self.module), _floats(module)))
+        self._mine, self._its = [a for a, _ in pairs], [b for _, b in pairs]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Average after a step; early steps weigh more, so that the start is forgotten."""
+        torch._foreach_lerp_(self._mine, self._its, 1 - min(AVERAGE, (1 + step) / (10 + step)))
+
+
+def _floats(module: nn.Module) -> list[Tensor]:
+    return [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+
+
+def rate_at(progress: float, step: int) -> float:
+    """The learning rate's share of its peak: a linear rise over 200 steps, then a cosine down to a fiftieth."""
+    return min(1.0, (step + 1) / WARM_UP) * max(0.02, 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def teach(lesson: Lesson, steps: int, folder: Path | None, progress: bool) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """Train for `steps` updates; returns the averaged student and the log.
+
+    With a `folder` its state is saved there every half minute, and where one is found the training goes on from it: on
+    a CPU to the same weights as without the stop. Raises `TrainingError` where a loss is no longer finite.
+    """
+    average, log, done = Average(lesson.student), [], 0
+    file = folder / f"{lesson.name}.state.pt" if folder else None
+    if file is not None and file.exists():
+        done, log = _resume(lesson, average, file)
+    spent = log[-1]["seconds"] if log else 0.0
+    began = saved = time.monotonic()
+    every = max(1, steps // LOG_POINTS)
+    with tqdm(
+        total=steps,
+        initial=done,
+        desc=f"distill {lesson.name}",
+        unit="step",
+        file=sys.stderr,
+        disable=None if progress else True,
+        leave=False,
+    ) as bar:
+        while done < steps:
+            lesson.student.train()
+            lesson.set_rate(lesson.rate * rate_at(done / steps, done))
+            losses = lesson.step(done / steps)
+            average.update(done)
+            done += 1
+            bar.update()
+            if done % every == 0 or done == steps:
+                log.append(_figures(lesson, average.module, losses, done, spent + time.monotonic() - began))
+                bar.set_postfix({k: f"{v:.4g}" for k, v in log[-1].items() if k not in ("step", "seconds")})
+            if file is not None and time.monotonic() - saved >= SAVE_EVERY_S:
+                saved = time.monotonic()
+                _save(lesson, average, log, done, file)
+    return average.module, log
+
+
+def _figures(
+    lesson: Lesson, student: nn.Module, losses: Mapping[str, Tensor], step: int, seconds: float
+) -> dict[str, Any]:
+    figures = {name: float(value) for name, value in losses.items()}
+    bad = [name for name, value in figures.items() if not math.isfinite(value)]
+    if bad:
+        raise TrainingError(
+            f"distill {lesson.name}: the loss {bad[0]} is not finite at step {step}; lower {lesson.name}_rate"
+        )
+    figures |= lesson.measure(student)
+    return {"step": step, "seconds": round(seconds, 1), **{k: float(f"{v:.5g}") for k, v in figures.items()}}
+
+
+def _save(lesson: Lesson, average: Average, log: list[dict[str, Any]], done: int, file: Path) -> None:
+    state = {
+        "done": done,
+        "log": json.dumps(log),
+        "student": lesson.student.state_dict(),
+        "average": average.module.state_dict(),
+        "lesson": lesson.state(),
+    }
+    with atomic_file(file) as temporary:
+        torch.save(state, temporary)
+
+
+def _resume(lesson: Lesson, average: Average, file: Path) -> tuple[int, list[dict[str, Any]]]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        lesson.student.load_state_dict(state["student"])
+        average.module.load_state_dict(state["average"])
+        lesson.resume(state["lesson"])
+        return int(state["done"]), list(json.loads(state["log"]))
+    except Exception as error:  # torch.load raises many kinds; each means that the file is not what was saved
+        said = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
+        raise TrainingError(f"{file} is damaged ({said}); remove it, and the training starts anew") from error
+
+
+class Replay:
+    """An update that runs as it is on a CPU, and on a GPU as a CUDA graph, since it is thousands of small kernels.
+
+    `update` reads and writes tensors that stay where they are. It is recorded at the first call; what the runs before
+    that change in the tensors that `keep` gives is put back. Optimizers must be `capturable`.
+    """
+
+    def __init__(self, update: Callable[[], None], keep: Callable[[], Sequence[Tensor]], device: torch.device) -> None:
+        self._update, self._keep = update, keep
+        self._run: Callable[[], None] | None = None if device.type == "cuda" else update
+
+    def __call__(self) -> None:
+        if self._run is None:
+            self._run = self._record()
+        self._run()
+
+    def _record(self) -> Callable[[], None]:
+        tensors = self._keep()
+        kept = [t.detach().clone() for t in tensors]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self._update()
+        torch.cuda.current_stream().wait_stream(side)
+        recorded = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(recorded):
+                self._update()
+            run: Callable[[], None] = recorded.replay
+        except RuntimeError as error:
+            torch.cuda.synchronize()
+            run = self._update
+            warnings.warn(f"no CUDA graph, the training is slower: {str(error)[:200]}", stacklevel=2)
+        with torch.no_grad():
+            for tensor, old in zip(tensors, kept):
+                tensor.copy_(old)
+        return run
+
+
+class Rate:
+    """A learning rate that an optimizer inside a CUDA graph sees change."""
+
+    def __init__(self, rate: float, device: torch.device) -> None:
+        self.value = rate
+        self.given: Tensor | float = torch.tensor(rate, device=device) if device.type == "cuda" else rate
+
+    def set(self, rate: float, optimizer: torch.optim.Optimizer) -> None:
+        self.value = rate
+        if isinstance(self.given, Tensor):
+            self.given.fill_(rate)
+        for group in optimizer.param_groups:
+            group["lr"] = rate if not isinstance(self.given, Tensor) else self.given
+
+
+def generators(device: torch.device, seed: int) -> torch.Generator:
+    """A generator on `device`, seeded."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+def autocast(device: torch.device, precision: str = "bfloat16") -> torch.autocast:
+    """bfloat16 on a GPU, where that is the `precision` asked for; nothing on a CPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and precision == "bfloat16")

@@ -1,0 +1,219 @@
+"""Quantization-aware training: layers of a torch stage round as the INT8 graph will, and gradients pass through.
+
+Weights are rounded for each output channel, symmetrically, inputs for each tensor, with ranges that follow what is
+seen; the straight-through estimator of Bengio et al. (2013) trains the float weights (Jacob et al., CVPR 2018). A
+BatchNorm that will be folded needs no care: a positive factor for each output channel changes a weight's scale and
+not what it is rounded to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from t2v_calibration.ranges import WEIGHT_LEVELS
+
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+MOMENTUM = 0.05  # of the moving range
+SAMPLED = 1 << 16  # elements of an input that its percentiles are read from
+
+
+class QuantizeAware:
+    """The rounding attached to a module: a context manager, or call `remove`. The module is changed in nothing else.
+
+    `layers`: names of those that round. Ranges of inputs are observed in training mode and kept in evaluation mode;
+    `state_dict` and `load_state_dict` carry them over a stop.
+    """
+
+    def __init__(self, rounding: dict[str, _Rounding]) -> None:
+        self._rounding = rounding
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(self._rounding)
+
+    def remove(self) -> None:
+        """Leave the module as it was, with the weights it has learned."""
+        for rounding in self._rounding.values():
+            rounding.layer.__dict__.pop("forward", None)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The (low, high) of each layer's input that has been seen."""
+        return {name: r.range for name, r in self._rounding.items() if r.range is not None}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, value in state.items():
+            self._rounding[name].range = value.to(self._rounding[name].layer.weight.device)
+
+    def __enter__(self) -> QuantizeAware:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def quantize_aware(
+    module: nn.Module,
+    bits: int = 7,
+    signed: bool = False,
+    keep_first: bool = True,
+    keep_last: bool = True,
+    percentile: float = 99.99,
+    example: Sequence[Tensor] | None = None,
+) -> QuantizeAware:
+    """Make the convolutions and linear layers of a stage round in `forward`, until the result is removed.
+
+    bits: of weights, 7 or 8 (`Quantize.weight_bits`). signed: inputs have the grid of `int8`, else of `int8-u8`.
+    keep_first, keep_last: as in the quantize pass, dense layers that a float input reaches through no other layer, and
+    layers after which no other comes, stay in float. percentile: share of an input's values that its range holds.
+    example: inputs to trace the module with, by default of the shapes in its `spec`. Recurrent cells stay in float.
+    Works on any device and under autocast; the rounding itself is computed in float32.
+    """
+    layers = {name: part for name, part in module.named_modules() if isinstance(part, LAYERS)}
+    first, last = _ends(module, layers, _example(module) if example is None else example)
+    skipped = (first if keep_first else set()) | (last if keep_last else set())
+    rounding = {}
+    for name, layer in layers.items():
+        if name not in skipped:
+            rounding[name] = _Rounding(layer, bits, signed, percentile)
+            layer.forward = rounding[name]  # type: ignore[method-assign]
+    return QuantizeAware(rounding)
+
+
+class _Rounding:
+    """A layer's forward pass with a rounded weight and a rounded input."""
+
+    def __init__(self, layer: nn.Module, bits: int, signed: bool, percentile: float) -> None:
+        self.layer, self.levels, self.signed, self.percentile = layer, WEIGHT_LEVELS[bits], signed, percentile
+        self.axis = 1 if isinstance(layer, nn.ConvTranspose2d) and layer.groups == 1 else 0
+        self.range: Tensor | None = None
+        self._tails: Tensor | None = None
+
+    def __call__(self, value: Tensor, *rest: object) -> Tensor:
+        layer = self.layer
+        with torch.autocast(value.device.type, enabled=False):
+            rounded = self._input(value.float()).to(value.dtype)
+            weight = self._weight(layer.weight.float())
+        if isinstance(layer, nn.Conv2d):
+            return layer._conv_forward(rounded, weight, layer.bias)
+        if isinstance(layer, nn.Linear):
+            return F.linear(rounded, weight, layer.bias)
+        assert isinstance(layer, nn.ConvTranspose2d) and not rest
+        return F.conv_transpose2d(
+            rounded,
+            weight,
+            layer.bias,
+            layer.stride,
+            layer.padding,
+            layer.output_padding,
+            layer.groups,
+            layer.dilation,
+        )
+
+    def _weight(self, weight: Tensor) -> Tensor:
+        largest = weight.detach().abs().amax([i for i in range(weight.dim()) if i != self.axis], keepdim=True)
+        scale = torch.where(largest > 0, largest / self.levels, torch.ones_like(largest))
+        return _rounded(weight, scale)
+
+    def _input(self, value: Tensor) -> Tensor:
+        if self.layer.training or self.range is None:
+            self._observe(value.detach())
+        assert self.range is not None
+        low, high = self.range[0].clamp(max=0), self.range[1].clamp(min=0)
+        if self.signed:
+            scale = (torch.maximum(-low, high) / 127).clamp(min=1e-12)
+            lowest, highest = -127 * scale, 127 * scale
+        else:
+            scale = ((high - low) / 255).clamp(min=1e-12)
+            zero = (-low / scale).round().clamp(0, 255)
+            lowest, highest = -zero * scale, (255 - zero) * scale
+        return _rounded(value.clamp(lowest, highest), scale)
+
+    def _observe(self, value: Tensor) -> None:
+        flat = value.reshape(-1)
+        if self.percentile < 100:
+            if self._tails is None:
+                tail = (100 - self.percentile) / 200
+                self._tails = torch.tensor([tail, 1 - tail], dtype=torch.float32, device=value.device)
+            seen = torch.quantile(flat[:: max(1, flat.numel() // SAMPLED)], self._tails)
+        else:
+            seen = torch.stack([flat.amin(), flat.amax()])
+        if self.range is None:
+            self.range = seen
+        else:  # in place, for a recorded update runs again without this code
+            self.range.lerp_(seen, MOMENTUM)
+
+
+def _rounded(value: Tensor, scale: Tensor) -> Tensor:
+    """`value` on the grid of `scale`; gradients pass as if it were not rounded."""
+    return value + ((value / scale).round() * scale - value).detach()
+
+
+def _example(module: nn.Module) -> list[Tensor]:
+    device = next(module.parameters()).device
+    made = []
+    for tensor in module.spec.inputs:  # type: ignore[union-attr]
+        whole = tensor.dtype.startswith("int")
+        shape = tensor.shape
+        made.append((torch.ones(shape, dtype=torch.int64) if whole else torch.full(shape, 0.1)).to(device))
+    return made
+
+
+def _ends(module: nn.Module, layers: dict[str, nn.Module], example: Sequence[Tensor]) -> tuple[set[str], set[str]]:
+    """Names of the first dense layers and of the last layers, from the graph that autograd records of one run."""
+    outputs: dict[object, str] = {}  # what made a layer's output -> the layer
+    inputs: list[tuple[str, object]] = []
+    handles = []
+    for name, layer in layers.items():
+
+        def record(part: nn.Module, given: tuple[Tensor, ...], made: Tensor, name: str = name) -> None:
+            if isinstance(part, nn.Linear):
+                inputs.append((name, given[0].grad_fn if given[0].grad_fn is not None else given[0]))
+            outputs[made.grad_fn] = name
+
+        handles.append(layer.register_forward_hook(record))
+    frozen = [p for p in module.parameters() if not p.requires_grad]
+    training = {part: part.training for part in module.modules()}
+    feeds = [v.detach().clone().requires_grad_() if v.is_floating_point() else v for v in example]
+    try:
+        module.eval()
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            made = module(*feeds)
+        ends = [t for t in (made if isinstance(made, (tuple, list)) else (made,)) if t.grad_fn is not None]
+        last = {name for end in ends for name in _reached(end.grad_fn, outputs, feeds)[0]}
+        first = {name for name, node in inputs if _reached(node, outputs, feeds)[1]}
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for part, mode in training.items():
+            part.training = mode
+    return first, last
+
+
+def _reached(start: object, outputs: dict[object, str], feeds: Sequence[Tensor]) -> tuple[set[str], bool]:
+    """Walking back from an autograd node or tensor: the layers met first, and whether a float input is."""
+    waiting, seen = [start], set()
+    layers, fed = set(), False
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in outputs:
+            layers.add(outputs[node])
+        elif isinstance(node, Tensor) or hasattr(node, "variable"):
+            leaf = node if isinstance(node, Tensor) else node.variable
+            fed = fed or any(leaf is feed and feed.requires_grad for feed in feeds)
+        else:
+            waiting += [after for after, _ in node.next_functions]  # type: ignore[attr-defined]
+    return layers, fed

@@ -1,0 +1,51 @@
+"""Words that an encoder takes for nearly the same, by its table of tokens: what a caption's words may stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from random import Random
+
+import tokenizers
+import torch
+from torch.nn import functional
+
+from t2v_edge.bundle.tokenizer import normalise
+from t2v_export.checkpoint.checkpoint import Checkpoint
+from t2v_export.models.text import TransformersText
+
+
+def near_words(checkpoint: Checkpoint, captions: Sequence[str], count: int) -> dict[str, tuple[str, ...]]:
+    """For each word of the captions that is one token, the `count` whole words nearest to it by cosine, nearest first.
+
+    Nothing where the text stage is no transformers encoder, or `count` is 0.
+    """
+    module = checkpoint.text
+    if not isinstance(module, TransformersText) or count == 0:
+        return {}
+    table = functional.normalize(module.encoder.get_input_embeddings().weight.detach(), dim=1)
+    tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer)
+    tokenizer.no_padding()
+    vocabulary = {i: token for token, i in tokenizer.get_vocab().items() if i < len(table)}
+    words = torch.tensor([i for i, t in vocabulary.items() if t.isalpha() and t.isascii() and len(t) > 2])
+    whole = {int(i) for i in words}
+    encodings = tokenizer.encode_batch([normalise(caption) for caption in captions])
+    seen = {i for encoding in encodings for i in encoding.ids}
+    used = torch.tensor(sorted(whole & seen), dtype=torch.int64)
+    found: dict[str, tuple[str, ...]] = {}
+    for some in used.split(1024):
+        near = (table[some] @ table[words].T).topk(min(count + 1, len(words)), dim=1).indices
+        for word, row in zip(some.tolist(), words[near].tolist()):
+            found[vocabulary[word]] = tuple(vocabulary[i] for i in row if i != word)[:count]
+    return found
+
+
+def replaced(words: Sequence[str], near: Mapping[str, Sequence[str]], share: float, chooser: Random) -> list[str]:
+    """The words with about a `share` of them replaced by a near one."""
+    made = []
+    for word in words:
+        options = near.get(word.strip().casefold(), ())
+        if options and chooser.random() < share:
+            end = word[len(word.rstrip()) :]
+            word = chooser.choice(list(options)) + end
+        made.append(word)
+    return made

@@ -1,0 +1,183 @@
+"""The prune pass: a checkpoint to a smaller one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from t2v_calibration.calibration_set import CalibrationOptions, Feeds, collect
+from t2v_calibration.captions import load_captions
+from t2v_edge.errors import UsageError
+from t2v_edge.spec import STAGES
+from t2v_export.checkpoint.checkpoint import Checkpoint, with_stages
+from t2v_export.checkpoint.cost import count_macs, count_parameters
+from t2v_export.checkpoint.tokenizer import caption_tokenizer
+from t2v_export.compress.prune.cut import check_cut, choose_units, cut
+from t2v_export.compress.prune.design import Design, find_knobs
+from t2v_export.compress.prune.importance import score_families
+from t2v_export.compress.prune.labels import Call
+from t2v_export.compress.prune.layers import prune_layers
+from t2v_export.compress.prune.plan import Widths, asked_widths, choose_widths
+from t2v_export.compress.prune.positions import prune_positions
+from t2v_export.compress.prune.trace import Trace, trace_stage
+from t2v_export.compress.prune.vocabulary import prune_vocabulary
+from t2v_export.graph.from_torch import run_torch
+from t2v_export.recipe import Prune
+
+ROUNDS = 4  # of planning, where a plan's own count of multiply-accumulates differs from what the cut module needs
+CHECKED = 2  # samples on which a cut is proved
+
+
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """A stage that can be made narrower, and all that is known of it."""
+
+    design: Design
+    trace: Trace
+    widths: Widths
+    samples: Sequence[Feeds]
+
+
+def prune_checkpoint(
+    checkpoint: Checkpoint, options: Prune, seed: int = 0, advance: Callable[[], object] = lambda: None
+) -> Checkpoint:
+    """A smaller checkpoint: `options` say what may go and how much stays. The one given is not changed.
+
+    First the vocabulary, the positions that no caption reaches and the encoder's layers, then widths: those asked for,
+    the stages' shares, the budget of all. The same seed gives the same checkpoint. `advance` is called after each stage
+    that was made narrower. Raises `UsageError` where a stage cannot be pruned as asked, naming why and what to do.
+    """
+    captions = [caption for name in options.captions for caption in load_captions(name)]
+    made = checkpoint
+    if options.vocabulary and "text" in options.stages:
+        made = prune_vocabulary(made, captions, options.vocabulary_near, options.vocabulary_size)
+    if "text" in options.stages:
+        made = prune_positions(made, captions)
+    wanted = _shares(options)
+    if not wanted and not options.text_layers and not options.widths and options.total_keep == 1:
+        return made
+    samples = _samples(made, captions, options, seed)
+    if options.text_layers and "text" in options.stages:
+        made = prune_layers(made, options.text_layers, samples["text"])
+    for stage, asked in options.widths.items():
+        if stage not in options.stages:
+            raise UsageError(f"widths: {stage!r} is no stage of this pass; those are {', '.join(options.stages)}")
+        opened = _open(made, stage, options, samples[stage], seed)
+        made = _cut(made, [opened], [asked_widths(opened.widths, asked)])
+        advance()
+    for stage, share in wanted.items():
+        made = _narrow(made, checkpoint, (stage,), options, samples, seed, share)
+        advance()
+    if options.total_keep < 1:
+        made = _narrow(made, checkpoint, options.stages, options, samples, seed, options.total_keep)
+        advance()
+    return made
+
+
+def _shares(options: Prune) -> dict[str, float]:
+    """The stages to be narrowed on their own, and what to keep of each."""
+    found = {"text": options.text_keep, "motion": options.motion_keep, "render": options.render_keep}
+    return {stage: found[stage] for stage in STAGES if stage in options.stages and found[stage] < 1}
+
+
+def _samples(
+    checkpoint: Checkpoint, captions: Sequence[str], options: Prune, seed: int
+) -> Mapping[str, tuple[Feeds, ...]]:
+    specs = checkpoint.specs
+
+    def run(stage: str, feeds: Feeds) -> Feeds:
+        made = run_torch(checkpoint.modules[stage], [torch.from_numpy(feeds[t.name]) for t in specs[stage].inputs])
+        return {t.name: tensor.numpy() for t, tensor in zip(specs[stage].outputs, made)}
+
+    sizes = CalibrationOptions(options.samples, options.samples, options.samples, seed=seed)
+    tokenizer = caption_tokenizer(checkpoint)
+    return collect(run, specs, tokenizer, captions, checkpoint.config.blend_steps, sizes).samples
+
+
+def _narrow(
+    checkpoint: Checkpoint,
+    before: Checkpoint,
+    names: Sequence[str],
+    options: Prune,
+    samples: Mapping[str, Sequence[Feeds]],
+    seed: int,
+    share: float,
+) -> Checkpoint:
+    """Cut the widths of some stages so that together they keep `share` of what they cost in `before`."""
+    measure = options.budget if len(names) > 1 else "macs"
+    weights = {name: _weight(checkpoint, name) if len(names) > 1 and measure == "macs" else 1 for name in names}
+    goal = share * sum(_cost(before, name, measure) * weights[name] for name in names)
+    stages = [_open(checkpoint, name, options, samples[name], seed, measure, weights[name]) for name in names]
+    if not any(stage.widths.knobs for stage in stages):
+        shown = ", ".join(f"{n} ({checkpoint.config.stages[n].class_name})" for n in names)
+        raise UsageError(
+            f"nothing of {shown} can be pruned: no option of the class is a width of its inner layers; give it such an "
+            f"option, or leave {names[0]}_keep at 1 (docs/compression.md says what a class needs)"
+        )
+    target = goal
+    for _ in range(ROUNDS):
+        values = choose_widths([s.widths for s in stages], target, f"{', '.join(names)}: {measure}")
+        made = _cut(checkpoint, stages, values)
+        reached = sum(_cost(made, name, measure) * weights[name] for name in names)
+        if reached <= goal:
+            return made
+        target *= goal / reached
+    raise UsageError(f"{', '.join(names)}: {reached:,} {measure} is the nearest to {goal:,.0f}; ask for a little more")
+
+
+def _open(
+    checkpoint: Checkpoint,
+    name: str,
+    options: Prune,
+    samples: Sequence[Feeds],
+    seed: int,
+    measure: str = "macs",
+    weight: int = 1,
+) -> _Stage:
+    """Trace a stage and score its units. `weight` is how much the stage counts in the budget's `measure`."""
+    module = checkpoint.modules[name]
+    spec = checkpoint.modules[name].spec
+    design, trace = Design(name, checkpoint.config, module, checkpoint.folder / "encoder"), trace_stage(module, spec)
+    knobs = find_knobs(design, trace.families)
+    scores = score_families(module, spec, trace, options.criterion, samples, seed) if knobs else []
+    by_family = {id(family): score for family, score in zip(trace.families, scores)}
+    of_knobs = tuple(tuple(by_family[id(family)] for family, _ in knob.families) for knob in knobs)
+    products = (
+        tuple(Call(call.macs * weight, call.places) for call in trace.calls)
+        if measure == "macs"
+        else tuple(
+            Call(parameter.numel(), tuple((key, axis) for axis in range(parameter.ndim)))
+            for key, parameter in module.named_parameters()
+        )
+    )
+    widths = Widths(name, knobs, of_knobs, products, trace.sizes, options.round_to, options.floor)
+    return _Stage(design, trace, widths, samples)
+
+
+def _cut(checkpoint: Checkpoint, stages: Sequence[_Stage], values: Sequence[Sequence[int]]) -> Checkpoint:
+    modules: dict[str, nn.Module] = {}
+    configs = dict(checkpoint.config.stages)
+    for stage, chosen in zip(stages, values):
+        name, widths = stage.design.stage, stage.widths
+        if tuple(chosen) == widths.start:
+            continue
+        removed = choose_units(widths.knobs, widths.scores, chosen)
+        modules[name], configs[name] = cut(stage.design, widths.knobs, chosen, removed)
+        check_cut(stage.design.module, modules[name], stage.trace, removed, stage.samples[:CHECKED], name)
+    return with_stages(checkpoint, replace(checkpoint.config, stages=MappingProxyType(configs)), modules)
+
+
+def _cost(checkpoint: Checkpoint, name: str, measure: str) -> int:
+    module = checkpoint.modules[name]
+    if measure == "parameters":
+        return count_parameters(module)
+    return count_macs(module, module.spec)
+
+
+def _weight(checkpoint: Checkpoint, name: str) -> int:
+    """How often a stage runs for a second of video; text once."""
+    return 1 if name == "text" else checkpoint.config.fps

@@ -1,0 +1,81 @@
+"""One run of a stage's module in which every number carries the label of its unit.
+
+Each operator that torch runs is seen by a dispatch mode. What only moves numbers (reshape, slices, concatenation,
+pixel shuffle) moves their labels by the same operator; what computes number by number makes labels that meet one unit;
+what multiplies by a weight joins its inputs to one axis of the weight and labels its outputs by the other. So flattened
+stems, gate blocks, residual sums, skip connections and shared weights need no rules of their own, and classes that were
+never seen before work. DepGraph (Fang et al., CVPR 2023) finds the same groups layer by layer; it knows no GRU and no
+computation outside of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from t2v_edge.spec import StageSpec
+from t2v_export.checkpoint.cost import example_inputs, plain_kernels
+from t2v_export.compress.prune.labels import Call, Labels, Tag
+from t2v_export.compress.prune.tensors import along
+from t2v_export.compress.prune.units import FIXED, Atoms, Family, Place, find_families
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What one run showed: prunable families, the axes by which weights read, products, tables read by token id."""
+
+    families: tuple[Family, ...]
+    readers: frozenset[Place]
+    calls: tuple[Call, ...]
+    tables: tuple[str, ...]
+    sizes: Mapping[Place, int]
+
+
+def trace_stage(module: nn.Module, spec: StageSpec) -> Trace:
+    """Run `module` once on the shapes of `spec`, batch 1, and read its families of units."""
+    atoms = Atoms()
+    mode = Labels(atoms)
+    for name, tensor in {**dict(module.named_parameters()), **_stored_buffers(module)}.items():
+        mode.add_weight(name, tensor)
+    inputs, states = example_inputs(spec), {s.input: s for s in spec.states}
+    for given, value in zip(spec.inputs, inputs):
+        labels = torch.full(given.shape, FIXED)
+        if given.name in states:
+            axis = 1 if len(given.shape) != 3 else 2
+            labels = along(atoms.add((given.name, axis), given.shape[axis]), axis, given.shape)
+            atoms.touched.add((given.name, axis))
+        elif given.name == "input_ids":
+            mode.ids = value
+        mode.tags[value] = Tag((labels,))
+    with torch.no_grad(), plain_kernels(), mode:
+        outputs = module(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    for made, value in zip(spec.outputs, outputs):
+        labels = mode.labels(value)
+        state = next((s for s in spec.states if s.output == made.name), None)
+        if state is None:
+            atoms.freeze(labels)
+        else:
+            value = inputs[[t.name for t in spec.inputs].index(state.input)]
+            mode.meet([labels, mode.labels(value)], made.shape)
+    _join_starts(module, spec, mode, dict(zip((t.name for t in spec.inputs), inputs)))
+    sizes = {place: size for place, size in atoms.sizes.items()}
+    return Trace(find_families(atoms), frozenset(mode.readers), tuple(mode.calls), tuple(mode.tables), sizes)
+
+
+def _stored_buffers(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v for k, v in module.state_dict(keep_vars=True).items() if v.is_floating_point()}
+
+
+def _join_starts(module: nn.Module, spec: StageSpec, mode: Labels, inputs: Mapping[str, Tensor]) -> None:
+    """A stored start that is a weight has the units of its state; no operator shows that."""
+    for state in (s for s in spec.states if s.start == "stored"):
+        for name, tensor in _stored_buffers(module).items():
+            same = tuple(tensor.shape) == state.shape and name.endswith(state.name)
+            if same and tensor.flatten().tolist() == list(state.value):
+                axis = 1 if tensor.ndim != 3 else 2
+                mode.atoms.touched.add((name, axis))
+                mode.atoms.unify(mode.tags[tensor].axes[axis], mode.labels(inputs[state.input]))

@@ -1,0 +1,68 @@
+"""The rebuild pass: a stage of other options, with the weights that still fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from t2v_edge.errors import UsageError
+from t2v_export.checkpoint.checkpoint import Checkpoint, with_stages
+from t2v_export.checkpoint.config import StageConfig
+from t2v_export.models import build_stage
+from t2v_export.models.text import TransformersText
+from t2v_export.recipe import Rebuild
+
+SEED = 0  # of weights that start fresh
+
+
+def rebuild_checkpoint(checkpoint: Checkpoint, options: Rebuild, allow_code: bool = False) -> Checkpoint:
+    """The checkpoint with one stage built anew, some of its options changed.
+
+    Weights whose name and shape fit are carried over; the others start as the class starts them, always the same. Of an
+    encoder of transformers only the stage's own options can change. `allow_code` permits to import `module:Class` from
+    the checkpoint's folder. Raises `CheckpointError` for an option that the class refuses, `UsageError` for one of
+    the encoder's.
+    """
+    stage, config = options.stage, checkpoint.config
+    before = config.stages[stage]
+    after = StageConfig(before.class_name, MappingProxyType({**before.options, **options.options}))
+    old = checkpoint.modules[stage]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        made = (
+            _encoder(old, after.options, options)
+            if isinstance(old, TransformersText)
+            else build_stage(
+                stage,
+                after.class_name,
+                after.options,
+                condition_size=config.condition_size,
+                motion_size=config.motion_size,
+                height=config.height,
+                width=config.width,
+                folder=checkpoint.folder / "encoder",
+                code=checkpoint.folder if allow_code else None,
+            )
+        )
+    made.load_state_dict(fitting(old.state_dict(), made.state_dict()), strict=False)
+    made = made.float().eval().requires_grad_(False)
+    stages = MappingProxyType({**config.stages, stage: after})
+    return with_stages(checkpoint, replace(config, stages=stages), {stage: made})
+
+
+def fitting(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of `old` whose name and shape are those of `new`."""
+    return {name: value for name, value in old.items() if name in new and new[name].shape == value.shape}
+
+
+def _encoder(old: TransformersText, changed: Mapping[str, Any], options: Rebuild) -> nn.Module:
+    full = {"tokens": 32, "pooling": "mean", "queries": 1, "groups": None, **changed}
+    unknown = sorted(set(full) - {"tokens", "pooling", "queries", "groups"})
+    if unknown:
+        raise UsageError(f"rebuild of stage text: class 'transformers' has no option {unknown[0]!r}; use a prune pass")
+    return old.resized({}, full)

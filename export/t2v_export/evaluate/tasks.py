@@ -1,0 +1,107 @@
+"""What a worker of a comparison is told and has open, and its first task: captions read by the evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t2v_edge import Pipeline
+from t2v_export.evaluate import play
+from t2v_export.evaluate.evaluator import Evaluator
+from t2v_export.evaluate.lanes import Comparable, Lane, Rack
+
+WARM_UP_S = 1.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A candidate and what it is measured against, by lane name."""
+
+    candidate: str
+    baseline: str
+    comparable: Comparable
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that a worker needs: what to play, and how. Caption i is played with `seed` + i.
+
+    `lanes`: the reference first. `pairs`: which are compared. `seconds`: of a clip. `drift_steps`: of a free run.
+    """
+
+    lanes: tuple[Lane, ...]
+    pairs: tuple[Pair, ...]
+    captions: tuple[str, ...]
+    seed: int
+    engine: str
+    evaluator: Path | None
+    seconds: float
+    drift_steps: int
+
+    @property
+    def other_seed(self) -> int:
+        """Where the seeds of the second playing of the reference begin, past those of the first."""
+        return self.seed + len(self.captions)
+
+
+class Studio:
+    """Engines, one CPU thread each, opened on first use: a worker is sent the setting alone. A context manager."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.rack = Rack(setting.engine, threads=1)
+
+    def __reduce__(self) -> tuple[type[Studio], tuple[Setting]]:
+        return Studio, (self.setting,)
+
+    def __enter__(self) -> Studio:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.rack.close()
+
+    @cached_property
+    def pipelines(self) -> dict[str, Pipeline]:
+        """By lane name, in order."""
+        return {lane.name: self.rack.pipeline(lane) for lane in self.setting.lanes}
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        assert self.setting.evaluator is not None
+        return Evaluator(self.setting.evaluator)
+
+    def script(self, index: int) -> tuple[tuple[int, str], ...]:
+        return ((0, self.setting.captions[index]),)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What the evaluator read of one video: an index a slot, and its features (d,)."""
+
+    values: Sequence[int]
+    features: NDArray[np.float32]
+
+
+def read_caption(studio: Studio, index: int) -> dict[str, Reading]:
+    """Play a caption in every lane, and in the reference once more with another seed as ``""``, and read them."""
+    setting, read = studio.setting, {}
+    for name, pipeline in studio.pipelines.items():
+        read[name] = _read(studio, pipeline, index, setting.seed + index)
+    reference = studio.pipelines[setting.lanes[0].name]
+    return {**read, "": _read(studio, reference, index, setting.other_seed + index)}
+
+
+def _read(studio: Studio, pipeline: Pipeline, index: int, seed: int) -> Reading:
+    positions = studio.evaluator.spec.positions(pipeline.manifest.video.fps, WARM_UP_S)
+    played = play.take(pipeline, studio.script(index), seed, int(np.ceil(positions[-1])) + 1)
+    return Reading(*studio.evaluator.read([play.render_at(pipeline, played, at) for at in positions]))
+
+
+def spaced(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of `count` indices, evenly spread, the first among them."""
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, wanted)).round()})

@@ -1,0 +1,1 @@
+"""The exporter: from a checkpoint to a verified bundle."""

@@ -1,5 +1,0 @@
-"""Structured pruning of checkpoints: channels, heads, units, layers and tokens leave, and the rest loads anywhere."""
-
-from t2v_export.prune.passes import prune_checkpoint
-
-__all__ = ["prune_checkpoint"]

@@ -1,0 +1,1 @@
+"""INT8: what to quantize, from which ranges, and how much it loses."""

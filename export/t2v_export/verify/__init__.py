@@ -1,0 +1,1 @@
+"""Verification: graphs beside torch, golden vectors, latencies."""

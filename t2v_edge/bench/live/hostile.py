@@ -1,0 +1,201 @@
+"""Clients that a server must bear: some read nothing, some send a thousand captions a second. Both come back at once
+when they are thrown out.
+
+    python -m t2v_edge.bench.live.hostile < PLAN
+
+A process of its own, so that they take no time from the clients that measure. Its plan is a line of JSON on stdin (url,
+token, mute, flood); it goes on until stdin ends, and then writes what it did as a line of JSON to stdout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from typing import Any, Optional
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from t2v_edge.errors import ClientError
+from t2v_edge.remote.protocol import Caption, Hello, write
+
+FLOOD_PER_S = 1000
+BATCH_S = 0.01
+"""A flood is sent in batches of this time."""
+RETURN_S = 0.05
+"""After this a client that was thrown out is back."""
+MUTE_SAYS_S = 0.5
+"""How often a client that reads nothing says something."""
+WINDOW_BYTES = 4096
+PATIENCE_S = 5.0
+
+
+@dataclass
+class Tally:
+    """What the foes did. sessions: connections that were welcomed or could have been; refused: that were not let in."""
+
+    mute_sessions: int = 0
+    flood_sessions: int = 0
+    flood_captions: int = 0
+    refused: int = 0
+
+
+class Foes:
+    """So many of each kind, as a context manager: a process of its own, told over its stdin. Raises `ClientError`."""
+
+    def __init__(self, url: str, token: Optional[str], cafile: Optional[str], mute: int, flood: int) -> None:
+        self._plan = {"url": url, "token": token, "cafile": cafile, "mute": mute, "flood": flood}
+        self._process: Optional[asyncio.subprocess.Process] = None
+        self.tally = Tally()
+
+    async def __aenter__(self) -> Foes:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "t2v_edge.bench.live.hostile",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(self._plan).encode() + b"\n")
+        ready = await asyncio.wait_for(self._process.stdout.readline(), 6 * PATIENCE_S)
+        if not ready:
+            raise ClientError("the clients of --mute and --flood did not start; look at what they said above")
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.end()
+
+    async def end(self) -> None:
+        """Send them away; what they did is in `tally`. May be called often."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            said, _ = await asyncio.wait_for(process.communicate(), 2 * PATIENCE_S)
+            with contextlib.suppress(ValueError, TypeError):
+                self.tally = Tally(**json.loads(said))
+        except asyncio.TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def play(plan: dict[str, Any], tally: Tally) -> None:
+    """Be a nuisance until cancelled."""
+    tls = ssl.create_default_context(cafile=plan["cafile"]) if plan["url"].startswith("wss:") else None
+    await asyncio.gather(
+        *(_mute(plan, tls, tally) for _ in range(plan["mute"])),
+        *(_flood(plan, tls, tally) for _ in range(plan["flood"])),
+    )
+
+
+async def _mute(plan: dict[str, Any], tls: Optional[ssl.SSLContext], tally: Tally) -> None:
+    """Ask for frames and read none of them."""
+    count = 0
+    while True:
+        async with _connected(plan, tls, tally) as sock:
+            if sock is not None:
+                tally.mute_sessions += 1
+                with contextlib.suppress(ConnectionClosed, OSError, asyncio.TimeoutError):
+                    while True:
+                        count += 1
+                        # Writing is what tells that the other side has gone: nothing is read here.
+                        await asyncio.wait_for(sock.send(_caption(count)), PATIENCE_S)
+                        await asyncio.sleep(MUTE_SAYS_S)
+        await asyncio.sleep(RETURN_S)
+
+
+async def _flood(plan: dict[str, Any], tls: Optional[ssl.SSLContext], tally: Tally) -> None:
+    """Send captions as fast as `FLOOD_PER_S`, each another one, and read what comes."""
+    loop = asyncio.get_running_loop()
+    while True:
+        async with _connected(plan, tls, tally) as sock:
+            if sock is not None:
+                tally.flood_sessions += 1
+                reading = asyncio.ensure_future(_read(sock))
+                begun, sent = loop.time(), 0
+                with contextlib.suppress(ConnectionClosed, OSError):
+                    while not reading.done():
+                        while sent < FLOOD_PER_S * (loop.time() - begun):
+                            await sock.send(_caption(sent))
+                            sent, tally.flood_captions = sent + 1, tally.flood_captions + 1
+                        await asyncio.sleep(BATCH_S)
+                reading.cancel()
+        await asyncio.sleep(RETURN_S)
+
+
+async def _read(sock: Any) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        async for _ in sock:
+            pass
+
+
+def _caption(number: int) -> str:
+    return write(Caption(number, 0, f"a person in shirt number {number} is running"))
+
+
+@contextlib.asynccontextmanager
+async def _connected(plan: dict[str, Any], tls: Optional[ssl.SSLContext], tally: Tally) -> AsyncIterator[Any]:
+    """A connection that has said hello, whose own buffers are small; None where there is none to be had."""
+    parts = urlsplit(plan["url"])
+    sock: Any = None
+    try:
+        kernel = await asyncio.get_running_loop().run_in_executor(None, _dial, parts.hostname, parts.port)
+        more = {} if tls is None else {"ssl": tls, "server_hostname": parts.hostname}
+        sock = await connect(
+            plan["url"], sock=kernel, compression=None, max_queue=1, ping_interval=None, close_timeout=0.1, **more
+        )
+        await sock.send(write(Hello(token=plan["token"])))
+    except (OSError, InvalidHandshake, ConnectionClosed, asyncio.TimeoutError):
+        tally.refused += 1
+    try:
+        yield sock
+    finally:
+        if sock is not None:
+            sock.transport.abort()
+
+
+def _dial(host: Optional[str], port: Optional[int]) -> socket.socket:
+    last: Optional[OSError] = None
+    for family, kind, number, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        kernel = socket.socket(family, kind, number)
+        try:
+            kernel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WINDOW_BYTES)
+            kernel.settimeout(PATIENCE_S)
+            kernel.connect(address)
+            kernel.setblocking(False)
+            return kernel
+        except OSError as error:
+            kernel.close()
+            last = error
+    raise last or OSError(f"{host} is nowhere")
+
+
+async def _main() -> None:
+    loop = asyncio.get_running_loop()
+    plan = json.loads(await loop.run_in_executor(None, sys.stdin.readline))
+    tally = Tally()
+    playing = asyncio.ensure_future(play(plan, tally))
+    ended = loop.run_in_executor(None, sys.stdin.read)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    await asyncio.wait({playing, ended}, return_when=asyncio.FIRST_COMPLETED)
+    if playing.done():
+        playing.result()  # it has no end but its failure
+    playing.cancel()
+    await asyncio.gather(playing, return_exceptions=True)
+    sys.stdout.write(json.dumps(asdict(tally)) + "\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

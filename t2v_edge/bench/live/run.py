@@ -1,0 +1,323 @@
+"""Live streams measured from end to end: captions go from a client to the server, frames come back, all is timed.
+
+The server is a process of its own, or one that runs already; the clients are here. Where clients that misbehave are
+asked for, the same run is made without them first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import signal
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from t2v_edge.bench.frames import describe_machine
+from t2v_edge.bench.live.client import Viewer
+from t2v_edge.bench.live.hostile import Foes, Tally
+from t2v_edge.bench.live.record import Record, add_up, cue_offset, jitter_ms, latency
+from t2v_edge.bench.live.report import LiveReport, Run, ServerSide
+from t2v_edge.bench.live.script import CAPTIONS, Script
+from t2v_edge.bench.live.server import Sampler, Samples, Target, Trend, ask, labelled, serving, stage_times
+from t2v_edge.bundle.bundle import Bundle
+from t2v_edge.device.system import System
+from t2v_edge.errors import ClientError, ProtocolError, T2VError, UsageError
+from t2v_edge.play.clock import exact
+from t2v_edge.remote.protocol import MAX_FPS, MAX_SIDE, MIN_FPS
+from t2v_edge.util.machine import versions
+
+MAX_CLIENTS = 256
+WARM_S = 2.0
+"""From the first frames to where counting starts: processors reach their clocks, streams learn how early to begin."""
+FIRST_S = 30.0
+ANSWER_S = 5.0
+"""For the first frames of the last captions, when a run is over."""
+SAMPLE_S = 1.0
+Advance = Callable[[str, float], object]
+
+
+@dataclass(frozen=True)
+class LiveBenchOptions:
+    """What to measure.
+
+    script: what clients say. clients: viewers that are measured. mute, flood: clients besides that read nothing, and
+    that send a thousand captions a second. fps, size, format: of the streams, None as the server likes. server: the
+    address of one that runs, None to start one. arguments: for the one that is started, of ``t2v-edge serve``. cafile:
+    certificates to trust, for wss. seed: of the first client's stream, each has the next. Raises `UsageError`.
+    """
+
+    script: Script
+    clients: int = 1
+    mute: int = 0
+    flood: int = 0
+    fps: Optional[str] = None
+    size: Optional[tuple[int, int]] = None
+    format: Optional[str] = None
+    server: Optional[str] = None
+    arguments: tuple[str, ...] = ()
+    cafile: Optional[str] = None
+    token: Optional[str] = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.clients <= MAX_CLIENTS:
+            raise UsageError(f"--clients is {self.clients}, expected 1 to {MAX_CLIENTS}")
+        for name in ("mute", "flood"):
+            if not 0 <= getattr(self, name) <= MAX_CLIENTS:
+                raise UsageError(f"--{name} is {getattr(self, name)}, expected 0 to {MAX_CLIENTS}")
+        if not 0 < self.script.seconds <= 31_536_000:
+            raise UsageError(f"--seconds is {self.script.seconds:g}, expected more than 0 and at most a year")
+        if not self.script.every_s > 0:
+            raise UsageError(f"--every is {self.script.every_s:g}, expected more than 0 seconds")
+        if self.fps is not None and not MIN_FPS <= exact(self.fps, "fps") <= MAX_FPS:
+            raise UsageError(f"--fps is {self.fps}, expected {MIN_FPS} to {MAX_FPS}")
+        if self.size is not None and not all(1 <= side <= MAX_SIDE for side in self.size):
+            raise UsageError(f"--size is {self.size[0]}x{self.size[1]}, expected 1 to {MAX_SIDE} pixels a side")
+
+    def to_json(self) -> dict[str, Any]:
+        script = self.script
+        return {
+            "seconds": script.seconds,
+            "every_s": None if script.is_timed else script.every_s,
+            "switches": script.switches,
+            "timed": script.is_timed,
+            "clients": self.clients,
+            "mute": self.mute,
+            "flood": self.flood,
+            "fps": self.fps,
+            "size": None if self.size is None else list(self.size),
+            "format": self.format,
+            "seed": self.seed,
+            "own_server": self.server is None,
+            "server_arguments": list(self.arguments),
+        }
+
+
+def bench_live(
+    bundle: Optional[Path], options: LiveBenchOptions, advance: Advance = lambda phase, share: None
+) -> LiveReport:
+    """Measure a live server of the bundle, or the one at `options.server`; advance: told the phase and its share done.
+
+    Ctrl-C and SIGTERM end the run, and what was measured up to then is reported. Raises `ServerError`, `ClientError`,
+    `ProtocolError`, `BundleError` or `UsageError`.
+    """
+    sha256 = None
+    if options.server is None:
+        if bundle is None:
+            raise UsageError("there is nothing to measure; give a bundle, or --server with the address of one")
+        with Bundle.open(bundle) as opened:
+            sha256 = opened.manifest_sha256
+    return asyncio.run(_Bench(bundle, options, advance).measure(sha256))
+
+
+class _Bench:
+    """One live benchmark, on one event loop."""
+
+    def __init__(self, bundle: Optional[Path], options: LiveBenchOptions, advance: Advance) -> None:
+        self._bundle, self._options, self._advance = bundle, options, advance
+        self._stop: asyncio.Future[None]
+
+    async def measure(self, sha256: Optional[str]) -> LiveReport:
+        options = self._options
+        self._stop = asyncio.get_running_loop().create_future()
+        with _told_to_stop(self._stop):
+            async with self._server() as target:
+                alone = None
+                if options.mute or options.flood:
+                    alone, _ = await self._run(target, "without adversaries")
+                run, viewer = await self._run(target, "live", options.mute, options.flood)
+                welcome = viewer.welcome
+        return LiveReport(
+            bundle=welcome.bundle,
+            manifest_sha256=sha256,
+            options=options.to_json(),
+            size=welcome.settings.size or (0, 0),
+            format=welcome.settings.format or "",
+            said=target.said,
+            run=run,
+            alone=alone,
+            interrupted=self._stop.done(),
+            machine=describe_machine(System.read()),
+            versions=versions("onnxruntime", "openvino", "websockets", "opencv-python-headless"),
+            date=time.strftime("%Y-%m-%d", time.gmtime()),
+        )
+
+    @contextlib.asynccontextmanager
+    async def _server(self) -> AsyncIterator[Target]:
+        """The server that is there, or one of our own."""
+        options = self._options
+        tls = None
+        if options.server is not None:
+            if options.server.startswith("wss:"):
+                tls = ssl.create_default_context(cafile=options.cafile)
+            yield Target(options.server, options.token, tls)
+            return
+        assert self._bundle is not None
+        self._advance("starting the server", 0.0)
+        everyone = options.clients + options.mute + options.flood
+        arguments = ("--max-clients", str(max(8, everyone)), *options.arguments)
+        async with serving(self._bundle, arguments, options.token) as target:
+            self._advance("starting the server", 1.0)
+            yield target
+
+    async def _run(self, target: Target, phase: str, mute: int = 0, flood: int = 0) -> tuple[Run, Viewer]:
+        """Connect, warm up, play the script, and sum up; adversaries come after the clients and leave before them."""
+        async with contextlib.AsyncExitStack() as stack:
+            viewers = [
+                await stack.enter_async_context(await self._connect(target, n)) for n in range(self._options.clients)
+            ]
+            await asyncio.gather(
+                *(viewer.meet(CAPTIONS[-1 - n % len(CAPTIONS)], FIRST_S) for n, viewer in enumerate(viewers))
+            )
+            foes = None
+            if mute or flood:
+                foes = await stack.enter_async_context(
+                    Foes(target.url, target.token, self._options.cafile, mute, flood)
+                )
+            loop = asyncio.get_running_loop()
+            await self._progress(loop.time(), WARM_S, f"{phase}: warming up")
+            sampler = await stack.enter_async_context(Sampler(target, SAMPLE_S))
+            gc.collect()  # not in the midst of frames, as far as that can be helped
+            start_s, cpu = loop.time(), time.process_time()
+            for viewer in viewers:
+                viewer.seen.begin()
+            broken = await self._play(viewers, start_s, phase)
+            seconds, cpu = loop.time() - start_s, time.process_time() - cpu
+            trend = sampler.trend
+            await asyncio.gather(*(viewer.settle(ANSWER_S) for viewer in viewers))
+            server = await _server_side(target, viewers, trend)
+            if foes is not None:
+                await foes.end()
+            return _sum_up(
+                viewers,
+                seconds,
+                cpu / seconds,
+                server,
+                None if foes is None else foes.tally,
+                broken,
+                self._options.script.is_timed,
+            ), viewers[0]
+
+    async def _connect(self, target: Target, number: int) -> Viewer:
+        options = self._options
+        return await Viewer.connect(
+            target.url,
+            token=target.token,
+            fps=options.fps,
+            size=options.size,
+            seed=options.seed + number,
+            format=options.format,
+            tls=target.tls,
+        )
+
+    async def _play(self, viewers: Sequence[Viewer], start_s: float, phase: str) -> Optional[str]:
+        """Until the script is over, somebody ends it, or a client loses its stream: then why."""
+        script, clients = self._options.script, len(viewers)
+        end_s = start_s + script.seconds
+
+        async def view(number: int, viewer: Viewer) -> None:
+            fps = viewer.welcome.settings.fps or Fraction(30)
+            await viewer.speak(script.lines(number, clients, fps), start_s, self._stop)
+            await viewer.stay(end_s, self._stop)
+
+        telling = asyncio.ensure_future(self._progress(start_s, script.seconds, phase))
+        playing = [asyncio.ensure_future(view(number, viewer)) for number, viewer in enumerate(viewers)]
+        done, _ = await asyncio.wait(playing, return_when=asyncio.FIRST_EXCEPTION)
+        for task in (telling, *playing):
+            task.cancel()
+        await asyncio.gather(telling, *playing, return_exceptions=True)
+        errors = [error for task in done if (error := task.exception()) is not None]
+        for error in errors:
+            if not isinstance(error, T2VError):
+                raise error
+        return f"a client lost its stream: {errors[0]}" if errors else None
+
+    async def _progress(self, start_s: float, seconds: float, phase: str) -> None:
+        """Tell how far it is, until `seconds` have passed or somebody ends it."""
+        loop = asyncio.get_running_loop()
+        while (passed := loop.time() - start_s) < seconds and not self._stop.done():
+            self._advance(phase, passed / seconds)
+            await asyncio.wait({self._stop}, timeout=min(0.5, seconds - passed))
+        self._advance(phase, 1.0)
+
+
+async def _server_side(target: Target, viewers: Sequence[Viewer], trend: Trend) -> ServerSide:
+    """What the server says of the run; what it does not say any more is left out."""
+    medians, tails = [], []
+    for viewer in viewers:
+        with contextlib.suppress(ClientError, ProtocolError):
+            stats = await viewer.stats()
+            medians.append(stats.latency_ms)
+            tails.append(stats.latency_p95_ms)
+    samples: Samples = {}
+    with contextlib.suppress(ClientError):
+        samples = await ask(target)
+    qualities, refused = (
+        {key: int(value) for key, value in labelled(samples, name, label).items()}
+        for name, label in (("t2v_quality_clients", "divisor"), ("t2v_refused_total", "code"))
+    )
+    return ServerSide(
+        max((m for m in medians if m is not None), default=None),
+        max((t for t in tails if t is not None), default=None),
+        stage_times(samples),
+        qualities,
+        refused,
+        trend,
+    )
+
+
+def _sum_up(
+    viewers: Sequence[Viewer],
+    seconds: float,
+    client_cpu: float,
+    server: ServerSide,
+    foes: Optional[Tally],
+    broken: Optional[str],
+    timed: bool,
+) -> Run:
+    records: list[Record] = [viewer.seen for viewer in viewers]
+    seen = [record.seen() for record in records]
+    drifts = [drift for record in records if (drift := record.drift_frames()) is not None]
+    return Run(
+        seconds=seconds,
+        fps=1 / records[0].period_s,
+        rates=[one.frames / seconds for one in seen],
+        seen=add_up(seen),
+        latency=latency(records),
+        cue=cue_offset(records) if timed else None,
+        jitter_ms=jitter_ms(records),
+        drift_frames=max(drifts, key=abs, default=None),
+        client_cpu=client_cpu,
+        server=server,
+        foes=foes,
+        broken=broken,
+    )
+
+
+@contextlib.contextmanager
+def _told_to_stop(stop: asyncio.Future[None]) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM sets `stop`; another one ends the program as it always does."""
+    loop = asyncio.get_running_loop()
+
+    def end(number: int) -> None:
+        loop.remove_signal_handler(number)
+        if not stop.done():
+            stop.set_result(None)
+
+    set_up = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Not on Windows, and not outside the main thread: there Ctrl-C interrupts.
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.add_signal_handler(number, end, number)
+            set_up.append(number)
+    try:
+        yield
+    finally:
+        for number in set_up:
+            loop.remove_signal_handler(number)

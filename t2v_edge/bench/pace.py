@@ -1,0 +1,100 @@
+"""A stream held against the clock: which frames are late, and how much time is left over.
+
+Frame k is due at the end of its interval, (k + 1) / fps after the start, as a screen would ask for it. The stream makes
+it, then sleeps until the next interval begins. Times are absolute, so that a slow frame moves no later one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import numpy as np
+
+from t2v_edge.util.memory import process_memory
+from t2v_edge.util.timing import Latency
+
+
+@dataclass(frozen=True)
+class Clockwork:
+    """The time a run is held against: seconds now, seconds of processor time used, and a way to wait."""
+
+    now: Callable[[], float] = time.perf_counter
+    cpu: Callable[[], float] = time.process_time
+    sleep: Callable[[float], None] = time.sleep
+
+
+REAL_TIME = Clockwork()
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a run in real time went.
+
+    late: frames that were not done when due; latest_ms: by how much at most. headroom: the share of time in which
+    nothing was to be done. cpu_share: processor time over wall time, 1 for one core kept busy. mean_ms and frame: how
+    long making a frame took. memory_growth_bytes: of resident memory, from the end of the first second.
+    """
+
+    fps: float
+    frames: int
+    late: int
+    latest_ms: float
+    headroom: float
+    cpu_share: float
+    mean_ms: float
+    frame: Latency
+    memory_growth_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "fps": self.fps,
+            "frames": self.frames,
+            "late": self.late,
+            "latest_ms": self.latest_ms,
+            "headroom": self.headroom,
+            "cpu_share": self.cpu_share,
+            "mean_ms": self.mean_ms,
+            "frame": self.frame.to_json(),
+            "memory_growth_bytes": self.memory_growth_bytes,
+        }
+
+
+def keep_pace(
+    stream: Iterator[object],
+    fps: float,
+    frames: int,
+    clock: Clockwork = REAL_TIME,
+    advance: Callable[[], object] = lambda: None,
+) -> Pace:
+    """Show `frames` frames of `stream` on time, `fps` a second; `advance` is called after each."""
+    took = np.empty(frames)
+    lateness = np.empty(frames)
+    begun, cpu = clock.now(), clock.cpu()
+    resident = process_memory().resident_bytes
+    for index in range(frames):
+        wait = begun + index / fps - clock.now()
+        if wait > 0:
+            clock.sleep(wait)
+        start = clock.now()
+        next(stream)
+        end = clock.now()
+        took[index] = end - start
+        lateness[index] = end - (begun + (index + 1) / fps)
+        if index == min(frames, int(fps)) - 1:  # allocators have settled after a second
+            resident = process_memory().resident_bytes
+        advance()
+    wall = max(clock.now() - begun, frames / fps)
+    return Pace(
+        fps=fps,
+        frames=frames,
+        late=int((lateness > 0).sum()),
+        latest_ms=1000 * float(max(lateness.max(), 0.0)),
+        headroom=1 - float(took.sum()) / wall,
+        cpu_share=(clock.cpu() - cpu) / wall,
+        mean_ms=1000 * float(took.mean()),
+        frame=Latency.of((1000 * took).tolist()),
+        memory_growth_bytes=process_memory().resident_bytes - resident,
+    )

@@ -1,0 +1,266 @@
+"""Bundles: what an export leaves and every runtime reads. Open and verify one, or write one atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Optional, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from t2v_edge.bundle.archive import Archive, open_archive
+from t2v_edge.bundle.manifest import (
+    FILE_NAME,
+    MAX_FILE_BYTES,
+    MAX_MANIFEST_BYTES,
+    FileEntry,
+    GraphEntry,
+    Manifest,
+    TokenizerSpec,
+    VideoSpec,
+    check_file_name,
+    require,
+)
+from t2v_edge.bundle.onnx_check import GraphSummary, read_graph
+from t2v_edge.errors import BundleError
+from t2v_edge.spec import StageSpec, TensorSpec
+from t2v_edge.util.files import atomic_file, atomic_folder
+
+__all__ = ["Bundle", "FileEntry", "GraphEntry", "Manifest", "TokenizerSpec", "VideoSpec", "write_bundle"]
+
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+
+
+class Bundle:
+    """A verified bundle, folder or zip. Use as a context manager, or `close` it.
+
+    Opening checks the manifest, that exactly the listed files are there, and the size and SHA-256 of each.
+    `graph` reads a graph again, checks its hash again, and walks it (contract, opset, external data, NaN) before
+    it hands out a byte, so that no engine ever parses what was not checked.
+    """
+
+    def __init__(self, path: Path, archive: Archive, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._archive = archive
+
+    @property
+    def manifest_sha256(self) -> str:
+        """SHA-256 of the manifest's file. It names all other files by theirs, so that this names the whole bundle."""
+        return hashlib.sha256(b"".join(self._archive.chunks(FILE_NAME))).hexdigest()
+
+    @classmethod
+    def open(cls, path: Union[str, os.PathLike[str]]) -> Bundle:
+        """Open and verify the bundle at `path`; raises `BundleError` naming the problem and the remedy."""
+        where = Path(path)
+        try:
+            archive = open_archive(where)
+        except OSError as error:
+            raise BundleError(f"{where} cannot be read ({error}); check its permissions") from error
+        try:
+            require(
+                FILE_NAME in archive.sizes, f"{where} has no {FILE_NAME}; give the folder that t2v-edge export wrote"
+            )
+            size = archive.sizes[FILE_NAME]
+            require(
+                size <= MAX_MANIFEST_BYTES,
+                f"{where}: {FILE_NAME} has {size} bytes, at most {MAX_MANIFEST_BYTES} are taken; export again",
+            )
+            manifest = Manifest.from_bytes(b"".join(archive.chunks(FILE_NAME)))
+            manifest.check_files()
+            bundle = cls(where, archive, manifest)
+            bundle._check_listing()
+            for name in manifest.files:
+                bundle._check_hash(name)
+            return bundle
+        except BaseException:
+            archive.close()
+            raise
+
+    def _check_listing(self) -> None:
+        present = set(self._archive.sizes) - {FILE_NAME}
+        listed = set(self.manifest.files)
+        for name in sorted(listed - present):
+            raise BundleError(f"{self.path}: {name} is missing; copy or export the bundle again")
+        for name in sorted(present - listed):
+            raise BundleError(f"{self.path}: {name} is not listed in the manifest; remove it or export again")
+        for name, entry in self.manifest.files.items():
+            size = self._archive.sizes[name]
+            require(
+                size == entry.bytes,
+                f"{self.path}: {name} has {size} bytes, the manifest says {entry.bytes}; copy the bundle again",
+            )
+
+    def _check_hash(self, name: str) -> None:
+        digest = hashlib.sha256()
+        for chunk in self._archive.chunks(name):
+            digest.update(chunk)
+        self._compare(name, digest.hexdigest())
+
+    def _compare(self, name: str, sha256: str) -> None:
+        require(
+            sha256 == self.manifest.files[name].sha256,
+            f"{self.path}: {name} is damaged or altered (its SHA-256 differs); copy or export the bundle again",
+        )
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a listed file, its hash checked again."""
+        require(
+            name in self.manifest.files, f"{self.path}: there is no file {name!r}; see t2v-edge inspect {self.path}"
+        )
+        data = b"".join(self._archive.chunks(name))
+        self._compare(name, hashlib.sha256(data).hexdigest())
+        return data
+
+    def entry(self, variant: str, stage: str) -> GraphEntry:
+        """The manifest's entry of a graph; raises `BundleError` saying which variants there are."""
+        graphs = self.manifest.variants.get(variant, {})
+        if stage not in graphs:
+            known = ", ".join(v for v, g in self.manifest.variants.items() if stage in g)
+            raise BundleError(f"{self.path}: no variant {variant!r} of the {stage} stage; choose one of: {known}")
+        return graphs[stage]
+
+    def graph(self, variant: str, stage: str) -> bytes:
+        """The checked ONNX model of a stage in a variant."""
+        entry = self.entry(variant, stage)
+        data = self.read(entry.file)
+        check_graph(read_graph(data, entry.file), self.manifest.stages[stage], entry)
+        return data
+
+    def summary(self, variant: str, stage: str) -> GraphSummary:
+        """Operators, weight bytes and opset of a checked graph."""
+        entry = self.entry(variant, stage)
+        return read_graph(self.read(entry.file), entry.file)
+
+    @property
+    def tokenizer_json(self) -> bytes:
+        return self.read(self.manifest.tokenizer.file)
+
+    def golden(self) -> dict[str, npt.NDArray[np.generic]]:
+        """The golden vectors by name, empty where the bundle has none; never unpickles."""
+        if self.manifest.golden is None:
+            return {}
+        try:
+            with np.load(io.BytesIO(self.read(self.manifest.golden)), allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{self.manifest.golden} cannot be read ({error}); export the bundle again") from error
+
+    def verify(self) -> None:
+        """Check every graph of every variant and the golden vectors, beyond what opening checks."""
+        for variant, graphs in self.manifest.variants.items():
+            for stage in graphs:
+                self.graph(variant, stage)
+        self.golden()
+
+    def close(self) -> None:
+        self._archive.close()
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+
+def check_graph(summary: GraphSummary, spec: StageSpec, entry: GraphEntry) -> None:
+    """Check that a graph takes and gives what its stage's contract says; raises `BundleError`."""
+    require(
+        summary.opset == entry.opset,
+        f"{entry.file}: opset {summary.opset}, the manifest says {entry.opset}; export the bundle again",
+    )
+    pairs = (("takes", summary.inputs, spec.inputs), ("gives", summary.outputs, spec.outputs))
+    for verb, found, wanted in pairs:
+        if sorted(found, key=_by_name) != sorted(wanted, key=_by_name):
+            raise BundleError(
+                f"{entry.file}: the graph {verb} {_describe(found)}, the {spec.stage} contract says "
+                f"{_describe(wanted)}; export the bundle again"
+            )
+
+
+def _by_name(tensor: TensorSpec) -> str:
+    return tensor.name
+
+
+def _describe(tensors: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{t.name} {t.dtype}{list(t.shape)}" for t in tensors) or "nothing"
+
+
+def write_bundle(path: Union[str, os.PathLike[str]], manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
+    """Write a bundle atomically and return its manifest, completed with each file's SHA-256 and size.
+
+    `path` ending with ``.zip`` makes a zip, else a folder. A bundle that is there stays whole until the new one is
+    complete on the disk, and is then replaced in one step; anything else that is there is left alone and raises
+    `BundleError`. Same input, same bytes. Graphs are checked as `Bundle.graph` does before anything is written.
+    """
+    target = Path(os.path.realpath(path))
+    for name, data in files.items():
+        check_file_name(name)
+        require(
+            len(data) <= MAX_FILE_BYTES, f"{name} has {len(data)} bytes, at most {MAX_FILE_BYTES} are taken; use fp16"
+        )
+    entries = {name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in sorted(files.items())}
+    complete = replace(manifest, files=entries)
+    complete.check_files()
+    for graphs in complete.variants.values():
+        for stage, entry in graphs.items():
+            check_graph(read_graph(files[entry.file], entry.file), complete.stages[stage], entry)
+    contents = {FILE_NAME: complete.to_bytes(), **{name: files[name] for name in entries}}
+    _check_replaceable(target)
+    try:
+        if target.suffix == ".zip":
+            with atomic_file(target) as temporary:
+                _write_zip(temporary, contents)
+        else:
+            with atomic_folder(target) as temporary:
+                _write_folder(temporary, contents)
+    except OSError as error:
+        raise BundleError(f"{target} cannot be written ({error}); check the space and permissions there") from error
+    return complete
+
+
+def _check_replaceable(target: Path) -> None:
+    if not target.exists():
+        return
+    if target.suffix == ".zip":
+        require(target.is_file(), f"{target} is a folder; give another name for the zip")
+        require(_is_bundle_zip(target), f"{target} is not a bundle and is left alone; give another name or remove it")
+        return
+    require(target.is_dir(), f"{target} is a file; give another name for the bundle's folder")
+    if any(target.iterdir()):
+        manifest = target / FILE_NAME
+        known = manifest.is_file() and b'"t2v-bundle"' in manifest.read_bytes()[:4096]
+        require(known, f"{target} is not a bundle and is left alone; give another name or empty it")
+
+
+def _is_bundle_zip(target: Path) -> bool:
+    try:
+        with zipfile.ZipFile(target) as existing:
+            return FILE_NAME in existing.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    for name, data in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def _write_zip(path: Path, contents: Mapping[str, bytes]) -> None:
+    # Stored, not deflated: weights hardly shrink, and deflate's bytes differ among zlib versions.
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in contents.items():
+            entry = zipfile.ZipInfo(name, _ZIP_TIME)
+            entry.external_attr = 0o644 << 16
+            entry.create_system = 3
+            archive.writestr(entry, data)

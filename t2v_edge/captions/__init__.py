@@ -1,0 +1,13 @@
+"""Captions: growing texts merged into captions worth showing, subtitle files, lines of JSON, speech."""
+
+from __future__ import annotations
+
+from t2v_edge.captions.merger import (
+    CaptionEvent,
+    CaptionMerger,
+    MergeOptions,
+    MergeStats,
+    schedule,
+)
+
+__all__ = ["CaptionEvent", "CaptionMerger", "MergeOptions", "MergeStats", "schedule"]

@@ -1,0 +1,308 @@
+"""Captions as speech brings them, in pieces, revised, out of order: from events of a stream to the text to show."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Optional
+
+from t2v_edge.bundle.tokenizer import MAX_CHARACTERS, tidy
+from t2v_edge.captions.wording import Wording
+from t2v_edge.errors import CaptionError, UsageError
+
+MAX_EVENT_CHARACTERS = 4096
+MAX_NAME_CHARACTERS = 64
+MAX_NUMBER = 2**53 - 1  # what JSON carries exactly everywhere
+_WORD_MARGIN = 32
+
+
+@dataclass(frozen=True)
+class CaptionEvent:
+    """A piece of a caption.
+
+    stream: who speaks, at most 64 characters. segment: which utterance, rising from 0 to 2**53 - 1. revision: of the
+    segment's text, rising. text: all that is known of the segment, not what was added; at most 4,096 characters, and
+    what `shorten` keeps of it is shown. final: whether the recogniser is done with the segment. start_s, end_s: when it
+    was spoken, or a cue's times, in seconds of the source. received_s: when the event came, in seconds of the
+    receiver's own clock; a remote sender's stamp has no place here. Raises `CaptionError` for anything else.
+    """
+
+    stream: str
+    segment: int
+    revision: int
+    text: str
+    final: bool
+    start_s: Optional[float] = None
+    end_s: Optional[float] = None
+    received_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.stream, str) or len(self.stream) > MAX_NAME_CHARACTERS:
+            raise CaptionError(f"a caption's stream must be a name of at most {MAX_NAME_CHARACTERS} characters")
+        for name in ("segment", "revision"):
+            number = getattr(self, name)
+            if type(number) is not int or not 0 <= number <= MAX_NUMBER:
+                raise CaptionError(f"a caption's {name} must be a whole number from 0 to {MAX_NUMBER}")
+        if not isinstance(self.text, str):
+            raise CaptionError(f"a caption's text must be a string, not {type(self.text).__name__}")
+        if len(self.text) > MAX_EVENT_CHARACTERS:
+            raise CaptionError(
+                f"the caption has {len(self.text)} characters, an event may have {MAX_EVENT_CHARACTERS};"
+                " send what should be seen, not the whole transcript"
+            )
+        if type(self.final) is not bool:
+            raise CaptionError("a caption's final must be true or false")
+        for name in ("start_s", "end_s", "received_s"):
+            seconds = getattr(self, name)
+            if seconds is None and name != "received_s":
+                continue
+            if type(seconds) not in (int, float) or not abs(seconds) <= MAX_NUMBER:
+                raise CaptionError(f"a caption's {name} must be a number of seconds")
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """When a change of a partial caption is enough to be shown.
+
+    min_words: words that carry meaning, added, left out or exchanged; articles, forms of "to be", fillers and the like
+    never count (`wording`). min_characters: the same of Chinese and Japanese characters, about two to a word.
+    hold_s: the least time between a text shown and the next partial, so that words that come fast are shown together.
+    settle_s: how long a smaller change must stay as it is to be shown after all. clear_on_empty: whether an empty
+    final takes the text away (`accept` then gives ""); by default the last text that said something stays, because
+    recognisers end a stretch of noise with an empty result. Raises `UsageError` for values out of range.
+    """
+
+    min_words: int = 1
+    min_characters: int = 2
+    hold_s: float = 0.3
+    settle_s: float = 0.8
+    clear_on_empty: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("min_words", "min_characters"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        for name in ("hold_s", "settle_s"):
+            if not 0 <= getattr(self, name) <= 60:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected 0 to 60 seconds")
+
+
+@dataclass(frozen=True)
+class MergeStats:
+    """Events and texts counted. accepted: events that said something newer of their segment than was known.
+
+    stale: older revisions, partials after a final, segments that are past. duplicates: events that came before. held:
+    accepted partials that changed nothing when they came. shown: texts given out, each of which costs one encoding.
+    """
+
+    accepted: int = 0
+    stale: int = 0
+    duplicates: int = 0
+    held: int = 0
+    shown: int = 0
+
+
+class _Rank(NamedTuple):
+    """Of two events of a segment the one of higher rank counts: a final before any partial, then the later revision."""
+
+    final: bool
+    revision: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Text:
+    """A text of a segment: shown, or held since `since_s`."""
+
+    segment: int
+    text: str
+    wording: Wording
+    since_s: float
+
+
+class CaptionMerger:
+    """Events of one stream, in any order, to the text to show. Nothing here waits or reads a clock.
+
+    Within a segment a final outranks every partial, and a later revision an earlier one; what is not of higher rank
+    than the newest known is stale or a duplicate, and ignored. A newer segment takes the place of older ones as soon
+    as it has spoken: of an older one only a final is still taken, and that only while the newer one has not been
+    shown, so that the end of a sentence is not lost to the first "a" of the next. Segments shown never go back.
+
+    A final is shown when it comes, unless it says word for word what is shown. A partial is shown when it changes
+    enough (`MergeOptions`), at the earliest `hold_s` after the text before it; until then it is held, and the newest
+    takes the place of the one held. A partial of a newer segment than is shown counts only what it adds, because it
+    has only begun: "a person" after "a person is running" waits for its verb. Give the time to `poll` at `due_s`.
+
+    The clock is that of the events' `received_s` and of `poll`; where it goes back it stands still. A source that
+    begins again at segment 0 is a new stream with a merger of its own. Time and memory are bounded by the length of a
+    text, whatever was sent before. Use it from one thread.
+    """
+
+    def __init__(self, options: Optional[MergeOptions] = None) -> None:
+        self.options = MergeOptions() if options is None else options
+        self._stream: Optional[str] = None
+        self._now = -math.inf
+        self._ranks: dict[int, _Rank] = {}  # of the newest segment and of the one shown
+        self._newest = -1
+        self._shown = _Text(-1, "", Wording.of(""), -math.inf)
+        self._held: Optional[_Text] = None
+        self._stats = MergeStats()
+
+    @property
+    def text(self) -> str:
+        """The text given out last, normalised; empty where there is none."""
+        return self._shown.text
+
+    @property
+    def stats(self) -> MergeStats:
+        """Counts up to now."""
+        return self._stats
+
+    @property
+    def due_s(self) -> Optional[float]:
+        """When the text that is held is to be shown, for `poll`; None where only another event can change anything."""
+        return None if self._held is None else self._due(self._held)
+
+    def accept(self, event: CaptionEvent) -> Optional[str]:
+        """Take an event; gives the text to show where it has changed enough, else None.
+
+        Raises `CaptionError` for an event of another stream than the first.
+        """
+        if self._stream not in (None, event.stream):
+            raise CaptionError(
+                f"the event is of stream {event.stream!r} and this merger of {self._stream!r}; "
+                "give each stream a merger of its own"
+            )
+        self._stream = event.stream
+        self._now = max(self._now, event.received_s)
+        if not self._is_news(event):
+            return self._release()
+        text = shorten(event.text)
+        shown = self._finish(event.segment, text) if event.final else self._hold(event.segment, text)
+        if shown is None and not event.final:
+            self._count(held=self._stats.held + 1)
+        return shown
+
+    def poll(self, now_s: float) -> Optional[str]:
+        """The text held, where its time has come, else None. now_s: of the same clock as the events' `received_s`."""
+        if not math.isfinite(now_s):
+            raise UsageError(f"now_s is {now_s}, expected seconds of the events' clock")
+        self._now = max(self._now, now_s)
+        return self._release()
+
+    def _is_news(self, event: CaptionEvent) -> bool:
+        """Whether the event outranks all that is known of its segment, which then is known by it."""
+        rank, known = _Rank(event.final, event.revision), self._ranks.get(event.segment)
+        if known == rank:
+            self._count(duplicates=self._stats.duplicates + 1)
+            return False
+        past = event.segment < self._shown.segment or (event.segment < self._newest and not event.final)
+        if past or (known is not None and rank < known):
+            self._count(stale=self._stats.stale + 1)
+            return False
+        self._newest = max(self._newest, event.segment)
+        self._ranks[event.segment] = rank
+        self._forget()
+        self._count(accepted=self._stats.accepted + 1)
+        return True
+
+    def _hold(self, segment: int, text: str) -> Optional[str]:
+        """Hold a partial in place of the one held, and show it if it is due."""
+        wording, before = Wording.of(text), self._held
+        mine = before is not None and before.segment == segment
+        if wording.says_something:
+            # Revisions that say the same again do not make it younger.
+            since_s = before.since_s if before is not None and mine and before.text == text else self._now
+            self._held = _Text(segment, text, wording, since_s)
+        elif mine:
+            self._held = None
+        return self._release()
+
+    def _finish(self, segment: int, text: str) -> Optional[str]:
+        """Show a final's text, unless the same is shown."""
+        counts = bool(text) or self.options.clear_on_empty
+        held = self._held
+        if held is not None and (segment == held.segment or (counts and segment > held.segment)):
+            self._held = None
+        if not counts:
+            return self._release()
+        wording = Wording.of(text)
+        if text == self._shown.text or (wording.said and wording.said == self._shown.wording.said):
+            self._shown = replace(self._shown, segment=segment)
+            self._forget()
+            return self._release()
+        return self._show(_Text(segment, text, wording, self._now))
+
+    def _release(self) -> Optional[str]:
+        """Show what is held, if it is due."""
+        due = self.due_s
+        if self._held is None or due is None or due > self._now:
+            return None
+        held, self._held = self._held, None
+        return self._show(replace(held, since_s=self._now))
+
+    def _due(self, held: _Text) -> Optional[float]:
+        """When a partial may be shown; None while it says nothing that is not shown."""
+        change = self._shown.wording.change_to(held.wording, only_added=held.segment > self._shown.segment)
+        earliest = self._shown.since_s + self.options.hold_s
+        if change.words >= self.options.min_words or change.characters >= self.options.min_characters:
+            return max(held.since_s, earliest)
+        if change.words or change.characters:
+            return max(held.since_s + self.options.settle_s, earliest)
+        return None
+
+    def _show(self, text: _Text) -> str:
+        self._shown = text
+        self._forget()
+        self._count(shown=self._stats.shown + 1)
+        return text.text
+
+    def _forget(self) -> None:
+        """Keep the ranks of two segments, whatever was heard before."""
+        kept = (self._newest, self._shown.segment)
+        self._ranks = {segment: rank for segment, rank in self._ranks.items() if segment in kept}
+
+    def _count(self, **counts: int) -> None:
+        self._stats = replace(self._stats, **counts)
+
+
+def shorten(text: str) -> str:
+    """A text as it may be shown: normalised, and its first `MAX_CHARACTERS`, to the end of a word where one is near.
+
+    Empty where nothing is left. `normalise` leaves the result as it is.
+    """
+    # What is dropped may have stood between two characters that are one when they meet.
+    tidied = unicodedata.normalize("NFKC", tidy(text[:MAX_EVENT_CHARACTERS]))
+    head = tidied[:MAX_CHARACTERS]
+    if tidied[MAX_CHARACTERS : MAX_CHARACTERS + 1] not in ("", " "):
+        space = head.rfind(" ", MAX_CHARACTERS - _WORD_MARGIN)
+        head = head if space < 0 else head[:space]
+    return head
+
+
+def schedule(events: Iterable[CaptionEvent], options: Optional[MergeOptions] = None) -> tuple[tuple[float, str], ...]:
+    """Play events through a merger: (seconds, text) whenever the text shown changes, as it would have been live.
+
+    The events come at their `received_s`, which should not fall; what is held is shown when it is due. Of two texts at
+    one time the later counts. All events are of one stream. Raises `CaptionError`.
+    """
+    merger = CaptionMerger(options)
+    shown: dict[float, str] = {}
+    now_s = -math.inf
+    for event in events:
+        now_s = max(now_s, event.received_s)
+        _poll_until(merger, now_s, shown)
+        text = merger.accept(event)
+        if text is not None:
+            shown[now_s] = text
+    _poll_until(merger, math.inf, shown)
+    return tuple(shown.items())
+
+
+def _poll_until(merger: CaptionMerger, end_s: float, shown: dict[float, str]) -> None:
+    due = merger.due_s
+    if due is not None and due <= end_s:
+        text = merger.poll(due)
+        if text is not None:
+            shown[due] = text

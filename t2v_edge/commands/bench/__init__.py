@@ -1,0 +1,1 @@
+"""``t2v-edge bench``: of frames, and with ``--live`` of a live server."""

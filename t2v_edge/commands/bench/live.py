@@ -1,0 +1,134 @@
+"""``t2v-edge bench --live``: captions through the whole path, from a client to the server and back as frames."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from t2v_edge.commands.output import PhaseBar, print_result, write_report
+from t2v_edge.commands.run import parse_size
+from t2v_edge.errors import ServerError, UsageError
+from t2v_edge.remote.protocol import FORMATS
+
+BELOW, INTERRUPTED = 3, 130
+_LIMITS = {
+    "max_p95_ms": ("p95_ms", "MS", "from a caption to its first frame, the 95th percentile"),
+    "max_cue_ms": ("cue_ms", "MS", "from a cue's time to its first frame, the 95th percentile"),
+    "max_jitter_ms": ("jitter_ms", "MS", "of the jitter's 95th percentile"),
+    "max_drift": ("drift_frames", "FRAMES", "over the run"),
+    "max_missed": ("missed", "FRAMES", "missed or dropped, of all clients"),
+    "max_slowdown": ("slowdown_percent", "PERCENT", "of the p95 by --mute and --flood"),
+    "max_growth": ("growth_mib_per_hour", "MIB", "of the server's memory an hour"),
+}
+_ONLY_LIVE = (
+    "server",
+    "clients",
+    "size",
+    "format",
+    "switches",
+    "every",
+    "captions",
+    "mute",
+    "flood",
+    "token_file",
+    "tls_ca",
+    *_LIMITS,
+)
+_NOT_LIVE = {"batch": 1, "ahead": False}
+
+
+def add_live_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--live`` and what goes with it."""
+    live = parser.add_argument_group("live", "a server, in a process of its own, and clients: what a viewer gets")
+    live.add_argument("--live", action="store_true", help="measure live streams from caption to frame")
+    live.add_argument("--server", metavar="URL", help="measure the server at ws://HOST:PORT/live, and start none")
+    live.add_argument("--clients", type=int, metavar="N", help="viewers at once (default: 1)")
+    live.add_argument("--size", type=parse_size, metavar="WxH", help="frame size (default: the model's own)")
+    live.add_argument("--format", choices=FORMATS, help="of frames (default: the server's)")
+    live.add_argument("--every", type=float, metavar="S", help="seconds between a client's captions (default: 1)")
+    live.add_argument("--switches", type=int, metavar="N", help="captions of each client (default: as time allows)")
+    live.add_argument(
+        "--captions",
+        type=Path,
+        metavar="FILE",
+        help=".txt: a caption a line, in turn; .vtt, .srt: played at their times (default: our own)",
+    )
+    live.add_argument("--mute", type=int, metavar="N", help="clients besides that read nothing they are sent")
+    live.add_argument(
+        "--flood",
+        type=int,
+        metavar="N",
+        help="clients besides that send 1,000 captions a second; with either, the same is first measured without them",
+    )
+    live.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="a file with the server's token (default: the variable T2V_EDGE_TOKEN)",
+    )
+    live.add_argument("--tls-ca", type=Path, metavar="PEM", help="for wss: the certificates to trust")
+    limits = parser.add_argument_group(
+        "live limits", "exit with 3 where one is not kept, or where a frame of an old caption comes"
+    )
+    for name, (_, unit, meaning) in _LIMITS.items():
+        limits.add_argument("--" + name.replace("_", "-"), type=float, metavar=unit, help=f"at most, {meaning}")
+
+
+def check_not_live(args: argparse.Namespace) -> None:
+    """Raises `UsageError` for an argument of live runs alone."""
+    for name in _ONLY_LIVE:
+        if getattr(args, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} goes with --live; add it")
+
+
+def run_live(args: argparse.Namespace) -> int:
+    try:
+        from t2v_edge.bench.live.report import LiveLimits
+        from t2v_edge.bench.live.run import LiveBenchOptions, bench_live
+        from t2v_edge.bench.live.script import make_script
+        from t2v_edge.server.access import read_token
+    except ImportError as error:
+        raise ServerError(f"live measurements need websockets ({error}); pip install 't2v-edge[serve]'") from error
+    for name, usual in _NOT_LIVE.items():
+        if getattr(args, name) != usual:
+            raise UsageError(f"--{name} does not go with --live; leave it out")
+    if args.switches is not None and args.switches < 1:
+        raise UsageError(f"--switches is {args.switches}, expected 1 or more")
+    if args.server is not None and args.bundle is not None:
+        raise UsageError("a bundle and --server: the server has its own; leave one of them out")
+    options = LiveBenchOptions(
+        script=make_script(args.captions, args.seconds, args.every, args.switches),
+        clients=1 if args.clients is None else args.clients,
+        mute=args.mute or 0,
+        flood=args.flood or 0,
+        fps=args.fps,
+        size=args.size,
+        format=args.format,
+        server=args.server,
+        arguments=_server_arguments(args),
+        cafile=None if args.tls_ca is None else str(args.tls_ca),
+        token=read_token(args.token_file),
+        seed=args.seed,
+    )
+    limits = LiveLimits(**{field: getattr(args, name) for name, (field, _, _) in _LIMITS.items()})
+    bar = PhaseBar("bench")
+    try:
+        report = bench_live(args.bundle, options, bar.advance)
+    finally:
+        bar.close()
+    report = replace(report, failed=limits.broken_by(report))
+    if args.report is not None:
+        write_report(report.to_json(), args.report)
+    print_result(report.to_json(), report.to_text(), args.json)
+    return INTERRUPTED if report.interrupted else BELOW if report.failed else 0
+
+
+def _server_arguments(args: argparse.Namespace) -> tuple[str, ...]:
+    """What a server that is started is told, of what was said here."""
+    told: list[Any] = ["--engine", args.engine]
+    for name in ("variant", "threads"):
+        if getattr(args, name) is not None:
+            told += [f"--{name}", getattr(args, name)]
+    return tuple(map(str, told))

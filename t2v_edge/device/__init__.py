@@ -1,0 +1,1 @@
+"""The device: profiles, what this system has, its power rails, and an estimate of speed."""

@@ -1,0 +1,1 @@
+"""The doctor: what works on this machine, what does not, and the remedy."""

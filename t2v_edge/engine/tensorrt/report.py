@@ -1,0 +1,93 @@
+"""What a build tried, what it chose and why, as JSON for machines and lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Optional
+
+from t2v_edge.engine.tensorrt.api import BuildSettings
+
+if TYPE_CHECKING:
+    from t2v_edge.engine.tensorrt.cuda import Gpu
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One engine of a stage: built in `build_s` (or kept, then 0), its size, its layers (about as many kernels), how
+    far from the golden vectors and from ONNX Runtime in words, the median of its runs on the GPU, and why it was
+    refused (empty where it was not)."""
+
+    variant: str
+    precision: str
+    refused: str = ""
+    kept: bool = False
+    build_s: float = 0.0
+    engine_bytes: int = 0
+    layers: Optional[int] = None
+    golden: str = ""
+    rollout: str = ""
+    max_rel: Optional[float] = None
+    psnr_db: Optional[float] = None
+    median_ms: Optional[float] = None
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What runs a stage here and why, and all that was tried."""
+
+    stage: str
+    engine: str
+    variant: str
+    why: str
+    tried: tuple[Tried, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "tried": [t.to_json() for t in self.tried]}
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """Of one bundle on one machine."""
+
+    engine: str
+    version: str
+    gpu: Gpu
+    settings: BuildSettings
+    stages: Mapping[str, StageResult]
+    total_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "engine": self.engine,
+            "version": self.version,
+            "gpu": dict(vars(self.gpu)),
+            "settings": self.settings.to_json(),
+            "total_s": self.total_s,
+            "stages": {stage: result.to_json() for stage, result in self.stages.items()},
+        }
+
+    def to_text(self) -> str:
+        lines = [
+            f"{self.engine} {self.version} on {self.gpu.name} ({self.gpu.compute_capability}), {self.total_s:.1f} s"
+        ]
+        for stage, result in self.stages.items():
+            lines.append(f"  {stage:<7}{result.variant} on {result.engine}: {result.why}")
+            for tried in result.tried:
+                shown = (
+                    f"refused: {tried.refused}"
+                    if tried.refused
+                    else (
+                        f"{tried.median_ms:.3f} ms  {tried.golden} from the golden vectors"
+                        + (f", {tried.rollout} from ONNX Runtime" if tried.rollout else "")
+                    )
+                )
+                made = "kept" if tried.kept else f"built in {tried.build_s:.1f} s"
+                lines.append(
+                    f"    {tried.variant:<10}{shown}"
+                    + ("" if tried.refused else f"  ({made}, {tried.engine_bytes / 1e6:.1f} MB)")
+                )
+        return "\n".join(lines)

@@ -1,0 +1,320 @@
+"""A stream in real time: frames when they are due, captions that change at any moment, nothing old, nothing late.
+
+    with Pipeline.open("bundle") as pipeline, pipeline.live("a person is waving", fps=30) as live:
+        for frame in live:              # or: async for frame in live
+            show(frame.pixels)          # each comes when it is due
+            if heard := listen():
+                live.set_caption(heard) # from here or from any thread
+
+What happens at a change, a stall and a pause is in docs/live.md.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Iterator
+from fractions import Fraction
+from types import TracebackType
+from typing import TYPE_CHECKING, Callable, Optional, Union
+
+from t2v_edge.errors import EngineError
+from t2v_edge.frame import Frame
+from t2v_edge.live.core import LiveCore, Pending
+from t2v_edge.live.maker import Maker, Order
+from t2v_edge.live.options import BLOCK, LiveOptions, check_seed
+from t2v_edge.live.stats import LiveCounts, LiveStats
+from t2v_edge.live.waiting import SystemClock, WaitClock
+from t2v_edge.play.clock import Clock, exact
+from t2v_edge.spec import STAGES
+from t2v_edge.util.timing import Stopwatch
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from t2v_edge.pipeline import Condition, Pipeline
+
+__all__ = ["LiveOptions", "LiveStats", "LiveStream", "SystemClock", "WaitClock"]
+
+
+class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
+    """Frames in real time. Made by `Pipeline.live`.
+
+    A thread makes each frame just before it is due. Iterating gives it when it is due, never before, as an iterator or
+    as an asynchronous one; one consumer at a time. All else may be called from any thread. There are no frames before
+    the first caption; iterating waits for it. Frame numbers (`index`, `pts`) always rise, and those of frames that were
+    missed or left out are missing: ``pts * time_base`` is the stream's own time, exact, which stands still while it is
+    paused or idle. `generation` counts captions and resets, from 0; -1 before the first.
+
+    Iterating ends when the stream or its pipeline is closed; errors of the engines are raised there. Close it, or use
+    ``with``: a stream that plays is kept alive by its thread. size: (width, height) of frames. clock: the time it
+    lives in, for tests. Raises `UsageError` or `EngineError`.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, options: Optional[LiveOptions] = None, clock: Optional[WaitClock] = None
+    ) -> None:
+        self.options = options if options is not None else LiveOptions()
+        base_fps = Fraction(pipeline.manifest.video.fps)
+        self.clock = Clock(base_fps, base_fps if self.options.fps is None else exact(self.options.fps, "fps"))
+        self._time = clock if clock is not None else SystemClock()
+        self._pipeline = pipeline
+        self._watch = Stopwatch(STAGES)
+        self._maker = Maker(pipeline, self.options, self.clock, self._watch)
+        self.size = self._maker.size
+        # One lock for all that follows; whoever changes it signals.
+        self._changed = threading.Condition()
+        self._core = LiveCore(self.options, self.clock.fps, self._maker.rows, self._time.now())
+        self._told: dict[asyncio.Future[None], asyncio.AbstractEventLoop] = {}
+        self._thread: Optional[threading.Thread] = None
+        self._error: Optional[Exception] = None
+        self._closed = False
+        self._calls = self._newest_call = 0
+        pipeline.adopt(self)
+
+    # Control, from any thread.
+
+    @property
+    def caption(self) -> str:
+        """The newest caption, normalised; empty before the first. Assigning it is `set_caption`."""
+        condition = self._core.condition
+        return "" if condition is None else condition.caption
+
+    @caption.setter
+    def caption(self, caption: str) -> None:
+        self.set_caption(caption)
+
+    @property
+    def generation(self) -> int:
+        """Of the newest caption or reset, -1 before the first."""
+        return self._core.generation
+
+    def set_caption(self, caption: str) -> int:
+        """Change the caption; the generation that its frames carry. From its return on no older frame is given.
+
+        The text stage runs in the calling thread; of calls that overlap, the last one to begin counts. An unchanged
+        caption changes nothing. Captions that change faster than a frame is made leave no frame to show. Raises
+        `CaptionError`, and `EngineError` where the stream is closed.
+        """
+        asked_s = self._time.now()
+        with self._changed:
+            self._check_open()
+            self._calls += 1
+            call = self._calls
+        condition = self._encode(caption)
+        with self._changed:
+            self._check_open()
+            if call > self._newest_call:
+                self._newest_call = call
+                if self._core.aim(condition, asked_s, self._time.now()):
+                    self._start()
+                    self._signal()
+            return self._core.generation
+
+    def pause(self) -> None:
+        """Stand still: from its return on no frame is given, and none is made but one that was begun."""
+        self._pause(True)
+
+    def resume(self) -> None:
+        """Go on where `pause` left it: numbers of frames go on without a gap."""
+        self._pause(False)
+
+    def _pause(self, paused: bool) -> None:
+        with self._changed:
+            self._core.pause(paused, self._time.now())
+            self._signal()
+
+    def reset(self, seed: Optional[int] = None) -> int:
+        """Begin a new motion, from a start state drawn anew, with `seed` or the one before; the new generation.
+
+        The caption stays and numbers of frames go on. Raises `UsageError`, and `EngineError` where it is closed.
+        """
+        if seed is not None:
+            check_seed(seed)
+        with self._changed:
+            self._check_open()
+            self._core.reset(seed, self._time.now())
+            self._signal()
+            return self._core.generation
+
+    def close(self, wait: bool = True) -> None:
+        """End the stream: whoever iterates is woken and gets no more. wait: for a frame that is being made, and until
+        what was held on a GPU is free. May be called often."""
+        with self._changed:
+            self._end()
+            thread = self._thread
+        if thread is None:
+            self._maker.close()
+        elif wait and thread is not threading.current_thread():
+            thread.join()
+
+    @property
+    def stats(self) -> LiveStats:
+        """Counts and latencies up to now."""
+        stages = {stage: self._watch.latency(stage) for stage in STAGES}  # before the lock that frames are made under
+        with self._changed:
+            core, book = self._core, self._core.ledger
+            return LiveStats(
+                book.shown,
+                book.rendered,
+                dict(book.dropped),
+                book.late,
+                book.anchors,
+                book.fps,
+                book.switch,
+                len(core.queue),
+                core.generation,
+                core.quality.level,
+                core.quality.divisor,
+                self._maker.steps,
+                stages,
+            )
+
+    @property
+    def counts(self) -> LiveCounts:
+        """Counts alone, for whoever asks often."""
+        with self._changed:
+            core, book = self._core, self._core.ledger
+            return LiveCounts(book.rendered, dict(book.dropped), book.late, len(core.queue), core.quality.divisor)
+
+    def tell_times(self, tell: Callable[[str, float], None]) -> None:
+        """From now on tell every run of a stage, (stage, milliseconds), in the thread that ran it."""
+        self._watch.tell = tell
+
+    # The consumer.
+
+    def __iter__(self) -> LiveStream:
+        return self
+
+    def __next__(self) -> Frame:
+        with self._changed:
+            self._arrive()
+            try:
+                while not self._is_over():
+                    found = self._take()
+                    if isinstance(found, Frame):
+                        return found
+                    self._time.wait(self._changed, found.until_s)
+            finally:
+                self._core.leave(self._time.now())
+        raise StopIteration
+
+    def __aiter__(self) -> LiveStream:
+        return self
+
+    async def __anext__(self) -> Frame:
+        import asyncio  # heavy, and already there where there is a loop to run this
+
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future[None] = loop.create_future()
+        with self._changed:
+            self._arrive()
+        try:
+            while True:
+                with self._changed:
+                    if self._is_over():
+                        raise StopAsyncIteration
+                    found = self._take()
+                    if isinstance(found, Frame):
+                        return found
+                    if told.done():
+                        told = loop.create_future()
+                    self._told[told] = loop
+                await self._time.wait_async(self._changed, told, found.until_s)
+        finally:
+            with self._changed:
+                self._told.pop(told, None)
+                self._core.leave(self._time.now())
+
+    def __enter__(self) -> LiveStream:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+    # The render thread.
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="t2v-edge-live", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while (order := self._await_order()) is not None:
+                begun_s = self._time.now()
+                frames = self._maker.make(order)
+                with self._changed:
+                    now_s = self._time.now()
+                    self._core.deliver(order, frames, now_s - begun_s, now_s)
+                    self._signal()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the consumer gets it
+            with self._changed:
+                self._error = error
+        finally:
+            with self._changed:
+                self._end()
+            self._maker.close()
+
+    def _await_order(self) -> Optional[Order]:
+        """Wait until frames must be begun; None when the stream is closed."""
+        with self._changed:
+            while not self._closed:
+                found = self._core.plan(self._time.now())
+                if isinstance(found, Order):
+                    return found
+                self._time.wait(self._changed, found.until_s)
+        return None
+
+    # Parts of all of them; the lock is held.
+
+    def _arrive(self) -> None:
+        if self._core.arrive(self._time.now()):
+            self._signal()
+
+    def _take(self) -> Union[Frame, Pending]:
+        found = self._core.take(self._time.now())
+        if isinstance(found, Frame) and self.options.policy == BLOCK:
+            self._signal()  # there is room again
+        return found
+
+    def _is_over(self) -> bool:
+        if self._error is not None:
+            raise self._error
+        return self._closed
+
+    def _check_open(self) -> None:
+        if self._is_over():
+            raise EngineError("the stream is closed; make another")
+
+    def _end(self) -> None:
+        self._closed = True
+        self._core.abandon()
+        self._signal()
+
+    def _signal(self) -> None:
+        """Wake the render thread and all consumers: there is something new."""
+        self._time.notify(self._changed)
+        for told, loop in self._told.items():
+            try:
+                loop.call_soon_threadsafe(_tell, told)
+            except RuntimeError:  # that loop is closed, and nobody waits there any more
+                continue
+        self._told.clear()
+
+    # Not holding it.
+
+    def _encode(self, caption: str) -> Condition:
+        begun_s = self._time.now()
+        fresh = not self._pipeline.is_encoded(caption)
+        condition = self._pipeline.encode(caption)
+        if fresh:
+            with self._changed:
+                self._watch.add("text", 1000 * (self._time.now() - begun_s))
+        return condition
+
+
+def _tell(told: asyncio.Future[None]) -> None:
+    if not told.done():
+        told.set_result(None)

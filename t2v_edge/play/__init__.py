@@ -1,0 +1,1 @@
+"""Playing: the clock, the recurrent rollout, and streams of frames."""

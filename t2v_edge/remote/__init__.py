@@ -1,0 +1,1 @@
+"""The wire protocol of the live server, and its clients."""

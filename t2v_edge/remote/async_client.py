@@ -1,0 +1,425 @@
+"""An asyncio client of the live server (docs/protocol.md). Needs the ``[serve]`` extra.
+
+async with await AsyncClient.connect("ws://127.0.0.1:8765/live") as client:
+    await client.caption("a person is waving")
+    async for frame in client.frames():
+        show(frame.pixels)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from fractions import Fraction
+from types import TracebackType
+from typing import Any, Callable, Optional, TypeVar, Union
+
+import numpy as np
+import numpy.typing as npt
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+
+from t2v_edge.errors import ClientError, ProtocolError
+from t2v_edge.play.clock import exact
+from t2v_edge.remote.protocol import (
+    CLOSE_CODES,
+    MAX_PAYLOAD_BYTES,
+    RAW,
+    Bye,
+    Caption,
+    ClientMessage,
+    Control,
+    Error,
+    FrameHeader,
+    Hello,
+    ServerMessage,
+    Settings,
+    Showing,
+    State,
+    Stats,
+    StatsRequest,
+    Welcome,
+    read_server,
+    write,
+)
+
+_LOG = logging.getLogger(__name__)
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 8.0
+_TEMPORARY = ("capacity", "stopping", "internal")
+_TEMPORARY_STATUS = (429, 502, 503, 504)
+_ERRORS = 16
+_NOTHING = Settings()
+Rate = Union[int, float, Fraction, str, None]
+T = TypeVar("T")
+C = TypeVar("C", bound="AsyncClient")
+
+
+@dataclass(frozen=True, eq=False)
+class LiveFrame:
+    """A frame as it came. header: its generation, sequence, pts and size. caption: the one that was shown last."""
+
+    header: FrameHeader
+    payload: memoryview
+    caption: str
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """uint8 (H, W, 3), RGB, read-only where the format is raw. Decodes at each call; raises `ClientError`."""
+        shape = (self.header.height, self.header.width, 3)
+        if self.header.format == RAW:
+            return np.frombuffer(self.payload, np.uint8).reshape(shape)
+        try:
+            import cv2
+        except ImportError as error:
+            raise ClientError("frames that are not raw need OpenCV: pip install 't2v-edge[serve]'") from error
+        pixels = cv2.imdecode(np.frombuffer(self.payload, np.uint8), cv2.IMREAD_COLOR)
+        if pixels is None or pixels.shape != shape:
+            raise ClientError(f"a frame is no {self.header.format} of {shape[1]}x{shape[0]}; ask for the format raw")
+        return np.ascontiguousarray(pixels[:, :, ::-1])
+
+    @property
+    def seconds(self) -> Fraction:
+        """When to show it, in exact seconds since the stream's start."""
+        return self.header.pts * self.header.time_base
+
+
+@dataclass(frozen=True)
+class ClientOptions:
+    """Where to connect and how. url: ``ws://host:port/live``, or wss. tls: for wss, None for the system's trust.
+
+    timeout_s: for a connection and for each answer. retry_s: for how long a connection that is lost is tried again,
+    from 0.25 to 8 seconds apart; 0 for not at all.
+    """
+
+    url: str
+    token: Optional[str] = None
+    settings: Settings = Settings()
+    tls: Optional[ssl.SSLContext] = None
+    timeout_s: float = 10.0
+    retry_s: float = 0.0
+
+
+class AsyncClient:
+    """One session, and, with `retry_s`, the ones after it: settings, pause and caption are kept; frames start anew.
+
+    Of frames that are not taken in time the newest is kept. welcome: what the server said first. errors: the newest
+    that were not fatal, for example of a caption that could not be read. Use it on the loop that connected it.
+    """
+
+    def __init__(self, options: ClientOptions) -> None:
+        self.options = options
+        self.errors: deque[Error] = deque(maxlen=_ERRORS)
+        self.welcome: Welcome
+        self._settings = options.settings
+        self._socket: Any = None
+        self._reader: Optional[asyncio.Task[None]] = None
+        self._frame: Optional[LiveFrame] = None
+        self._changed = asyncio.Event()
+        self._ended: Optional[Exception] = None
+        self._closed = False
+        self._paused = False
+        self._newest = 0
+        self._text = ""
+        self._segment = -1
+        self._revision = 0
+        self._last: Optional[Caption] = None
+        self._states: deque[asyncio.Future[State]] = deque()
+        self._stats: deque[asyncio.Future[Stats]] = deque()
+
+    @classmethod
+    async def connect(
+        cls: type[C],
+        url: str,
+        *,
+        token: Optional[str] = None,
+        fps: Rate = None,
+        size: Optional[tuple[int, int]] = None,
+        seed: Optional[int] = None,
+        format: Optional[str] = None,
+        quality: Optional[int] = None,
+        tls: Optional[ssl.SSLContext] = None,
+        timeout_s: float = 10.0,
+        retry_s: float = 0.0,
+    ) -> C:
+        """Connect and be welcomed; what is None is as the server likes it. Raises `ClientError` or `ProtocolError`."""
+        settings = Settings(None if fps is None else exact(fps, "fps"), size, seed, format, quality)
+        client = cls(ClientOptions(url, token, settings, tls, timeout_s, retry_s))
+        await client._retry(client._open)
+        client._reader = asyncio.ensure_future(client._run())
+        return client
+
+    async def caption(self, text: str, *, final: bool = True, segment: Optional[int] = None, revision: int = 0) -> None:
+        """Show `text`. Without `segment` it revises the one before, if that was not final, or is a new one.
+
+        While a lost connection is tried again the newest caption is kept for it.
+        """
+        if segment is not None:
+            self._segment, self._revision = segment, revision
+        elif self._last is not None and not self._last.final:
+            self._revision += 1
+        else:
+            self._segment, self._revision = self._segment + 1, 0
+        self._last = Caption(self._segment, self._revision, text, final)
+        await self._send(self._last, later=True)
+
+    async def pause(self) -> State:
+        """Once this returns no frame is given until `resume`."""
+        return await self._control("pause")
+
+    async def resume(self) -> State:
+        return await self._control("resume")
+
+    async def reset(self, seed: Optional[int] = None) -> State:
+        """Start the motion anew."""
+        return await self._control("reset", Settings(seed=seed))
+
+    async def set(
+        self,
+        *,
+        fps: Rate = None,
+        size: Optional[tuple[int, int]] = None,
+        format: Optional[str] = None,
+        quality: Optional[int] = None,
+    ) -> State:
+        """Change settings; gives all of them. Raises `ProtocolError` where the server cannot."""
+        rate = None if fps is None else exact(fps, "fps")
+        return await self._control("set", Settings(rate, size, None, format, quality))
+
+    async def stats(self) -> Stats:
+        """What the server counts of this session."""
+        return await self._ask(StatsRequest(), self._stats)
+
+    async def frames(self) -> AsyncIterator[LiveFrame]:
+        """Frames as they come; ends when the client is closed or the server stops. Raises `ClientError` where the
+        connection is lost for good, `ProtocolError` where the server ended the session."""
+        while True:
+            frame = await self.next_frame()
+            if frame is None:
+                return
+            yield frame
+
+    async def next_frame(self) -> Optional[LiveFrame]:
+        """The newest frame that was not given yet; None when there will be no more."""
+        while self._frame is None:
+            if self._closed:
+                return None
+            if self._ended is not None:
+                if isinstance(self._ended, ProtocolError) and self._ended.code == "stopping":
+                    return None
+                raise self._ended
+            self._changed.clear()
+            await self._changed.wait()
+        frame, self._frame = self._frame, None
+        return frame
+
+    async def close(self) -> None:
+        """Say goodbye. May be called often."""
+        self._closed = True
+        self._changed.set()
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        if self._socket is not None:
+            try:
+                await asyncio.wait_for(self._socket.send(write(Bye("done"))), 1)
+                await self._socket.close()
+            except (ConnectionClosed, asyncio.TimeoutError):
+                pass
+            finally:
+                self._socket.transport.abort()
+        self._fail_waiters(ClientError("the client is closed; connect again"))
+
+    async def __aenter__(self: C) -> C:
+        return self
+
+    async def __aexit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        await self.close()
+
+    # The connection.
+
+    async def _open(self) -> None:
+        """Connect, say hello, be welcomed, and say again what the server has to know."""
+        options, more = self.options, {} if self.options.tls is None else {"ssl": self.options.tls}
+        try:
+            socket = await connect(
+                options.url,
+                compression=None,
+                open_timeout=options.timeout_s,
+                close_timeout=1,
+                max_size=MAX_PAYLOAD_BYTES + 65536,
+                max_queue=4,
+                **more,
+            )
+        except InvalidStatus as error:
+            status, body = error.response.status_code, bytes(error.response.body or b"").decode("utf-8", "replace")
+            code = "capacity" if status in _TEMPORARY_STATUS else "token" if status == 401 else "refused"
+            raise ProtocolError(
+                code, f"{options.url} answered {status}: {body.strip()[:200]}", "do what it says"
+            ) from error
+        except (OSError, asyncio.TimeoutError, InvalidHandshake, InvalidURI, ConnectionClosed, EOFError) as error:
+            raise ClientError(
+                f"{options.url} cannot be reached ({error or type(error).__name__}); "
+                "start t2v-edge serve there, or correct the address"
+            ) from error
+        try:
+            await socket.send(write(Hello(token=options.token, settings=self._settings)))
+            first = read_server(await asyncio.wait_for(socket.recv(), options.timeout_s))
+            if isinstance(first, Error):
+                raise ProtocolError(first.code, first.message, first.remedy)
+            if not isinstance(first, Welcome):
+                raise ProtocolError(
+                    "hello", f"the server's first message is a {first.type}", "connect to t2v-edge serve"
+                )
+            if self._paused:
+                await socket.send(write(Control("pause")))
+            if self._last is not None:
+                await socket.send(write(self._last))
+        except (asyncio.TimeoutError, ConnectionClosed) as error:
+            socket.transport.abort()
+            raise ClientError(f"{options.url} gave no welcome ({error or 'in time'}); try again") from error
+        except BaseException:
+            socket.transport.abort()
+            raise
+        self.welcome, self._socket, self._newest = first, socket, 0
+
+    async def _retry(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do it until it works, for `retry_s` at most, as long as another try may work."""
+        loop = asyncio.get_running_loop()
+        end_s, wait_s = loop.time() + self.options.retry_s, _FIRST_WAIT_S
+        while True:
+            try:
+                return await work()
+            except (ClientError, ProtocolError) as error:
+                lasting = isinstance(error, ProtocolError) and error.code not in _TEMPORARY
+                if lasting or loop.time() + wait_s > end_s:
+                    raise
+                _LOG.info("%s; trying again in %.2f s", error, wait_s)
+            # Clients of one server that went away do not come back in step.
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    async def _run(self) -> None:
+        """Read what comes, over one connection after the other; ends with `_ended`."""
+        try:
+            while True:
+                why = await self._read()
+                self._fail_waiters(why)
+                if not self.options.retry_s or (isinstance(why, ProtocolError) and why.code not in _TEMPORARY):
+                    raise why
+                _LOG.info("%s; trying again", why)
+                await self._retry(self._open)
+        except (ClientError, ProtocolError) as error:
+            self._ended = error
+            self._changed.set()
+
+    async def _read(self) -> Union[ClientError, ProtocolError]:
+        """Read until the connection ends; why it did."""
+        why: Union[ClientError, ProtocolError, None] = None
+        try:
+            async for data in self._socket:
+                if isinstance(data, bytes):
+                    self._take_frame(data)
+                    continue
+                try:
+                    message = read_server(data)
+                except ProtocolError as error:
+                    if error.code != "unknown_type":
+                        raise
+                    continue  # a later version's: it is not for us
+                if isinstance(message, Bye):
+                    why = why or ProtocolError("stopping", message.reason or "the server says goodbye", "connect again")
+                elif isinstance(message, Error) and message.fatal:
+                    why = ProtocolError(message.code, message.message, message.remedy)
+                else:
+                    self._take(message)
+        except ConnectionClosed:
+            pass
+        except ProtocolError as error:  # the server does not speak as it should
+            await self._socket.close(CLOSE_CODES.get(error.code, 1002), error.code)
+            why = error
+        return why or self._why_closed()
+
+    def _why_closed(self) -> Union[ClientError, ProtocolError]:
+        """By what the close frame says: older versions of websockets drop messages that were not read before it."""
+        code, colon, message = (self._socket.protocol.close_reason or "").partition(": ")
+        if colon and code in CLOSE_CODES:
+            return ProtocolError(code, message, "connect again")
+        return ClientError(f"the connection to {self.options.url} is lost; connect again")
+
+    def _take_frame(self, data: bytes) -> None:
+        header, payload = FrameHeader.unpack(data)
+        if header.generation >= self._newest and not self._paused:
+            self._newest = header.generation
+            self._frame = LiveFrame(header, payload, self._text)
+            self._changed.set()
+
+    def _take(self, message: ServerMessage) -> None:
+        if isinstance(message, Showing):
+            self._text = message.text
+        elif isinstance(message, State):
+            self._paused = message.paused
+            self._settings = message.settings
+            self._newest = max(self._newest, message.generation)
+            if self._frame is not None and (message.paused or self._frame.header.generation < self._newest):
+                self._frame = None
+            _answer(self._states, message)
+        elif isinstance(message, Stats):
+            _answer(self._stats, message)
+        elif isinstance(message, Error):
+            if message.code == "bad_value" and self._states:
+                _refuse(self._states, ProtocolError(message.code, message.message, message.remedy))
+            else:
+                self.errors.append(message)
+                _LOG.warning("%s; %s", message.message, message.remedy)
+
+    async def _send(self, message: ClientMessage, later: bool = False) -> None:
+        """later: whether the next connection will do where this one is lost."""
+        if self._ended is not None or self._closed:
+            raise ClientError(f"there is no connection to {self.options.url}; connect again") from self._ended
+        try:
+            await self._socket.send(write(message))
+        except ConnectionClosed as error:
+            if not (later and self.options.retry_s):
+                raise ClientError(f"the connection to {self.options.url} is lost; connect again") from error
+
+    async def _control(self, action: str, settings: Settings = _NOTHING) -> State:
+        return await self._ask(Control(action, settings), self._states)
+
+    async def _ask(self, message: ClientMessage, waiters: deque[asyncio.Future[T]]) -> T:
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        waiters.append(answer)
+        try:
+            await self._send(message)
+            return await asyncio.wait_for(asyncio.shield(answer), self.options.timeout_s)
+        except asyncio.TimeoutError as error:
+            waited = f"{self.options.timeout_s:g} s"
+            raise ClientError(f"{self.options.url} gave no answer in {waited}; try again") from error
+
+    def _fail_waiters(self, why: Exception) -> None:
+        while self._states:
+            _refuse(self._states, why)
+        while self._stats:
+            _refuse(self._stats, why)
+
+
+def _answer(waiters: deque[asyncio.Future[T]], message: T) -> None:
+    """Give the answer to who asked first."""
+    if waiters:
+        waiter = waiters.popleft()
+        if not waiter.done():
+            waiter.set_result(message)
+
+
+def _refuse(waiters: deque[asyncio.Future[T]], why: Exception) -> None:
+    """Raise it where the first answer is waited for."""
+    waiter = waiters.popleft()
+    if not waiter.done():
+        waiter.set_exception(why)
+        waiter.exception()  # whoever asked may have gone

@@ -1,0 +1,1 @@
+"""Motion JPEG over plain HTTP, for players that know nothing else."""

@@ -1,0 +1,284 @@
+"""Streams as MJPEG over HTTP: for players and engines that can show an address and nothing else (docs/protocol.md).
+
+A second port and not another path of the first: websockets answers a plain request with a whole body, and these do not
+end. A reader is a session like any other, with the limits of one; see `viewer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Any, Optional, Protocol
+
+from t2v_edge.bundle.tokenizer import tidy
+from t2v_edge.errors import ProtocolError, ServerError
+from t2v_edge.remote.protocol import JPEG, MAX_TEXT, VERSION, Settings
+from t2v_edge.server.access import Access
+from t2v_edge.server.mjpeg.reader import Viewer, answer, refusal
+from t2v_edge.server.mjpeg.request import MAX_HEAD_BYTES, HttpRequest, parse_head
+from t2v_edge.server.session import Session
+from t2v_edge.server.sockets import keep_alive, keep_short
+from t2v_edge.util.fields import Fields
+
+STREAM, CAPTION = "/stream.mjpg", "/caption"
+_KEYS = ("caption", "fps", "size", "seed", "quality", "name")
+_NAME = re.compile("[A-Za-z0-9_-]{1,32}")
+_SIZE = re.compile("([0-9]{1,5})x([0-9]{1,5})")
+_NUMBER = re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an address asks for. caption: None to wait for one. name: of the stream, None for one made up."""
+
+    settings: Settings
+    caption: Optional[str]
+    name: Optional[str]
+
+
+class Host(Protocol):
+    """The server that readers are clients of."""
+
+    options: Any
+    metrics: Any
+
+    def admit(self, socket: Any, wanted: Settings) -> Session: ...
+
+    async def play(self, socket: Any, session: Session, version: int) -> None: ...
+
+
+class MjpegDoor:
+    """Lets readers in. Opened and closed by the server, on its event loop.
+
+    port: 0 for any free one. Raises `ServerError` where it cannot be bound.
+    """
+
+    def __init__(self, host: Host, port: int) -> None:
+        self._host = host
+        self._access: Access = host.options.access
+        self._limits = host.options.limits
+        self._wanted_port = port
+        self._viewers: dict[str, Viewer] = {}
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._waiting = 0
+        self._server: Optional[asyncio.AbstractServer] = None
+
+    async def open(self) -> None:
+        tls = self._host.options.tls
+        try:
+            self._server = await asyncio.start_server(
+                self._greet,
+                self._access.host,
+                self._wanted_port,
+                limit=MAX_HEAD_BYTES,
+                ssl=tls,
+                ssl_handshake_timeout=None if tls is None else self._limits.hello_s,
+            )
+        except OSError as error:
+            raise ServerError(
+                f"{self._access.host}:{self._wanted_port} cannot be bound for MJPEG ({error}); choose "
+                "another --mjpeg port, or 0 for any free port"
+            ) from error
+
+    async def close(self) -> None:
+        """Take nobody in any more, and cut off whoever is left."""
+        if self._server is not None:
+            self._server.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._server.wait_closed()
+
+    @property
+    def port(self) -> int:
+        """The port that is bound."""
+        sockets: Any = getattr(self._server, "sockets", None)
+        port: int = sockets[0].getsockname()[1]
+        return port
+
+    @property
+    def url(self) -> str:
+        """Where the stream is."""
+        host = self._access.host
+        shown = f"[{host}]" if ":" in host else host
+        return f"{'http' if self._host.options.tls is None else 'https'}://{shown}:{self.port}{STREAM}"
+
+    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._answer(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            pass  # the reader is gone, or the server
+        finally:
+            self._tasks.discard(task)
+            writer.transport.abort()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        kernel = writer.get_extra_info("socket")
+        keep_short(kernel)
+        keep_alive(kernel, self._limits.ping_s)
+        try:
+            opened = await self._open(reader, writer)
+        except ProtocolError as error:
+            self._host.metrics.count("t2v_refused_total", code=error.code)
+            writer.write(refusal(error))
+        else:
+            if isinstance(opened, bytes):
+                writer.write(opened)
+            else:
+                viewer, session = opened
+                self._viewers[viewer.name] = viewer
+                try:
+                    await self._host.play(viewer, session, VERSION)
+                finally:
+                    viewer.release()
+                    del self._viewers[viewer.name]
+                return
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._part(reader, writer), self._limits.stop_s)
+
+    async def _part(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Close behind an answer. What is unread is read first: closed over it, the answer would be lost as well."""
+        await writer.drain()
+        if writer.can_write_eof():
+            writer.write_eof()
+        while await reader.read(MAX_HEAD_BYTES):
+            pass
+
+    async def _open(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Any:
+        """A whole answer, or a viewer and its session. Raises `ProtocolError`."""
+        if self._waiting >= self._limits.waiting:
+            raise ProtocolError("capacity", "too many connections wait", "try again later")
+        self._waiting += 1
+        try:
+            request, body = await asyncio.wait_for(self._read(reader), self._limits.hello_s)
+        except asyncio.TimeoutError as error:
+            raise ProtocolError("hello", "no whole request came in time", "send it at once") from error
+        finally:
+            self._waiting -= 1
+        return self._take_caption(request, body) if request.method == "POST" else self._admit(request, reader, writer)
+
+    async def _read(self, reader: asyncio.StreamReader) -> tuple[HttpRequest, bytes]:
+        """A request that may be answered, and its body."""
+        try:
+            request = parse_head(await reader.readuntil(b"\r\n\r\n"))
+            self._check(request)
+            body = b""
+            if request.method == "POST":
+                body = await reader.readexactly(request.body_bytes(4 * MAX_TEXT))
+        except asyncio.LimitOverrunError as error:
+            raise ProtocolError(
+                "too_large", f"the request's head has more than {MAX_HEAD_BYTES} bytes", "send less"
+            ) from error
+        except asyncio.IncompleteReadError as error:
+            raise ProtocolError("bad_message", "the request ends in its midst", "send all of it") from error
+        return request, body
+
+    def _check(self, request: HttpRequest) -> None:
+        """Who asks, and for what; raises `ProtocolError`."""
+        allowed = {STREAM: "GET", CAPTION: "POST"}.get(request.path)
+        if allowed is None:
+            raise ProtocolError("path", "this is not here", f"the stream is at {STREAM}")
+        if request.method != allowed:
+            raise ProtocolError("method", f"{request.path} is no place to {request.method}", f"send {allowed}")
+        check_page(self._access, request.headers)
+        if "token" in request.query:
+            raise ProtocolError(
+                "token",
+                "a token in an address is logged by whoever passes it on",
+                "send Authorization: Bearer TOKEN, and make a new token",
+            )
+        if not self._access.knows(request.bearer):
+            raise ProtocolError("token", "the token is missing or wrong", "send Authorization: Bearer TOKEN")
+
+    def _admit(
+        self, request: HttpRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> tuple[Viewer, Session]:
+        wanted = read_wanted(request.query)
+        name = wanted.name or secrets.token_hex(8)
+        if name in self._viewers:
+            raise ProtocolError("name", f"there is a stream named {name}", "take another name")
+        origin = request.headers.get("origin")
+        headers = (
+            "Cross-Origin-Resource-Policy: same-origin\r\n"
+            if origin is None
+            else f"Cross-Origin-Resource-Policy: cross-origin\r\nAccess-Control-Allow-Origin: {origin}\r\n"
+            "Vary: Origin\r\n"
+        )
+        viewer = Viewer(reader, writer, name, wanted.caption, self._limits, headers)
+        try:
+            return viewer, self._host.admit(viewer, wanted.settings)
+        except BaseException:
+            viewer.release()
+            raise
+
+    def _take_caption(self, request: HttpRequest, body: bytes) -> bytes:
+        viewer = self._viewers.get(request.query.get("name", ""))
+        if viewer is None:
+            raise ProtocolError(
+                "path", "no stream has this name", f"open {STREAM}?name=NAME, then post to {CAPTION}?name=NAME"
+            )
+        try:
+            text = body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ProtocolError("bad_value", "the caption is not UTF-8", "send it as UTF-8") from error
+        viewer.post(_check_caption(text))
+        return answer(HTTPStatus.ACCEPTED, "taken")
+
+
+def check_page(access: Access, headers: dict[str, str]) -> None:
+    """Whether whoever sent this may; raises `ProtocolError`.
+
+    Programs send neither Origin nor Sec-Fetch-Site. Browsers send one or both, for an <img> on a stranger's page as
+    well. Without a token the Host must be an address: a stranger's name may be made to point here (DNS rebinding), and
+    then its pages are of the same site.
+    """
+    origin, host = headers.get("origin"), headers.get("host")
+    if origin is not None:
+        welcome = access.allows_origin(origin, host)
+    else:
+        welcome = headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+    if not welcome or (access.token is None and host is not None and not access.allows_host(host)):
+        raise ProtocolError(
+            "origin",
+            "this page may not embed the stream",
+            "start the server with --origin and the page's own, and ask with crossorigin",
+        )
+
+
+def read_wanted(query: dict[str, str]) -> Wanted:
+    """What the query of an address asks for; raises `ProtocolError`."""
+    unknown = sorted(set(query) - set(_KEYS))
+    if unknown:
+        raise ProtocolError("bad_value", f"{unknown[0][:40]!r} is no setting of a stream", f"use {', '.join(_KEYS)}")
+    values: dict[str, Any] = {key: _number(query[key]) for key in ("fps", "seed", "quality") if key in query}
+    if "size" in query:
+        match = _SIZE.fullmatch(query["size"])
+        if match is None:
+            raise ProtocolError("bad_value", f"the size is {query['size'][:40]!r}", "write WIDTHxHEIGHT, as 512x512")
+        values["size"] = [int(match[1]), int(match[2])]
+    name = query.get("name")
+    if name is not None and _NAME.fullmatch(name) is None:
+        raise ProtocolError("bad_value", f"the name is {name[:40]!r}", "use 1 to 32 letters, digits, - and _")
+    caption = query.get("caption")
+    settings = replace(Settings.read(Fields(STREAM, values)), format=JPEG)
+    return Wanted(settings, None if caption is None else _check_caption(caption), name)
+
+
+def _number(text: str) -> Any:
+    """A number where it is one, else the text, which is a fraction or refused."""
+    if _NUMBER.fullmatch(text) is None:
+        return text
+    return float(text) if "." in text else int(text)
+
+
+def _check_caption(text: str) -> str:
+    if len(text) > MAX_TEXT or not tidy(text):
+        raise ProtocolError("bad_value", f"the caption has {len(text)} characters", f"send 1 to {MAX_TEXT} of text")
+    return text

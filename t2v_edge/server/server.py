@@ -1,0 +1,348 @@
+"""The live server: accepts clients, refuses what it must, ends well."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import ssl
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Callable, Optional
+
+from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
+
+from t2v_edge.errors import ProtocolError, ServerError
+from t2v_edge.live.stats import LiveCounts
+from t2v_edge.remote.protocol import (
+    CLOSE_CODES,
+    MAX_MESSAGE_BYTES,
+    Bye,
+    Error,
+    Hello,
+    Settings,
+    negotiate,
+    read_client,
+    write,
+)
+from t2v_edge.server.access import Access
+from t2v_edge.server.limits import Limits
+from t2v_edge.server.metrics import CONTENT_TYPE, Labels, Metrics, frame_gauges, process_gauges
+from t2v_edge.server.mjpeg.listener import MjpegDoor
+from t2v_edge.server.pages import Pages, only_reading
+from t2v_edge.server.playback import Stream
+from t2v_edge.server.session import BYE, GONE, Session, Shop
+from t2v_edge.server.sockets import keep_short
+
+PATH = "/live"
+FLOOD_PARTS_S = 0.5
+_LOG = logging.getLogger(__name__)
+_STOPPING = ProtocolError("stopping", "the server stops", "connect again later")
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Where and how to serve.
+
+    settings: what clients get that ask for nothing else; all of them are given. port: 0 for any free one. tls: None for
+    plain TCP. mjpeg_port: where MJPEG over HTTP is served as well, 0 for any free port, None for not at all.
+    """
+
+    settings: Settings
+    access: Access = Access()
+    port: int = 8765
+    tls: Optional[ssl.SSLContext] = None
+    limits: Limits = Limits()
+    mjpeg_port: Optional[int] = None
+
+
+class LiveServer:
+    """Serves streams to clients. An asynchronous context manager: entered it accepts clients, left it has let them go.
+
+    open_stream: makes a stream of given settings, called in a worker thread. bundle, base_fps: told to clients.
+    Raises `ServerError` where the address cannot be bound.
+    """
+
+    def __init__(
+        self, open_stream: Callable[[Settings], Stream], bundle: str, base_fps: Fraction, options: ServerOptions
+    ) -> None:
+        self.options = options
+        self.metrics = Metrics()
+        self._pages = Pages()
+        self._open_stream = open_stream
+        self._bundle = bundle[:256]
+        self._base_fps = base_fps
+        self._sessions: set[Session] = set()
+        self._partings: set[asyncio.Future[Any]] = set()
+        self._waiting = 0
+        # Of sessions that have ended: what their streams counted, and frames that were not sent.
+        self._past, self._past_unsent = LiveCounts(), 0
+        self._stopping = False
+        self._server: Any = None
+        self._shop: Optional[Shop] = None
+        self.mjpeg = None if options.mjpeg_port is None else MjpegDoor(self, options.mjpeg_port)
+
+    async def __aenter__(self) -> LiveServer:
+        limits, access = self.options.limits, self.options.access
+        workers = max(2, min(8, os.cpu_count() or 2))
+        self._shop = Shop(
+            self._open, ThreadPoolExecutor(workers, "encode"), ThreadPoolExecutor(workers, "call"), limits, self.metrics
+        )
+        try:
+            # Frames are compressed already. A write limit of one byte: a message is sent when the kernel has all of it.
+            self._server = await serve(
+                self._handle,
+                access.host,
+                self.options.port,
+                ssl=self.options.tls,
+                compression=None,
+                server_header=None,
+                process_request=only_reading(self._answer),
+                max_size=MAX_MESSAGE_BYTES,
+                max_queue=4,
+                write_limit=1,
+                open_timeout=limits.hello_s,
+                ping_interval=limits.ping_s,
+                ping_timeout=limits.ping_s,
+                close_timeout=limits.stop_s,
+            )
+        except OSError as error:
+            self._close_pools()
+            raise ServerError(
+                f"{access.host}:{self.options.port} cannot be bound ({error}); choose another --host or "
+                "--port, or 0 for any free port"
+            ) from error
+        if self.mjpeg is not None:
+            try:
+                await self.mjpeg.open()
+            except ServerError:
+                await self.__aexit__(None, None, None)
+                raise
+        return self
+
+    async def __aexit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        """Say goodbye to the clients, wait for them a while, and let go of everything."""
+        self._stopping = True
+        for session in list(self._sessions):
+            session.stop(_STOPPING)
+        if self._partings:
+            await asyncio.wait(self._partings, timeout=2 * self.options.limits.stop_s)
+        if self.mjpeg is not None:
+            await self.mjpeg.close()
+        self._server.close()
+        await self._server.wait_closed()
+        self._close_pools()
+
+    @property
+    def client_count(self) -> int:
+        """Sessions that are open."""
+        return len(self._sessions)
+
+    @property
+    def waiting_count(self) -> int:
+        """Connections that have not said hello."""
+        return self._waiting
+
+    @property
+    def port(self) -> int:
+        """The port that is bound."""
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        host = self.options.access.host
+        shown = f"[{host}]" if ":" in host else host
+        return f"{'ws' if self.options.tls is None else 'wss'}://{shown}:{self.port}{PATH}"
+
+    @property
+    def page_url(self) -> str:
+        """Where a browser on this machine finds the page."""
+        return (
+            self.url.replace("ws", "http", 1)[: -len(PATH)]
+            .replace("//0.0.0.0:", "//127.0.0.1:")
+            .replace("//[::]:", "//[::1]:")
+            + "/"
+        )
+
+    # Plain HTTP, and whether a WebSocket may be opened at all.
+
+    def _answer(self, connection: Any, request: Any) -> Any:
+        """A response that refuses or answers the request; None to open the WebSocket."""
+        path = request.path.partition("?")[0]
+        headers = {name.lower(): value for name, value in request.headers.raw_items()}
+        bearer = headers.get("authorization")
+        known = bearer is not None and self.options.access.knows(bearer.partition("Bearer ")[2])
+        if path == "/healthz":
+            return connection.respond(
+                HTTPStatus.SERVICE_UNAVAILABLE if self._stopping else HTTPStatus.OK,
+                "stopping\n" if self._stopping else "ok\n",
+            )
+        if bearer is not None and self.options.access.token is not None and not known:
+            return self._turn_away(connection, HTTPStatus.UNAUTHORIZED, "token", "the token is wrong")
+        if path == "/metrics":
+            if self.options.access.token is not None and not known:
+                return self._turn_away(connection, HTTPStatus.UNAUTHORIZED, "token", "send Authorization: Bearer TOKEN")
+            response = connection.respond(HTTPStatus.OK, self._metrics_text())
+            del response.headers["Content-Type"]
+            response.headers["Content-Type"] = CONTENT_TYPE
+            return response
+        if path != PATH:
+            return self._pages.answer(connection, request) or connection.respond(
+                HTTPStatus.NOT_FOUND, f"not here; the page is at / and the stream at {PATH}\n"
+            )
+        if not self.options.access.allows_origin(headers.get("origin"), headers.get("host")):
+            return self._turn_away(
+                connection,
+                HTTPStatus.FORBIDDEN,
+                "origin",
+                "this page may not connect; start the server with --origin and the page's own",
+            )
+        if self._stopping:
+            return self._turn_away(connection, HTTPStatus.SERVICE_UNAVAILABLE, "stopping", "the server stops")
+        if len(self._sessions) >= self.options.limits.clients or self._waiting >= self.options.limits.waiting:
+            response = self._turn_away(connection, HTTPStatus.SERVICE_UNAVAILABLE, "capacity", str(self._full()))
+            response.headers["Retry-After"] = "5"
+            return response
+        connection.t2v_known = known
+        return None
+
+    def _turn_away(self, connection: Any, status: HTTPStatus, code: str, why: str) -> Any:
+        self.metrics.count("t2v_refused_total", code=code)
+        return connection.respond(status, f"{why}\n")
+
+    def _full(self) -> ProtocolError:
+        return ProtocolError(
+            "capacity", f"the server has {len(self._sessions)} clients, as many as it takes", "try again later"
+        )
+
+    def _metrics_text(self) -> str:
+        gauges: dict[tuple[str, Labels], float] = {
+            ("t2v_clients", ()): len(self._sessions),
+            ("t2v_fps", ()): sum((s.fps for s in self._sessions), 0.0),
+        }
+        counts, unsent = self._past, self._past_unsent
+        for session in self._sessions:
+            live = session.live
+            counts, unsent = live.after(counts), unsent + session.counts[1]
+            tallies = {("t2v_queue_depth", (("stage", stage),)): depth for stage, depth in session.depths.items()}
+            tallies["t2v_quality_clients", (("divisor", str(live.divisor)),)] = 1
+            for key, value in tallies.items():
+                gauges[key] = gauges.get(key, 0) + value
+        return self.metrics.to_text({**gauges, **frame_gauges(counts, unsent), **process_gauges()})
+
+    def _open(self, settings: Settings) -> Stream:
+        stream = self._open_stream(settings)
+        stream.tell_times(self.metrics.time)
+        return stream
+
+    # A WebSocket, from its opening to its end.
+
+    async def _handle(self, socket: Any) -> None:
+        keep_short(socket.transport.get_extra_info("socket"))
+        self._waiting += 1
+        try:
+            opened = await self._welcome(socket)
+        except ProtocolError as error:
+            await self._close(socket, error, [])
+            return
+        except ConnectionClosed:
+            return
+        finally:
+            self._waiting -= 1
+        await self.play(socket, *opened)
+
+    async def play(self, socket: Any, session: Session, version: int) -> None:
+        """Run an admitted session to its end, and say goodbye."""
+        parting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._partings.add(parting)
+        try:
+            await self._play(socket, session, version)
+        finally:
+            self._partings.discard(parting)
+            parting.cancel()
+
+    async def _play(self, socket: Any, session: Session, version: int) -> None:
+        try:
+            why = await session.run(version, self._bundle, self._base_fps)
+            if why.code == "too_fast":
+                await asyncio.sleep(self.options.limits.penalty_s)
+        finally:
+            self._sessions.discard(session)
+            self._past = session.live.after(self._past)
+            self._past_unsent += session.counts[1]
+        _LOG.info("session %s ended: %s", session.name, why.code)
+        await self._close(socket, why, session.farewell())
+
+    async def _welcome(self, socket: Any) -> tuple[Session, int]:
+        """Hear the hello; the session that is to be run, which holds its place from here on."""
+        try:
+            data = await asyncio.wait_for(socket.recv(), self.options.limits.hello_s)
+        except asyncio.TimeoutError as error:
+            raise ProtocolError("hello", "no hello came in time", "send it first") from error
+        hello = read_client(data)
+        if not isinstance(hello, Hello):
+            raise ProtocolError("hello", f"the first message is a {hello.type}", "send a hello first")
+        if not socket.t2v_known and not self.options.access.knows(hello.token):
+            raise ProtocolError("token", "the token is missing or wrong", "send the server's token in hello")
+        version = negotiate(hello.versions)
+        return self.admit(socket, hello.settings), version
+
+    def admit(self, socket: Any, asked: Settings) -> Session:
+        """A session that is to be run, which holds its place from here on; raises `ProtocolError`."""
+        if self._stopping:
+            raise _STOPPING
+        if len(self._sessions) >= self.options.limits.clients:
+            raise self._full()
+        assert self._shop is not None
+        wanted = {f.name: getattr(asked, f.name) for f in fields(asked)}
+        settings = replace(self.options.settings, **{k: v for k, v in wanted.items() if v is not None})
+        session = Session(socket, secrets.token_hex(4), self._shop, settings)
+        self._sessions.add(session)
+        self.metrics.count("t2v_sessions_total")
+        return session
+
+    async def _close(self, socket: Any, why: ProtocolError, texts: list[str]) -> None:
+        """Say why, and close; a client that does not listen is cut off."""
+        if why.code not in (BYE, GONE, _STOPPING.code):
+            self.metrics.count("t2v_refused_total", code=why.code)
+        # What a flood has sent is not read any more, so that its answer to a farewell would never be seen.
+        stop_s = self.options.limits.stop_s
+        patience_s = min(FLOOD_PARTS_S, stop_s) if why.code == "too_fast" else stop_s
+        try:
+            await asyncio.wait_for(self._part(socket, why, texts), patience_s)
+        except (asyncio.TimeoutError, ConnectionClosed):
+            pass
+        finally:
+            socket.transport.abort()
+
+    async def _part(self, socket: Any, why: ProtocolError, texts: list[str]) -> None:
+        if why.code == GONE:
+            return
+        for text in texts:
+            await socket.send(text)
+        if why.code == BYE:
+            await socket.send(write(Bye("done")))
+            await socket.close(1000)
+            return
+        if why.code == _STOPPING.code:
+            await socket.send(write(Bye(why.message)))
+        else:
+            # The connection is closed after this error, whatever its code says of others.
+            await socket.send(write(replace(Error.of(why), fatal=True)))
+        await socket.close(CLOSE_CODES.get(why.code, 1008), f"{why.code}: {why.message}"[:100])
+
+    def _close_pools(self) -> None:
+        if self._shop is not None:
+            with suppress(RuntimeError):
+                self._shop.encoders.shutdown(wait=False)
+                self._shop.callers.shutdown(wait=False)
