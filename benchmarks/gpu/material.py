@@ -26,7 +26,7 @@ from t2v_export.checkpoint.files import needed_file
 from t2v_export.checkpoint.tokenizer import caption_tokenizer
 from t2v_export.exporter.captions import DEFAULT_CAPTIONS
 from t2v_export.graph.from_torch import PixelFrames
-from t2v_export.verify.reference import FRAME_STEPS, Rollout, play_references
+from t2v_export.verify.reference import FRAME_STEPS, ReferenceRollout, play_references
 
 ROLLED = 4
 """Captions rolled out; four frames of each, so that 16 inputs of motion and render are rotated."""
@@ -95,7 +95,7 @@ def render_macs(checkpoint: Checkpoint) -> int:
 
 
 def _samples(
-    checkpoint: Checkpoint, tokenizer: CaptionTokenizer, rollouts: Sequence[Rollout]
+    checkpoint: Checkpoint, tokenizer: CaptionTokenizer, rollouts: Sequence[ReferenceRollout]
 ) -> tuple[dict[str, list[tuple[Arrays, ...]]], dict[str, list[Arrays]]]:
     specs = checkpoint.specs
     samples: dict[str, list[tuple[Arrays, ...]]] = {stage: [] for stage in STAGES}

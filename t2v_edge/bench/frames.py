@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional, Union
 
-from t2v_edge.bench.pace import REAL_TIME, Clockwork, Pace, keep_pace
-from t2v_edge.bench.report import MIB, BenchReport, Change, FreeRun
+from t2v_edge.bench.pace import REAL_TIME, Pace, PaceClock, keep_pace
+from t2v_edge.bench.report import MIB, BenchReport, CaptionChange, FreeRun
 from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.device.power import Power, PowerSampler, PowerTool, find_tool, own_gpu_memory_mib
 from t2v_edge.device.system import System
@@ -101,7 +101,7 @@ def bench(
     path: Union[str, os.PathLike[str]],
     options: BenchOptions = BenchOptions(),
     advance: Advance = lambda phase, share: None,
-    clock: Clockwork = REAL_TIME,
+    clock: PaceClock = REAL_TIME,
     tool: Callable[[bool], Optional[PowerTool]] = find_tool,
     system: Callable[[], System] = System.read,
 ) -> BenchReport:
@@ -188,7 +188,7 @@ def _playing(
         stream.close()
 
 
-def _warm_up(pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: Clockwork) -> None:
+def _warm_up(pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: PaceClock) -> None:
     """Processors reach their clocks, allocators settle, engines do what they do once; the last caption is encoded."""
     with _playing(pipeline, options, CAPTIONS[-1], options.seed) as stream:
         start, done = clock.now(), 0
@@ -199,7 +199,7 @@ def _warm_up(pipeline: Pipeline, options: BenchOptions, advance: Advance, clock:
 
 
 def _first_frames(
-    pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: Clockwork
+    pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: PaceClock
 ) -> tuple[Latency, Latency]:
     """The text stage alone, and from asking for a stream to its first pixels."""
     text_ms: list[float] = []
@@ -216,7 +216,7 @@ def _first_frames(
     return Latency.of(text_ms), Latency.of(first_ms)
 
 
-def _changes(pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: Clockwork) -> Change:
+def _changes(pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: PaceClock) -> CaptionChange:
     """From handing over a caption in mid-stream to the first frame that carries its generation."""
     times_ms: list[float] = []
     frames: list[int] = []
@@ -234,11 +234,11 @@ def _changes(pipeline: Pipeline, options: BenchOptions, advance: Advance, clock:
             times_ms.append(1000 * (clock.now() - start))
             frames.append(count)
             advance("caption changes", (index + 1) / CHANGES)
-    return Change(Latency.of(times_ms), max(frames))
+    return CaptionChange(Latency.of(times_ms), max(frames))
 
 
 def _free_run(
-    pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: Clockwork
+    pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: PaceClock
 ) -> tuple[FrameStream, FreeRun]:
     """Frames one after another, as fast as they come. The stream is closed, its figures stay."""
     seconds = options.seconds if options.fps is None else min(options.seconds, FREE_S)
@@ -256,7 +256,7 @@ def _free_run(
 
 
 def _real_time(
-    pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: Clockwork
+    pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: PaceClock
 ) -> tuple[FrameStream, Pace]:
     """Frames on time, the caption changing every `CHANGE_S`. The stream is closed, its figures stay."""
     times = range(1, math.ceil(options.seconds / CHANGE_S))

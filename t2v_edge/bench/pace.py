@@ -18,7 +18,7 @@ from t2v_edge.util.timing import Latency
 
 
 @dataclass(frozen=True)
-class Clockwork:
+class PaceClock:
     """The time a run is held against: seconds now, seconds of processor time used, and a way to wait."""
 
     now: Callable[[], float] = time.perf_counter
@@ -26,7 +26,7 @@ class Clockwork:
     sleep: Callable[[float], None] = time.sleep
 
 
-REAL_TIME = Clockwork()
+REAL_TIME = PaceClock()
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def keep_pace(
     stream: Iterator[object],
     fps: float,
     frames: int,
-    clock: Clockwork = REAL_TIME,
+    clock: PaceClock = REAL_TIME,
     advance: Callable[[], object] = lambda: None,
 ) -> Pace:
     """Show `frames` frames of `stream` on time, `fps` a second; `advance` is called after each."""

@@ -20,7 +20,7 @@ COLUMNS = ("", "runs", "median", "p95", "p99", "max", "jitter")
 
 
 @dataclass(frozen=True)
-class Change:
+class CaptionChange:
     """Captions changed in mid-stream. latency: from handing one over to the first frame of its generation, which the
     blend from the old one begins with, frames one after another. most_frames: the latest that this frame came, counted
     from the change: at a shown rate the wait is that many frames long."""
@@ -76,7 +76,7 @@ class BenchReport:
     open_ms: float
     stages: Mapping[str, Latency]
     first_frame: Latency
-    change: Change
+    change: CaptionChange
     free: FreeRun
     real_time: Optional[Pace]
     memory: ProcessMemory

@@ -55,10 +55,10 @@ def read_graph(data: Union[bytes, memoryview], where: str) -> GraphSummary:
     misshapen weights, NaN anywhere, infinity in a tensor of more than one element (a lone infinity is how
     attention masks are filled), dynamic shapes, opsets outside `OPSETS`, and more nodes or nesting than the limits.
     """
-    return _Reader(where).model(memoryview(data))
+    return _GraphReader(where).model(memoryview(data))
 
 
-class _Reader:
+class _GraphReader:
     def __init__(self, where: str) -> None:
         self.where = where
         self.fields = 0

@@ -22,7 +22,7 @@ _PICTURES = "\u2600-\u27bf\U0001f000-\U0001faff"
 _UNITS = re.compile(f"([{_UNSPACED}])|([{_PICTURES}]|[^\\W_{_UNSPACED}{_PICTURES}]+)")
 
 
-class Change(NamedTuple):
+class WordingChange(NamedTuple):
     """How far one wording is from another, in words and in characters of scripts without spaces."""
 
     words: int
@@ -57,7 +57,7 @@ class Wording:
         """Whether any word or character carries meaning."""
         return bool(self.words or self.characters)
 
-    def change_to(self, other: Wording, only_added: bool = False) -> Change:
+    def change_to(self, other: Wording, only_added: bool = False) -> WordingChange:
         """What `other` adds or leaves out, whichever is more; a word exchanged for another is one.
 
         Other meaning-carrying words in another order ("dog bites man") count as one word. only_added: leave out of
@@ -67,7 +67,7 @@ class Wording:
         characters = _larger(other.characters - self.characters, self.characters - other.characters, only_added)
         if self.words == other.words and self.characters == other.characters and self._order() != other._order():
             words = 1
-        return Change(words, characters)
+        return WordingChange(words, characters)
 
     def _order(self) -> tuple[str, ...]:
         return tuple(unit for unit in self.said if unit in self.words or unit in self.characters)

@@ -44,7 +44,7 @@ plays until it is closed. Ctrl-C ends an endless stream well; a file whose --sec
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlayPlan:
     """What to play: the first caption, (seconds, caption) of those that follow, and when a file ends."""
 
     first: str
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def open_stream(pipeline: Pipeline, args: argparse.Namespace, plan: Plan, target: Optional[str]) -> FrameStream:
+def open_stream(pipeline: Pipeline, args: argparse.Namespace, plan: PlayPlan, target: Optional[str]) -> FrameStream:
     """The stream that the arguments ask for."""
     seconds = args.seconds
     if seconds is None and target not in (WINDOW, "-"):
@@ -150,7 +150,7 @@ def open_stream(pipeline: Pipeline, args: argparse.Namespace, plan: Plan, target
     )
 
 
-def plan_captions(args: argparse.Namespace) -> Plan:
+def plan_captions(args: argparse.Namespace) -> PlayPlan:
     """The captions that the arguments ask for. Raises `UsageError`, or `CueError` for what is wrong with a file."""
     if args.captions is not None:
         return _plan_file(args.captions, args.caption)
@@ -162,10 +162,10 @@ def plan_captions(args: argparse.Namespace) -> Plan:
             then.append((float(at), caption))
         except ValueError as error:
             raise UsageError(f"--then takes SECONDS CAPTION; {at!r} is no number") from error
-    return Plan(args.caption, tuple(then), DEFAULT_SECONDS + (then[-1][0] if then else 0.0))
+    return PlayPlan(args.caption, tuple(then), DEFAULT_SECONDS + (then[-1][0] if then else 0.0))
 
 
-def _plan_file(path: Path, before: Optional[str]) -> Plan:
+def _plan_file(path: Path, before: Optional[str]) -> PlayPlan:
     if path.suffix.lower() == ".jsonl":
         events = read_transcript(path)
         shown = schedule(events)
@@ -177,8 +177,8 @@ def _plan_file(path: Path, before: Optional[str]) -> Plan:
     if not shown:
         raise CueError(f"{path} says nothing that could be shown; record events with text")
     if shown[0][0] == 0 or before is None:
-        return Plan(shown[0][1], shown[1:], end_s)
-    return Plan(before, shown, end_s)
+        return PlayPlan(shown[0][1], shown[1:], end_s)
+    return PlayPlan(before, shown, end_s)
 
 
 def play(stream: FrameStream, target: Optional[str], sheet: Optional[Path], pixels: PixelHash) -> None:

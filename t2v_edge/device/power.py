@@ -40,7 +40,7 @@ _QUERY = "power.draw,memory.used"
 
 
 @dataclass(frozen=True)
-class Reading:
+class PowerReading:
     """One line of a tool. rails_w: watts by rail. memory_mib: memory in use on the device, by all processes; on a
     Jetson that is the system's."""
 
@@ -54,7 +54,7 @@ class PowerTool:
 
     name: str
     command: tuple[str, ...]
-    parse: Callable[[str], Optional[Reading]]
+    parse: Callable[[str], Optional[PowerReading]]
     totals: tuple[str, ...]
 
 
@@ -89,7 +89,7 @@ class Power:
         }
 
 
-def parse_tegrastats(line: str) -> Optional[Reading]:
+def parse_tegrastats(line: str) -> Optional[PowerReading]:
     """Read a line of tegrastats of JetPack 5, 6 or 7; None where it names no rail.
 
     ``VDD_IN 3462mW/3522mW/3582mW`` is watts now, their mean and, where given, their highest since it was started.
@@ -98,16 +98,16 @@ def parse_tegrastats(line: str) -> Optional[Reading]:
     if not rails:
         return None
     memory = _RAM.search(line)
-    return Reading(rails, None if memory is None else float(memory[1]))
+    return PowerReading(rails, None if memory is None else float(memory[1]))
 
 
-def parse_nvidia_smi(line: str) -> Optional[Reading]:
+def parse_nvidia_smi(line: str) -> Optional[PowerReading]:
     """Read a line of `_QUERY` as csv without units; what the GPU does not tell is ``[N/A]`` or the like."""
     values = [_number(part) for part in line.split(",")]
     if len(values) != len(_QUERY.split(",")) or values == [None, None]:
         return None
     watts, memory = values
-    return Reading({} if watts is None else {BOARD: watts}, memory)
+    return PowerReading({} if watts is None else {BOARD: watts}, memory)
 
 
 def _number(text: str) -> Optional[float]:
@@ -192,7 +192,7 @@ class PowerSampler:
             self._memory,
         )
 
-    def add(self, reading: Reading) -> None:
+    def add(self, reading: PowerReading) -> None:
         """Count one reading."""
         self._readings += 1
         for name, watts in reading.rails_w.items():
@@ -221,7 +221,7 @@ class PowerSampler:
             self._thread.start()
         return self
 
-    def _read(self, lines: IO[str], parse: Callable[[str], Optional[Reading]]) -> None:
+    def _read(self, lines: IO[str], parse: Callable[[str], Optional[PowerReading]]) -> None:
         while True:
             try:
                 line = lines.readline(MAX_LINE)

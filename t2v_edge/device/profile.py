@@ -171,13 +171,13 @@ def parse_profile(text: str, where: str) -> DeviceProfile:
         raise DeviceError(f"device profile {where} is nested too deeply") from error
     top = _Table(data, where, "")
     citations = top.table("sources", required=True)
-    reader = _Reader({key: citations.text(key) for key in citations.data}, {})
+    reader = _CitationReader({key: citations.text(key) for key in citations.data}, {})
     profile = _build(top, reader)
     top.finish()
     return profile
 
 
-def _build(top: _Table, reader: _Reader) -> DeviceProfile:
+def _build(top: _Table, reader: _CitationReader) -> DeviceProfile:
     memory, gpu = reader.sourced(top.table("memory")), reader.sourced(top.table("gpu"))
     rates, display = reader.sourced(top.table("dense_tops")), reader.sourced(top.table("display"))
     video, link = reader.sourced(top.table("video")), reader.sourced(top.table("link"))
@@ -213,13 +213,13 @@ def _build(top: _Table, reader: _Reader) -> DeviceProfile:
     return profile
 
 
-def _software(row: _Table, reader: _Reader) -> Software:
+def _software(row: _Table, reader: _CitationReader) -> Software:
     line = Software(row.text("name"), row.text("engine"), row.text("version"), int(row.needed("opset_cap", 13, 99)))
     reader.sourced(row).finish()
     return line
 
 
-def _power_mode(row: _Table, reader: _Reader) -> PowerMode:
+def _power_mode(row: _Table, reader: _CitationReader) -> PowerMode:
     mode = PowerMode(
         name=row.text("name"),
         id=int(row.needed("id", 0, 255)),
@@ -322,7 +322,7 @@ class _Table:
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _CitationReader:
     """The file's citations by key, and those used so far by the table that used them."""
 
     citations: Mapping[str, str]

@@ -31,7 +31,7 @@ MARGIN = 0.95
 
 
 @dataclass(frozen=True)
-class Constants:
+class RooflineConstants:
     """How engines stay below the limits of a device's kind.
 
     `shares`: of the dense rate that the layers of one frame attain, by rate. `launch_cycles`: GPU clocks of the
@@ -46,7 +46,7 @@ class Constants:
     caption_us: float
 
 
-GPU = Constants(
+GPU = RooflineConstants(
     {"fp32": 0.5, "fp16": 0.1, "int8": 0.05}, launch_cycles=4200, launch_us=0, runtime_us=50, caption_us=600
 )
 """Measured on one H200 with TensorRT 8.6.0 and CUDA graphs (tests/t2v_edge/device/test_roofline.py has the figures): an
@@ -57,7 +57,7 @@ half that share: INT8 was no faster than float16 at batch 1. In float32, on ordi
 Python cost 20 to 60 us on that host, a caption 0.44 to 0.77 ms besides its stages on two, and both cost more on a
 board's cores. A smaller GPU is easier to fill, so its arithmetic is cautious."""
 
-CPU = Constants({"fp32": 0.6, "int8": 0.6}, launch_cycles=0, launch_us=12, runtime_us=150, caption_us=1000)
+CPU = RooflineConstants({"fp32": 0.6, "int8": 0.6}, launch_cycles=0, launch_us=12, runtime_us=150, caption_us=1000)
 """Measured on two AVX2 cores (benchmarks/results/peers.json): ONNX Runtime and OpenVINO attain a half to three
 quarters of the machine's best matrix product in the larger renderer, and the motion step, 33 kernels' worth of little
 arithmetic, takes 0.45 to 0.75 ms; a base frame takes 0.1 to 0.2 ms more than its stages, the first of a caption 1.1 to
@@ -120,7 +120,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Check:
+class RooflineCheck:
     """One stage of one variant, estimated and measured; `ratio` is estimate over measurement."""
 
     variant: str
@@ -218,7 +218,7 @@ def check_against(
     profile: DeviceProfile,
     graphs: Mapping[str, Mapping[str, GraphEntry]],
     measured_ms: Mapping[str, Mapping[str, float]],
-) -> tuple[Check, ...]:
+) -> tuple[RooflineCheck, ...]:
     """Estimates beside measured medians, both by variant and stage. `graphs` is a manifest's `variants`.
 
     What was measured and cannot be estimated raises `ValueError`, so that no check passes by checking nothing.
@@ -230,7 +230,7 @@ def check_against(
             found = None if entry is None else estimate_stage(profile, stage, entry)
             if found is None:
                 raise ValueError(f"{variant}/{stage} was measured and has no estimate on {profile.name}")
-            checks.append(Check(variant, stage, found.ms, median_ms))
+            checks.append(RooflineCheck(variant, stage, found.ms, median_ms))
     return tuple(checks)
 
 
@@ -239,7 +239,7 @@ def rate_of(precision: str) -> str:
     return "int8" if precision.startswith("int8") else precision
 
 
-def _constants(profile: DeviceProfile) -> Constants:
+def _constants(profile: DeviceProfile) -> RooflineConstants:
     return CPU if profile.kind == "cpu" else GPU
 
 

@@ -49,7 +49,7 @@ _DPKG = re.compile(r"nvidia-jetpack|nvidia-l4t-core|libnvinfer\d+|python3-libnvi
 
 
 @dataclass(frozen=True)
-class Module:
+class PythonModule:
     """A Python module that can be imported: its version, None where it does not say, and the folder it lies in."""
 
     version: Optional[str]
@@ -76,8 +76,8 @@ class PythonFacts:
     venv: bool = False
     system_site: bool = True
     packages: Mapping[str, str] = field(default_factory=dict)
-    tensorrt: Optional[Module] = None
-    tensorrt_rtx: Optional[Module] = None
+    tensorrt: Optional[PythonModule] = None
+    tensorrt_rtx: Optional[PythonModule] = None
 
     @property
     def text(self) -> str:
@@ -103,7 +103,7 @@ class PythonFacts:
 
 
 @dataclass(frozen=True)
-class PowerMode:
+class NvpModelMode:
     """A mode of nvpmodel."""
 
     id: int
@@ -125,8 +125,8 @@ class System:
     jetpack: Optional[str] = None
     board: Optional[str] = None
     compatible: tuple[str, ...] = ()
-    power_modes: tuple[PowerMode, ...] = ()
-    power_mode: Optional[PowerMode] = None
+    power_modes: tuple[NvpModelMode, ...] = ()
+    power_mode: Optional[NvpModelMode] = None
     cuda: Optional[str] = None
     tensorrt: Optional[str] = None
     tensorrt_bindings: Optional[str] = None
@@ -263,11 +263,13 @@ def _cuda(text: str, packages: Mapping[str, str]) -> Optional[str]:
     return ".".join(map(str, found[-1])) if found else None
 
 
-def _power_modes(text: str) -> tuple[tuple[PowerMode, ...], Optional[int]]:
+def _power_modes(text: str) -> tuple[tuple[NvpModelMode, ...], Optional[int]]:
     """The modes of nvpmodel.conf and the number of the one it starts with."""
     modes = re.findall(r"^\s*<\s*POWER_MODEL\s+ID=(\d{1,4})\s+NAME=([\w.-]{1,64})\s*>", text, re.MULTILINE)
     default = _first(r"^\s*<\s*PM_CONFIG\s+DEFAULT=(\d{1,4})\s*>", text)
-    return tuple(PowerMode(int(number), name) for number, name in modes[:MAX_GPUS]), int(default) if default else None
+    return tuple(NvpModelMode(int(number), name) for number, name in modes[:MAX_GPUS]), int(
+        default
+    ) if default else None
 
 
 def _gpus(folder: Path) -> Iterator[str]:
@@ -303,7 +305,7 @@ def _package(name: str) -> Optional[str]:
         return None
 
 
-def _module(engine: str) -> Optional[Module]:
+def _module(engine: str) -> Optional[PythonModule]:
     """The module that holds an engine, found without importing it."""
     for name in MODULES[engine]:
         try:
@@ -312,5 +314,5 @@ def _module(engine: str) -> Optional[Module]:
             continue
         if spec is not None and spec.origin:
             said = _first(r'^__version__\s*=\s*[\'"]([\w.+-]+)', _read(Path(spec.origin)))
-            return Module(said or _package(engine) or _package(name), str(Path(spec.origin).parent))
+            return PythonModule(said or _package(engine) or _package(name), str(Path(spec.origin).parent))
     return None

@@ -22,7 +22,15 @@ from t2v_edge.doctor.checks import (
     guess_profile,
     usable_engines,
 )
-from t2v_edge.doctor.trial import Door, Trial, check_tokenizer, graphs_to_try, installed_engines, judge, try_engines
+from t2v_edge.doctor.trial import (
+    EngineOpener,
+    Trial,
+    check_tokenizer,
+    graphs_to_try,
+    installed_engines,
+    judge,
+    try_engines,
+)
 from t2v_edge.engine.registry import BUILT
 from t2v_edge.errors import BundleError
 
@@ -77,7 +85,7 @@ def diagnose(
     system: System,
     bundle: Union[str, os.PathLike[str], None] = None,
     profile: Optional[DeviceProfile] = None,
-    engines: Optional[Mapping[str, Door]] = None,
+    engines: Optional[Mapping[str, EngineOpener]] = None,
     advance: Advance = lambda done, total: None,
 ) -> Diagnosis:
     """Examine a machine; with `bundle`, a path, verify it and run its golden vectors on `engines`.
@@ -105,13 +113,15 @@ def diagnose(
     return Diagnosis(system, tuple(findings), usable_engines(system), name, trials)
 
 
-def _engines_of(system: System) -> dict[str, Door]:
+def _engines_of(system: System) -> dict[str, EngineOpener]:
     """Those installed here; TensorRT, whose library may be there without a GPU, only where it can work."""
     usable = usable_engines(system)
     return {name: door for name, door in installed_engines().items() if name in usable or name not in BUILT}
 
 
-def _run(bundle: Bundle, engines: Mapping[str, Door], advance: Advance) -> tuple[list[Finding], tuple[Trial, ...]]:
+def _run(
+    bundle: Bundle, engines: Mapping[str, EngineOpener], advance: Advance
+) -> tuple[list[Finding], tuple[Trial, ...]]:
     golden = Golden.read(bundle)
     if golden is None:
         return [

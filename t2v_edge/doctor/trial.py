@@ -22,7 +22,7 @@ def _manifest_default(bundle: Bundle) -> Mapping[str, str]:
 
 
 @dataclass(frozen=True)
-class Door:
+class EngineOpener:
     """How an engine is come by. `open`: of (bundle, variant, stage), raising `EngineError` where it cannot be had.
     `plays`: stage -> the variant that this engine would play of a bundle, stages that it would not play left out.
     """
@@ -57,7 +57,7 @@ class Trial:
         return {**vars(self), "difference": difference, "tolerance": tolerance, "right": self.right}
 
 
-def installed_engines() -> dict[str, Door]:
+def installed_engines() -> dict[str, EngineOpener]:
     """Every engine whose library is installed, the preferred first, and how it is opened.
 
     Of those that are built for a machine only what `t2v-edge build` has left in the cache is opened: a doctor builds
@@ -65,8 +65,8 @@ def installed_engines() -> dict[str, Door]:
     """
     built = [name for name in BUILT if is_installed(name)]
     return {
-        **{name: Door(partial(_open_graph, name)) for name in available_engines()},
-        **{name: Door(partial(_open_kept, name), partial(_planned, name)) for name in built},
+        **{name: EngineOpener(partial(_open_graph, name)) for name in available_engines()},
+        **{name: EngineOpener(partial(_open_kept, name), partial(_planned, name)) for name in built},
     }
 
 
@@ -94,7 +94,7 @@ def _planned(name: str, bundle: Bundle) -> Mapping[str, str]:
     return {stage: variant for stage, (engine, variant) in chosen.items() if engine == name}
 
 
-def graphs_to_try(bundle: Bundle, engines: Mapping[str, Door]) -> tuple[tuple[str, str, str], ...]:
+def graphs_to_try(bundle: Bundle, engines: Mapping[str, EngineOpener]) -> tuple[tuple[str, str, str], ...]:
     """(engine, variant, stage) of every graph that an engine is made for; TensorRT takes no unsigned INT8."""
     return tuple(
         (engine, variant, stage)
@@ -106,7 +106,10 @@ def graphs_to_try(bundle: Bundle, engines: Mapping[str, Door]) -> tuple[tuple[st
 
 
 def try_engines(
-    bundle: Bundle, golden: Golden, engines: Mapping[str, Door], advance: Callable[[int], object] = lambda done: None
+    bundle: Bundle,
+    golden: Golden,
+    engines: Mapping[str, EngineOpener],
+    advance: Callable[[int], object] = lambda done: None,
 ) -> tuple[Trial, ...]:
     """Run the golden vectors on each of `graphs_to_try`; `advance` is told after each how many are done.
 

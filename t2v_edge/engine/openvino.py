@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from t2v_edge.engine.base import EngineOptions, check_feeds
-from t2v_edge.engine.turns import Turns
+from t2v_edge.engine.turns import BorrowPool
 from t2v_edge.errors import EngineError
 from t2v_edge.spec import Arrays, StageSpec, TensorSpec
 
@@ -89,7 +89,7 @@ class OpenVinoEngine:
         self._check("takes", compiled.inputs, spec.inputs)
         self._check("gives", compiled.outputs, spec.outputs)
         self.beside = beside
-        self._turns: Turns[Any] = Turns(request, crowd)
+        self._turns: BorrowPool[Any] = BorrowPool(request, crowd)
 
     def _check(self, verb: str, ports: Iterable[Any], wanted: tuple[TensorSpec, ...]) -> None:
         # An OpenVINO tensor carries every name that ONNX gave it on its way through nodes that do nothing.

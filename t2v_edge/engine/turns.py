@@ -11,7 +11,7 @@ from typing import Generic, Optional, TypeVar
 T = TypeVar("T")
 
 
-class _Turn(Generic[T]):
+class _Waiter(Generic[T]):
     """One thread's wait; `thing` is None where there will be none."""
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class _Turn(Generic[T]):
         self.thing: Optional[T] = None
 
 
-class Turns(Generic[T]):
+class BorrowPool(Generic[T]):
     """Things that threads borrow. alone: for who comes while nobody has one; crowd: for those who come beside others.
 
     Nobody overtakes: a plain lock may be taken again by the thread that has just let go of it, and a stream that is
@@ -32,13 +32,13 @@ class Turns(Generic[T]):
         self._alone = alone
         self._crowd = list(crowd)
         self._in_use = 0
-        self._waiting: deque[_Turn[T]] = deque()
+        self._waiting: deque[_Waiter[T]] = deque()
         self._closed = False
 
     @contextmanager
     def take(self) -> Iterator[Optional[T]]:
         """Borrow one; waits for it. None once they are closed."""
-        turn: _Turn[T] = _Turn()
+        turn: _Waiter[T] = _Waiter()
         with self._lock:
             if self._closed:
                 turn.come.set()
@@ -51,7 +51,7 @@ class Turns(Generic[T]):
         finally:  # of an interrupted wait as well
             self._leave(turn)
 
-    def _leave(self, turn: _Turn[T]) -> None:
+    def _leave(self, turn: _Waiter[T]) -> None:
         """Give back what was borrowed, or wait no more."""
         with self._lock:
             if turn in self._waiting:

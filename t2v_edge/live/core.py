@@ -12,11 +12,11 @@ from statistics import median
 from typing import TYPE_CHECKING, Optional, Union
 
 from t2v_edge.frame import Frame
-from t2v_edge.live.maker import Order
+from t2v_edge.live.maker import FrameRequest
 from t2v_edge.live.options import BLOCK, LATEST, LiveOptions
-from t2v_edge.live.pacer import Lead, Pacer, Slot
-from t2v_edge.live.quality import Quality, Window
-from t2v_edge.live.stats import OVERTAKEN, SKIPPED, STALE, UNWATCHED, Ledger
+from t2v_edge.live.pacer import FrameSlot, LeadTime, Pacer
+from t2v_edge.live.quality import Quality, QualityWindow
+from t2v_edge.live.stats import OVERTAKEN, SKIPPED, STALE, UNWATCHED, FrameCounts
 
 if TYPE_CHECKING:
     from t2v_edge.pipeline import Condition
@@ -41,13 +41,13 @@ class LiveCore:
         self.options = options
         self.pacer = Pacer(fps, options.bound_s)
         self.quality = Quality(fps)
-        self.ledger = Ledger()
+        self.ledger = FrameCounts()
         self.queue: deque[Frame] = deque()
         self.generation = -1
         self.condition: Optional[Condition] = None
         self._rows = min(rows, options.ahead + 1)
         self._full = options.queue + options.ahead
-        self._lead = Lead()
+        self._lead = LeadTime()
         self._seed = options.seed
         self._to_aim = self._to_restart = self._was_full = False
         self._paused = self._unwatched = False
@@ -119,7 +119,7 @@ class LiveCore:
 
     # The render thread's side.
 
-    def plan(self, now_s: float) -> Union[Order, Pending]:
+    def plan(self, now_s: float) -> Union[FrameRequest, Pending]:
         """What to begin making now."""
         idle_s = self._idle_s()
         if self.pacer.running and idle_s is not None and now_s >= idle_s:
@@ -136,9 +136,9 @@ class LiveCore:
         begin_s = slot.due_s - self._lead.lead_s(float(stride * self.pacer.period), self.options.ahead)
         return Pending(begin_s) if now_s < begin_s else self._order(slot, stride, self.condition)
 
-    def _order(self, slot: Slot, stride: int, condition: Condition) -> Order:
+    def _order(self, slot: FrameSlot, stride: int, condition: Condition) -> FrameRequest:
         aims = self._to_aim or self._to_restart
-        order = Order(
+        order = FrameRequest(
             tuple(slot.index + stride * i for i in range(self._rows)),
             stride,
             slot.skipped,
@@ -152,7 +152,7 @@ class LiveCore:
         self._to_aim = self._to_restart = self._was_full = False
         return order
 
-    def deliver(self, order: Order, frames: list[Frame], took_s: float, now_s: float) -> None:
+    def deliver(self, order: FrameRequest, frames: list[Frame], took_s: float, now_s: float) -> None:
         """Frames are made. Those of an old generation are dropped, and made anew while there is time."""
         self.ledger.rendered += len(frames)
         self._lead.observe(took_s)
@@ -174,7 +174,7 @@ class LiveCore:
         while len(self.queue) > self._full + self._rows - 1:  # of a group, only the first is needed by now
             self._drop_oldest()
 
-    def _judge(self, order: Order, took_s: float, now_s: float) -> None:
+    def _judge(self, order: FrameRequest, took_s: float, now_s: float) -> None:
         """Count frames that are late, and decide about quality now and then."""
         half_s = float(order.stride * self.pacer.period) / 2
         late = sum(now_s - self.pacer.due(index) > half_s for index in order.indices)
@@ -184,7 +184,7 @@ class LiveCore:
         self._missed += 0 if order.excused else late + order.skipped
         if now_s - self._window_s >= WINDOW_S and self._frames >= WINDOW_FRAMES:
             if self.options.adaptive:
-                self.quality.observe(Window(self._frames, self._missed, median(self._costs_s)))
+                self.quality.observe(QualityWindow(self._frames, self._missed, median(self._costs_s)))
             self._new_window(now_s)
 
     # Parts of all of them.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Optional
 
 from t2v_edge.frame import Frame
 from t2v_edge.live.options import LiveOptions
-from t2v_edge.live.pacer import Course
+from t2v_edge.live.pacer import MotionTimeline
 from t2v_edge.play.clock import Clock
 from t2v_edge.play.rollout import Rollout, RolloutOptions
 from t2v_edge.util.timing import Stopwatch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Order:
+class FrameRequest:
     """Frames to be made at once. indices: their numbers, `stride` apart; skipped: frames missed before them.
 
     generation, caption: what they carry. condition: to blend to, where it is another than before. seed: to begin a new
@@ -50,7 +50,7 @@ class Maker:
         self._pipeline, self._watch, self._clock = pipeline, watch, clock
         self._options = RolloutOptions(options.seed, options.size, options.smoothing, options.blend_steps)
         self._rollout = Rollout(pipeline, self._options, watch)
-        self._course = Course(clock.base_fps / clock.fps)
+        self._course = MotionTimeline(clock.base_fps / clock.fps)
         self._position = Fraction(0)
         self.size, self.rows = self._rollout.size, self._rollout.rows
 
@@ -59,7 +59,7 @@ class Maker:
         """Base steps run since the start or the last new seed."""
         return self._rollout.steps
 
-    def make(self, order: Order) -> list[Frame]:
+    def make(self, order: FrameRequest) -> list[Frame]:
         """The frames of an order. Raises `EngineError`."""
         if order.seed is not None:
             self._rollout.close()
@@ -81,7 +81,7 @@ class Maker:
     def close(self) -> None:
         self._rollout.close()
 
-    def _steer(self, order: Order) -> None:
+    def _steer(self, order: FrameRequest) -> None:
         """Begin the motion's course anew where it must not follow the numbers of frames."""
         first, steps = order.indices[0], self._rollout.steps
         if steps == 0:

@@ -25,7 +25,7 @@ TICKS = 1 << 40
 
 
 @dataclass(frozen=True)
-class Slot:
+class FrameSlot:
     """The frame to make next. index: its number. due_s: when it is to be shown, on the clock.
 
     skipped: frames between the one before and this that were missed. anew: whether the schedule is taken up anew here,
@@ -94,7 +94,7 @@ class Pacer:
         rounded = ticks / TICKS
         return rounded if rounded * TICKS >= ticks else math.nextafter(rounded, math.inf)
 
-    def plan(self, now_s: float, stride: int = 1) -> Slot:
+    def plan(self, now_s: float, stride: int = 1) -> FrameSlot:
         """The frame to make next, where every `stride`-th is wanted.
 
         That is the next one; where that one's time is over, the one whose time it is (less than a frame late); where
@@ -108,10 +108,10 @@ class Pacer:
             index = max(self.present(now_s), following)
             if self._due(index) < now:
                 index += 1
-            return Slot(index, self.due(index), (index - following) // stride, True)
+            return FrameSlot(index, self.due(index), (index - following) // stride, True)
         skipped = max((self.present(now_s) - following) // stride, 0)
         index = following + skipped * stride
-        return Slot(index, self.due(index), skipped, False)
+        return FrameSlot(index, self.due(index), skipped, False)
 
     def commit(self, index: int) -> None:
         """Frame `index` is made, or given up. Raises `ValueError` where numbers do not rise."""
@@ -130,7 +130,7 @@ class Pacer:
         return self._start - (-index * self._seconds // self._frames)
 
 
-class Course:
+class MotionTimeline:
     """Where the motion stands at a shown frame, in base steps: a line, begun anew where motion must not follow.
 
     `rate`: base steps from one frame number to the next. Positions only grow.
@@ -148,7 +148,7 @@ class Course:
         self._origin = (index, position)
 
 
-class Lead:
+class LeadTime:
     """How long before it is due a frame must be begun: the longest that one has taken of late, and a margin.
 
     A longer time is taken over at once, shorter ones bit by bit.

@@ -25,7 +25,7 @@ DOUBT = 2
 
 
 @dataclass(frozen=True)
-class Window:
+class QualityWindow:
     """What was seen since the last decision, a second or so. frames: made; missed: late or left out because of the
     device; cost_s: what making one took, the median, so that a single stall is none."""
 
@@ -60,7 +60,7 @@ class Quality:
         """Decisions, where no level has failed before; see the class."""
         return (PATIENCE + 1) * len(self.divisors) + DOUBT
 
-    def observe(self, window: Window) -> bool:
+    def observe(self, window: QualityWindow) -> bool:
         """Decide; whether the level is another now."""
         before = self.level
         if window.frames <= 0:
@@ -80,7 +80,7 @@ class Quality:
             self._calm = 0
         return self.level != before
 
-    def _go_down(self, window: Window) -> None:
+    def _go_down(self, window: QualityWindow) -> None:
         """To the first level where frames fit, one lower at the least."""
         self._calm = self._doubts = self._held_out = 0
         if self.level + 1 == len(self.divisors):
@@ -91,6 +91,6 @@ class Quality:
         while self.level + 1 < len(self.divisors) and self._share(window, self.level) > FITS:
             self.level += 1
 
-    def _share(self, window: Window, level: int) -> float:
+    def _share(self, window: QualityWindow, level: int) -> float:
         """Of the time between frames at a level, what making one takes."""
         return float(window.cost_s * self.fps / self.divisors[level])

@@ -75,7 +75,7 @@ class LiveCounts:
         return LiveCounts(self.rendered + before.rendered, dropped, self.late + before.late, self.queued, self.divisor)
 
 
-class Ledger:
+class FrameCounts:
     """Collects what `LiveStats` tells; whoever uses it holds the stream's lock."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Callable, Optional, Union
 from t2v_edge.errors import EngineError
 from t2v_edge.frame import Frame
 from t2v_edge.live.core import LiveCore, Pending
-from t2v_edge.live.maker import Maker, Order
+from t2v_edge.live.maker import FrameRequest, Maker
 from t2v_edge.live.options import BLOCK, LiveOptions, check_seed
 from t2v_edge.live.stats import LiveCounts, LiveStats
 from t2v_edge.live.waiting import SystemClock, WaitClock
@@ -257,12 +257,12 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
                 self._end()
             self._maker.close()
 
-    def _await_order(self) -> Optional[Order]:
+    def _await_order(self) -> Optional[FrameRequest]:
         """Wait until frames must be begun; None when the stream is closed."""
         with self._changed:
             while not self._closed:
                 found = self._core.plan(self._time.now())
-                if isinstance(found, Order):
+                if isinstance(found, FrameRequest):
                     return found
                 self._time.wait(self._changed, found.until_s)
         return None

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from t2v_edge.bundle.draws import Draws
-from t2v_edge.engine.tensorrt.cuda import ALIGNMENT, DeviceBuffer, Event, HostBuffer, Stream, find_gpu
-from t2v_edge.engine.tensorrt.engine import Replay, TensorRtEngine
+from t2v_edge.engine.tensorrt.cuda import ALIGNMENT, CudaEvent, CudaStream, DeviceBuffer, HostBuffer, find_gpu
+from t2v_edge.engine.tensorrt.engine import EngineReplay, TensorRtEngine
 from t2v_edge.errors import EngineError
 from t2v_edge.play.clock import Vector
 
@@ -30,7 +30,7 @@ FLOAT = 4
 UPLOADS = 4
 """Base steps whose condition and noise may wait for their copy at once."""
 
-_Closable = TypeVar("_Closable", DeviceBuffer, HostBuffer, Event, Replay)
+_Closable = TypeVar("_Closable", DeviceBuffer, HostBuffer, CudaEvent, EngineReplay)
 
 
 class ResidentPlayer:
@@ -96,7 +96,7 @@ class ResidentPlayer:
             addresses[state.output] = self._states[state.name][1 - parity].address
         return addresses
 
-    def _replay_of(self, parity: int, noises: Mapping[str, DeviceBuffer]) -> Replay:
+    def _replay_of(self, parity: int, noises: Mapping[str, DeviceBuffer]) -> EngineReplay:
         """A base step; then a one-pole low-pass, as `clock.Smoother`: the newest motion lies between the last one and
         the raw one."""
         # No part of a player refers to it: it is freed when dropped, and not by a collector, perhaps in mid-capture.
@@ -108,7 +108,7 @@ class ResidentPlayer:
             if raw is not None:
                 queue.mix.enqueue(queue.motion, newest.address, last.address, raw.address, gain.device_address, count)
 
-        return self._own(Replay(engine, self._addresses_of(parity, noises), work))
+        return self._own(EngineReplay(engine, self._addresses_of(parity, noises), work))
 
     def step(self, condition: Vector, noises: Mapping[str, Vector]) -> None:
         parity = self._steps % 2
@@ -155,10 +155,10 @@ class ResidentPlayer:
 
         Each is the mean of `runs` launched back to back. The stream's state is lost.
         """
-        start, end = self._own(Event(timed=True)), self._own(Event(timed=True))
+        start, end = self._own(CudaEvent(timed=True)), self._own(CudaEvent(timed=True))
         slot = self._slots[0]
 
-        def timed(stream: Stream, launch: Callable[[int], None]) -> float:
+        def timed(stream: CudaStream, launch: Callable[[int], None]) -> float:
             start.record(stream)
             for run in range(runs):
                 launch(run)
@@ -206,7 +206,7 @@ class _Upload:
         self._noises = {
             n.input: (noises[n.input].address, player._own(HostBuffer(n.shape, np.float32))) for n in at_steps
         }
-        self._done = player._own(Event())
+        self._done = player._own(CudaEvent())
         self._sent = False
 
     def send(self, address: int, condition: Vector, noises: Mapping[str, Vector]) -> None:
@@ -239,14 +239,14 @@ class _Slot:
         self._frame = self.pixels.device_address
         if not self._shared:
             self._frame = player._own(DeviceBuffer(self.pixels.nbytes)).address
-        self._mixed, self._rendered, self.done = (player._own(Event()) for _ in range(3))
+        self._mixed, self._rendered, self.done = (player._own(CudaEvent()) for _ in range(3))
         addresses = {
             "motion": self._starts[0],
             "condition": self._starts[1],
             "frame": self._frame,
             **{name: buffer.address for name, buffer in drawn.items()},
         }
-        self.replay = player._own(Replay(player._render, addresses))
+        self.replay = player._own(EngineReplay(player._render, addresses))
 
     def mix(self, row: int, newest: int) -> None:
         """Put the mixture of the two newest steps into a row."""

@@ -116,7 +116,7 @@ def process_gauges() -> dict[tuple[str, Labels], float]:
     }
 
 
-class Rate:
+class EventRate:
     """Events a second over the last `window_s` seconds."""
 
     def __init__(self, window_s: float = 5.0) -> None:

@@ -17,7 +17,7 @@ from t2v_edge.server.encode import check_format
 T = TypeVar("T")
 
 
-class Stream(Protocol):
+class PlayableStream(Protocol):
     """What a session plays: `t2v_edge.LiveStream`, or a test's own. Everything but iterating may take a while.
 
     Once `set_caption` or `reset` has returned a generation, no frame of an older one is given.
@@ -44,7 +44,7 @@ class Stream(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class SessionFrame:
     """A frame, its generation and its sequence in the session, and the format it is to be sent in."""
 
     frame: Frame
@@ -64,10 +64,10 @@ class Playback:
 
     def __init__(
         self,
-        open_stream: Callable[[Settings], Stream],
+        open_stream: Callable[[Settings], PlayableStream],
         callers: Executor,
         settings: Settings,
-        take: Callable[[Made], None],
+        take: Callable[[SessionFrame], None],
         wanted: asyncio.Event,
     ) -> None:
         self.settings = settings
@@ -81,7 +81,7 @@ class Playback:
         self._take = take
         self._wanted = wanted
         self._lock = asyncio.Lock()
-        self._stream: Optional[Stream] = None
+        self._stream: Optional[PlayableStream] = None
         self._pump: Optional[asyncio.Task[None]] = None
         self._caption: Optional[str] = None
         self._first = 0  # the session's generation of the stream's generation 0
@@ -109,7 +109,7 @@ class Playback:
         """Of all its streams up to now."""
         return self._past if self._stream is None else self._stream.counts.after(self._past)
 
-    def is_current(self, made: Made) -> bool:
+    def is_current(self, made: SessionFrame) -> bool:
         """Whether a frame may still be sent."""
         return not self.paused and made.generation >= self.generation
 
@@ -152,7 +152,7 @@ class Playback:
             self._past = replace(stream.counts.after(self._past), queued=0)
 
     @property
-    def _open_one(self) -> Stream:
+    def _open_one(self) -> PlayableStream:
         if self._stream is None:
             raise EngineError("the stream is closed; connect again")
         return self._stream
@@ -189,15 +189,15 @@ class Playback:
         self.generation = self._first + (shown or 0)
         self._start(stream)
 
-    def _start(self, stream: Stream) -> None:
+    def _start(self, stream: PlayableStream) -> None:
         self._stream = stream
         self._pump = asyncio.ensure_future(self._run(stream, self._first))
 
-    async def _run(self, stream: Stream, first: int) -> None:
+    async def _run(self, stream: PlayableStream, first: int) -> None:
         try:
             async for frame in stream:
                 self._take(
-                    Made(
+                    SessionFrame(
                         frame,
                         first + frame.generation,
                         self.made,

@@ -34,10 +34,10 @@ from t2v_edge.remote.protocol import (
 from t2v_edge.server.access import Access
 from t2v_edge.server.limits import Limits
 from t2v_edge.server.metrics import CONTENT_TYPE, Labels, Metrics, frame_gauges, process_gauges
-from t2v_edge.server.mjpeg.listener import MjpegDoor
+from t2v_edge.server.mjpeg.listener import MjpegListener
 from t2v_edge.server.pages import Pages, only_reading
-from t2v_edge.server.playback import Stream
-from t2v_edge.server.session import BYE, GONE, Session, Shop
+from t2v_edge.server.playback import PlayableStream
+from t2v_edge.server.session import BYE, GONE, Session, SharedServices
 from t2v_edge.server.sockets import keep_short
 
 PATH = "/live"
@@ -70,7 +70,7 @@ class LiveServer:
     """
 
     def __init__(
-        self, open_stream: Callable[[Settings], Stream], bundle: str, base_fps: Fraction, options: ServerOptions
+        self, open_stream: Callable[[Settings], PlayableStream], bundle: str, base_fps: Fraction, options: ServerOptions
     ) -> None:
         self.options = options
         self.metrics = Metrics()
@@ -85,13 +85,13 @@ class LiveServer:
         self._past, self._past_unsent = LiveCounts(), 0
         self._stopping = False
         self._server: Any = None
-        self._shop: Optional[Shop] = None
-        self.mjpeg = None if options.mjpeg_port is None else MjpegDoor(self, options.mjpeg_port)
+        self._shop: Optional[SharedServices] = None
+        self.mjpeg = None if options.mjpeg_port is None else MjpegListener(self, options.mjpeg_port)
 
     async def __aenter__(self) -> LiveServer:
         limits, access = self.options.limits, self.options.access
         workers = max(2, min(8, os.cpu_count() or 2))
-        self._shop = Shop(
+        self._shop = SharedServices(
             self._open, ThreadPoolExecutor(workers, "encode"), ThreadPoolExecutor(workers, "call"), limits, self.metrics
         )
         try:
@@ -240,7 +240,7 @@ class LiveServer:
                 gauges[key] = gauges.get(key, 0) + value
         return self.metrics.to_text({**gauges, **frame_gauges(counts, unsent), **process_gauges()})
 
-    def _open(self, settings: Settings) -> Stream:
+    def _open(self, settings: Settings) -> PlayableStream:
         stream = self._open_stream(settings)
         stream.tell_times(self.metrics.time)
         return stream

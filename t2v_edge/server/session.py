@@ -34,9 +34,9 @@ from t2v_edge.remote.protocol import (
 )
 from t2v_edge.server.encode import encode
 from t2v_edge.server.limits import Limits, RateLimit
-from t2v_edge.server.metrics import Metrics, Rate
+from t2v_edge.server.metrics import EventRate, Metrics
 from t2v_edge.server.outbox import Outbox
-from t2v_edge.server.playback import Made, Playback, Stream
+from t2v_edge.server.playback import PlayableStream, Playback, SessionFrame
 from t2v_edge.util.timing import Latency
 
 BYE, GONE = "bye", "gone"
@@ -51,14 +51,14 @@ SLOW_S = 1.0
 
 
 @dataclass(frozen=True)
-class Shop:
+class SharedServices:
     """What the sessions of a server share.
 
     open_stream: makes a stream of these settings, called in a worker thread. encoders: threads that encode frames.
     callers: threads that captions and controls run in.
     """
 
-    open_stream: Callable[[Settings], Stream]
+    open_stream: Callable[[Settings], PlayableStream]
     encoders: Executor
     callers: Executor
     limits: Limits
@@ -66,7 +66,7 @@ class Shop:
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _PendingCaption:
     """A caption that is to be shown."""
 
     text: str
@@ -81,13 +81,13 @@ class Session:
     name: for logs. fps: frames sent a second. depths: what waits in each stage.
     """
 
-    def __init__(self, socket: Any, name: str, shop: Shop, settings: Settings) -> None:
+    def __init__(self, socket: Any, name: str, shop: SharedServices, settings: Settings) -> None:
         self.name = name
         self._socket = socket
         self._shop = shop
         self._loop = asyncio.get_running_loop()
         self._start_s = self._loop.time()
-        self._outbox: Outbox[Made] = Outbox()
+        self._outbox: Outbox[SessionFrame] = Outbox()
         self._reads = asyncio.Event()
         self._reads.set()
         self._playback = Playback(shop.open_stream, shop.callers, settings, self._outbox.put_frame, self._reads)
@@ -95,11 +95,11 @@ class Session:
         self._merger = CaptionMerger()
         self._newest = (0, 0)
         self._poll: Optional[asyncio.TimerHandle] = None
-        self._wanted: Optional[_Wanted] = None
+        self._wanted: Optional[_PendingCaption] = None
         self._wanted_event = asyncio.Event()
         self._sent = 0
         self._captions = 0
-        self._fps = Rate()
+        self._fps = EventRate()
         self._awaited: deque[tuple[int, float]] = deque(maxlen=_AWAITED)
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
         self._end: asyncio.Future[ProtocolError] = self._loop.create_future()
@@ -198,7 +198,7 @@ class Session:
     def _want(self, text: Optional[str], now: float) -> None:
         """Show `text`, and look again when the merger says so."""
         if text:
-            self._wanted = _Wanted(text, *self._newest, now)
+            self._wanted = _PendingCaption(text, *self._newest, now)
             self._wanted_event.set()
         if self._poll is not None:
             self._poll.cancel()
@@ -223,7 +223,7 @@ class Session:
                     self._refuse(error)
                 await asyncio.sleep(begun_s + TAKE_S - self._loop.time())
 
-    async def _show(self, wanted: _Wanted) -> None:
+    async def _show(self, wanted: _PendingCaption) -> None:
         before = self._playback.generation
         generation = await self._playback.show(wanted.text)
         if generation > before or not (self._awaited or self._latencies):
@@ -240,7 +240,7 @@ class Session:
             elif self._playback.is_current(item):
                 await self._send_frame(item)
 
-    async def _send_frame(self, made: Made) -> None:
+    async def _send_frame(self, made: SessionFrame) -> None:
         metrics, frame = self._shop.metrics, made.frame
         start = time.perf_counter()
         payload = await self._loop.run_in_executor(self._shop.encoders, encode, frame.pixels, made.format, made.quality)

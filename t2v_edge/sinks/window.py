@@ -18,7 +18,7 @@ MAX_LAG_S = 0.25
 _QUIT = (ord("q"), 27)
 
 
-class Pacer:
+class WindowPacer:
     """Says how long to wait for a frame. Times are absolute, so errors do not add up; a stall re-anchors them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -38,7 +38,7 @@ class WindowSink:
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._size = size
-        self._pacer = Pacer()
+        self._pacer = WindowPacer()
         try:
             cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE)
         except cv2.error as error:

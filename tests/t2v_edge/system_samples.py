@@ -5,23 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from t2v_edge.device.system import Module, PythonFacts, System
+from t2v_edge.device.system import PythonFacts, PythonModule, System
 
 ROOT = Path(__file__).parent / "systems"
 CPU = {"t2v-edge": "0.1.0", "numpy": "1.26.4", "tokenizers": "0.21.0", "onnxruntime": "1.23.2"}
 
 
-def dist_packages(version: str, python: str) -> Module:
+def dist_packages(version: str, python: str) -> PythonModule:
     """TensorRT's module as the distribution's package brings it."""
-    return Module(version, f"/usr/lib/python{python}/dist-packages/tensorrt")
+    return PythonModule(version, f"/usr/lib/python{python}/dist-packages/tensorrt")
 
 
-def in_venv(version: str, python: str) -> Module:
+def in_venv(version: str, python: str) -> PythonModule:
     """TensorRT's module as pip brings it."""
-    return Module(version, f"/home/user/t2v/lib/python{python}/site-packages/tensorrt")
+    return PythonModule(version, f"/home/user/t2v/lib/python{python}/site-packages/tensorrt")
 
 
-def jetson(version: tuple[int, int, int], cuda_python: str, tensorrt: Module) -> PythonFacts:
+def jetson(version: tuple[int, int, int], cuda_python: str, tensorrt: PythonModule) -> PythonFacts:
     packages = {**CPU, "cuda-python": cuda_python, "cuda-bindings": cuda_python}
     return PythonFacts(version, "aarch64", "/home/user/t2v", True, True, packages, tensorrt)
 
@@ -40,7 +40,7 @@ PYTHONS = {
         True,
         False,
         {**CPU, "cuda-bindings": "13.0.3"},
-        tensorrt_rtx=Module("1.7.1", "/home/user/t2v/lib/python3.12/site-packages/tensorrt_rtx"),
+        tensorrt_rtx=PythonModule("1.7.1", "/home/user/t2v/lib/python3.12/site-packages/tensorrt_rtx"),
     ),
     "cpu-x86": PythonFacts((3, 11, 2), "x86_64", "/home/user/t2v", True, False, CPU),
 }

@@ -16,7 +16,7 @@ from t2v_export.checkpoint.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
-class Cost:
+class CheckpointCost:
     """Multiply-accumulates of one run and parameters, by stage; `fps` base frames a second."""
 
     macs: Mapping[str, int]
@@ -34,11 +34,11 @@ class Cost:
         return sum(self.parameters.values())
 
 
-def checkpoint_cost(checkpoint: Checkpoint) -> Cost:
+def checkpoint_cost(checkpoint: Checkpoint) -> CheckpointCost:
     """Count all three stages of a checkpoint."""
     macs = {stage: count_macs(module, _spec(module)) for stage, module in checkpoint.modules.items()}
     parameters = {stage: count_parameters(module) for stage, module in checkpoint.modules.items()}
-    return Cost(macs, parameters, checkpoint.config.fps)
+    return CheckpointCost(macs, parameters, checkpoint.config.fps)
 
 
 def count_macs(module: nn.Module, spec: StageSpec) -> int:

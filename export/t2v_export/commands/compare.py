@@ -15,7 +15,7 @@ from t2v_edge.errors import BundleError, UsageError
 from t2v_edge.util.files import atomic_folder
 from t2v_export.compare.comparison import CompareOptions, compare_bundle
 from t2v_export.compare.page.page import make_page
-from t2v_export.compare.report import FORMAT, Budget, make_report, sentence_of, to_bytes, to_text
+from t2v_export.compare.report import FORMAT, CompareBudget, make_report, sentence_of, to_bytes, to_text
 from t2v_export.errors import AccuracyError
 from t2v_export.evaluate.caption_set import HELD_OUT, SlottedCaption, read_slotted
 from t2v_export.exporter.captions import DEFAULT_CAPTIONS
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     target = args.output or Path.cwd() / f"{args.bundle.resolve().name.removesuffix('.zip')}-compare"
     check_target(target)
     options = options_of(args)
-    budget = Budget(args.max_drop, args.min_psnr)
+    budget = CompareBudget(args.max_drop, args.min_psnr)
     if budget.max_drop is not None and not (options.evaluator and any(c.slots for c in options.captions)):
         raise UsageError(
             "--max-drop asks for accuracy, which needs an evaluator and captions with slots: give "

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from t2v_export.compare.measures.temporal import MIN_SIDE, Flow, FlowMeter, TemporalSums
 from t2v_export.evaluate import play
 from t2v_export.evaluate.fidelity import Frame, luminance, psnr, ssim
-from t2v_export.evaluate.tasks import Pair, Setting, Studio
+from t2v_export.evaluate.tasks import Pair, TaskSettings, WorkerEngines
 
 WHOLE, ALONE = "whole_stream", "render_alone"
 AMPLIFIED = 8
@@ -58,7 +58,7 @@ class Clip:
     pictures: Mapping[tuple[str, str], bytes]
 
 
-def play_clip(studio: Studio, task: ClipTask) -> Clip:
+def play_clip(studio: WorkerEngines, task: ClipTask) -> Clip:
     """Play one caption for the setting's seconds.
 
     Whole stream: each lane's own text, motion and frames. Render alone: a candidate's renderer draws the baseline's
@@ -78,7 +78,7 @@ def play_clip(studio: Studio, task: ClipTask) -> Clip:
 class _Film:
     """A clip in progress. A sequence is (bundle, render variant, take): lanes that share one share its frames."""
 
-    def __init__(self, studio: Studio, caption: int) -> None:
+    def __init__(self, studio: WorkerEngines, caption: int) -> None:
         setting = studio.setting
         self._setting, self._studio = setting, studio
         self._takes: dict[str, play.Take] = {}
@@ -156,7 +156,7 @@ class _Film:
                 self.pictures[pair.candidate, pair.baseline] = _jpeg(difference)
 
 
-def steps_of(setting: Setting, fps: int) -> int:
+def steps_of(setting: TaskSettings, fps: int) -> int:
     """Base steps, and so frames, of a clip."""
     return max(2, round(setting.seconds * fps))
 

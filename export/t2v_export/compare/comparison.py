@@ -24,7 +24,7 @@ from t2v_export.evaluate.caption_set import SlottedCaption
 from t2v_export.evaluate.evaluator import EvaluatorSpec, read_spec
 from t2v_export.evaluate.lanes import AGAINST, DEFAULT, EXACT, Comparable, lane_called, lanes_of
 from t2v_export.evaluate.readings import named_values
-from t2v_export.evaluate.tasks import Pair, Setting, spaced
+from t2v_export.evaluate.tasks import Pair, TaskSettings, spaced
 from t2v_export.evaluate.workers import Work, perform
 
 
@@ -74,11 +74,11 @@ class Comparison:
     """
 
     options: CompareOptions
-    setting: Setting
+    setting: TaskSettings
     default: str
     judged: str
     evaluator: EvaluatorSpec | None
-    readings: tuple[dict[str, tasks.Reading], ...]
+    readings: tuple[dict[str, tasks.VideoReading], ...]
     clips: tuple[clips.Clip, ...]
     drifts: tuple[drift.Drift, ...]
     costs: dict[str, dict[str, Any]]
@@ -102,7 +102,7 @@ def compare_bundle(path: Path, options: CompareOptions) -> Comparison:
                 pairs += [Pair(lane.name, AGAINST, can) for lane in lanes if lane.name in (EXACT, default, judged)]
                 lanes = (*lanes, replace(exact, name=AGAINST))
         texts = tuple(caption.text for caption in options.captions)
-        setting = Setting(
+        setting = TaskSettings(
             lanes,
             tuple(pairs),
             texts,
@@ -134,7 +134,7 @@ def opened(options: CompareOptions) -> Iterator[Bundle | None]:
 
 
 def _measure(
-    options: CompareOptions, setting: Setting, default: str, judged: str, evaluator: EvaluatorSpec | None
+    options: CompareOptions, setting: TaskSettings, default: str, judged: str, evaluator: EvaluatorSpec | None
 ) -> Comparison:
     work, weights = _plan(options, setting, evaluator)
     done: list[Any] = []
@@ -147,7 +147,7 @@ def _measure(
         disable=None if options.progress else True,
         leave=False,
     ) as bar:
-        with tasks.Studio(setting) as studio:
+        with tasks.WorkerEngines(setting) as studio:
             for result, weight in zip(perform(studio, work, options.processes), weights):
                 done.append(result)
                 bar.update(weight)
@@ -185,7 +185,7 @@ def _measure(
 
 
 def _plan(
-    options: CompareOptions, setting: Setting, evaluator: EvaluatorSpec | None
+    options: CompareOptions, setting: TaskSettings, evaluator: EvaluatorSpec | None
 ) -> tuple[list[tuple[Work, Any]], list[int]]:
     """The tasks, and about how many frames each costs."""
     count, lanes = len(setting.captions), len(setting.lanes)

@@ -31,7 +31,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Budget:
+class CompareBudget:
     """What is demanded of the lane that is judged. max_drop: of all-attributes accuracy, percentage points. min_psnr:
     mean PSNR in dB of frames rendered alone.
     """
@@ -40,7 +40,7 @@ class Budget:
     min_psnr: float | None = None
 
 
-def make_report(measured: Comparison, budget: Budget) -> Json:
+def make_report(measured: Comparison, budget: CompareBudget) -> Json:
     """Put what was measured into one JSON object; raises `UsageError` where the budget asks for what was not measured.
 
     Numbers have six significant digits.
@@ -275,7 +275,7 @@ def pair_of(report: Mapping[str, Any], candidate: str, baseline: str) -> Json | 
     return next((p for p in report["pairs"] if (p["candidate"], p["baseline"]) == (candidate, baseline)), None)
 
 
-def judge(report: Mapping[str, Any], budget: Budget, lane: str) -> Json:
+def judge(report: Mapping[str, Any], budget: CompareBudget, lane: str) -> Json:
     """Whether the budget is kept by `lane`: each demand with what was found.
 
     The drop is against the --against model where there is one, else against FP32; PSNR against FP32.

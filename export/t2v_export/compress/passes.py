@@ -17,7 +17,7 @@ from t2v_edge.errors import CheckpointError, UsageError
 from t2v_edge.spec import STAGES
 from t2v_export.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_loaded, with_stages
 from t2v_export.checkpoint.weights import pack_weights, read_weights
-from t2v_export.compress.distill import LOSSES, Lessons, distill_stage
+from t2v_export.compress.distill import LOSSES, DistillOptions, distill_stage
 from t2v_export.compress.grid import round_checkpoint
 from t2v_export.compress.prune import prune_checkpoint
 from t2v_export.compress.rebuild import rebuild_checkpoint
@@ -168,7 +168,7 @@ def _distilled(
             return _taught(student.modules[stage], kept, stage)
         except (CheckpointError, RuntimeError, KeyError, ValueError):
             pass  # a damaged entry is made again
-    lessons = Lessons(teacher, student, one, captions, options.seed, options.device, options.progress)
+    lessons = DistillOptions(teacher, student, one, captions, options.seed, options.device, options.progress)
     module, log = distill_stage(lessons, stage, options.store.workplace(key))
     files = {f"{stage}.safetensors": pack_weights(module.state_dict()), LOG: json.dumps(log).encode()}
     options.store.save(key, files)

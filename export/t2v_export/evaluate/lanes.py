@@ -18,7 +18,7 @@ EXACT, DEFAULT, AGAINST = "fp32", "default", "against"
 
 
 @dataclass(frozen=True)
-class Lane:
+class VariantMix:
     """A bundle with a variant chosen for each stage. `filled`: stages that its variant lacks and FP32 stands in for."""
 
     name: str
@@ -27,7 +27,7 @@ class Lane:
     filled: tuple[str, ...] = ()
 
 
-def lanes_of(bundle: Bundle) -> tuple[tuple[Lane, ...], str]:
+def lanes_of(bundle: Bundle) -> tuple[tuple[VariantMix, ...], str]:
     """A bundle's lanes, FP32 first, and the name of the one that is its default mix.
 
     Every variant is a lane, FP32 where it lacks a stage, and so is the default mix, unless it is the same as that of
@@ -45,18 +45,18 @@ def lanes_of(bundle: Bundle) -> tuple[tuple[Lane, ...], str]:
                 f"{bundle.path} has a variant called {name!r}, which has another meaning in a comparison; "
                 "export it under another name"
             )
-    lanes = [Lane(EXACT, bundle.path, dict.fromkeys(STAGES, EXACT))]
+    lanes = [VariantMix(EXACT, bundle.path, dict.fromkeys(STAGES, EXACT))]
     for name, graphs in manifest.variants.items():
         if name != EXACT:
             filled = tuple(stage for stage in STAGES if stage not in graphs)
-            lanes.append(Lane(name, bundle.path, {s: EXACT if s in filled else name for s in STAGES}, filled))
+            lanes.append(VariantMix(name, bundle.path, {s: EXACT if s in filled else name for s in STAGES}, filled))
     for lane in lanes[1:]:
         if lane.variants == manifest.default:
             return tuple(lanes), lane.name
-    return (*lanes, Lane(DEFAULT, bundle.path, dict(manifest.default))), DEFAULT
+    return (*lanes, VariantMix(DEFAULT, bundle.path, dict(manifest.default))), DEFAULT
 
 
-def lane_called(name: str, lanes: Sequence[Lane], default: str) -> Lane:
+def lane_called(name: str, lanes: Sequence[VariantMix], default: str) -> VariantMix:
     """The lane of a bundle called `name`, ``default`` being its default mix; raises `UsageError` naming them all."""
     known = {lane.name: lane for lane in lanes if lane.name != AGAINST}
     known[DEFAULT] = known[default]
@@ -65,7 +65,7 @@ def lane_called(name: str, lanes: Sequence[Lane], default: str) -> Lane:
     return known[name]
 
 
-class Rack:
+class EnginePool:
     """Engines loaded on first use, each graph once, and pipelines made of them; a context manager.
 
     engine: a name of `registry.ENGINES`. threads: CPU threads of an operator, None for the engine's choice.
@@ -78,7 +78,7 @@ class Rack:
         self._engines: dict[tuple[Path, str, str], Engine] = {}
         self._pipelines: dict[str, Pipeline] = {}
 
-    def pipeline(self, lane: Lane) -> Pipeline:
+    def pipeline(self, lane: VariantMix) -> Pipeline:
         """The lane's pipeline; it belongs to the rack."""
         if lane.name not in self._pipelines:
             bundle = self._bundle(lane.bundle)
@@ -100,7 +100,7 @@ class Rack:
             self._engines[key] = self._stack.enter_context(open_engine(self._engine, graph, spec, self._options))
         return self._engines[key]
 
-    def __enter__(self) -> Rack:
+    def __enter__(self) -> EnginePool:
         return self
 
     def __exit__(self, *error: object) -> None:

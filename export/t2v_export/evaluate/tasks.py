@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from t2v_edge import Pipeline
 from t2v_export.evaluate import play
 from t2v_export.evaluate.evaluator import Evaluator
-from t2v_export.evaluate.lanes import Comparable, Lane, Rack
+from t2v_export.evaluate.lanes import Comparable, EnginePool, VariantMix
 
 WARM_UP_S = 1.0
 
@@ -28,13 +28,13 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Setting:
+class TaskSettings:
     """All that a worker needs: what to play, and how. Caption i is played with `seed` + i.
 
     `lanes`: the reference first. `pairs`: which are compared. `seconds`: of a clip. `drift_steps`: of a free run.
     """
 
-    lanes: tuple[Lane, ...]
+    lanes: tuple[VariantMix, ...]
     pairs: tuple[Pair, ...]
     captions: tuple[str, ...]
     seed: int
@@ -49,17 +49,17 @@ class Setting:
         return self.seed + len(self.captions)
 
 
-class Studio:
+class WorkerEngines:
     """Engines, one CPU thread each, opened on first use: a worker is sent the setting alone. A context manager."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: TaskSettings) -> None:
         self.setting = setting
-        self.rack = Rack(setting.engine, threads=1)
+        self.rack = EnginePool(setting.engine, threads=1)
 
-    def __reduce__(self) -> tuple[type[Studio], tuple[Setting]]:
-        return Studio, (self.setting,)
+    def __reduce__(self) -> tuple[type[WorkerEngines], tuple[TaskSettings]]:
+        return WorkerEngines, (self.setting,)
 
-    def __enter__(self) -> Studio:
+    def __enter__(self) -> WorkerEngines:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -80,14 +80,14 @@ class Studio:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class VideoReading:
     """What the evaluator read of one video: an index a slot, and its features (d,)."""
 
     values: Sequence[int]
     features: NDArray[np.float32]
 
 
-def read_caption(studio: Studio, index: int) -> dict[str, Reading]:
+def read_caption(studio: WorkerEngines, index: int) -> dict[str, VideoReading]:
     """Play a caption in every lane, and in the reference once more with another seed as ``""``, and read them."""
     setting, read = studio.setting, {}
     for name, pipeline in studio.pipelines.items():
@@ -96,10 +96,10 @@ def read_caption(studio: Studio, index: int) -> dict[str, Reading]:
     return {**read, "": _read(studio, reference, index, setting.other_seed + index)}
 
 
-def _read(studio: Studio, pipeline: Pipeline, index: int, seed: int) -> Reading:
+def _read(studio: WorkerEngines, pipeline: Pipeline, index: int, seed: int) -> VideoReading:
     positions = studio.evaluator.spec.positions(pipeline.manifest.video.fps, WARM_UP_S)
     played = play.take(pipeline, studio.script(index), seed, int(np.ceil(positions[-1])) + 1)
-    return Reading(*studio.evaluator.read([play.render_at(pipeline, played, at) for at in positions]))
+    return VideoReading(*studio.evaluator.read([play.render_at(pipeline, played, at) for at in positions]))
 
 
 def spaced(count: int, wanted: int) -> list[int]:

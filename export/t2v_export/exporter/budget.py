@@ -16,9 +16,9 @@ from t2v_edge.spec import STAGES
 from t2v_export.evaluate.accuracy import paired_differences
 from t2v_export.evaluate.caption_set import SlottedCaption
 from t2v_export.evaluate.evaluator import read_spec
-from t2v_export.evaluate.lanes import DEFAULT, EXACT, Lane
+from t2v_export.evaluate.lanes import DEFAULT, EXACT, VariantMix
 from t2v_export.evaluate.readings import Readings, named_values
-from t2v_export.evaluate.tasks import Setting, Studio, read_caption
+from t2v_export.evaluate.tasks import TaskSettings, WorkerEngines, read_caption
 from t2v_export.evaluate.workers import perform
 from t2v_export.verify.difference import ENGINE
 
@@ -43,7 +43,7 @@ class AccuracyBudget:
 
 
 @dataclass(frozen=True)
-class Kept:
+class BudgetResult:
     """The `default` variant of each stage that keeps the budget; `rounds`: what was measured, as JSON."""
 
     default: Mapping[str, str]
@@ -56,7 +56,7 @@ def keep_budget(
     order: Sequence[str],
     budget: AccuracyBudget,
     advance: Callable[[], object] = lambda: None,
-) -> Kept:
+) -> BudgetResult:
     """Change the `default` of a bundle that holds every variant, as little as keeps the budget.
 
     Where a mix loses too much, each of its stages that is not FP32 is tried in the next more exact variant, in the
@@ -80,7 +80,7 @@ def keep_budget(
         if kept:
             break
         mix, advance = tried[min(tried, key=lambda stage: lost[stage])], lambda: None
-    return Kept(mix, rounds)
+    return BudgetResult(mix, rounds)
 
 
 def _before(variants: Sequence[str], variant: str) -> str:
@@ -94,9 +94,9 @@ def _readings(
 ) -> dict[str, NDArray[np.int64]]:
     """What the evaluator read in each lane, (captions, slots)."""
     texts = tuple(caption.text for caption in budget.captions)
-    played = tuple(Lane(name, bundle, variants) for name, variants in lanes.items())
+    played = tuple(VariantMix(name, bundle, variants) for name, variants in lanes.items())
     found = []
-    with Studio(Setting(played, (), texts, 0, ENGINE, budget.evaluator, 0.0, 0)) as studio:
+    with WorkerEngines(TaskSettings(played, (), texts, 0, ENGINE, budget.evaluator, 0.0, 0)) as studio:
         for reading in perform(studio, [(read_caption, i) for i in range(len(texts))], PROCESSES):
             found.append(reading)
             advance()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from t2v_edge.device.profile import DeviceProfile
 from t2v_edge.spec import STAGES
-from t2v_export.verify.latency import Latencies, Latency
+from t2v_export.verify.latency import GraphLatency, Latencies
 
 SHIP = ("faster", "all", "chosen")
 """Graphs to write: those that measured faster than every more exact one; all that were made; the defaults alone."""
@@ -22,7 +22,7 @@ FRAME_STAGES = ("motion", "render")
 
 
 @dataclass(frozen=True)
-class Choice:
+class VariantChoice:
     """`default`: by stage the variant, and why. `lost`: by variant and stage, why a graph that was measured is no gain.
     `fp32` never loses: it is what the others are compared with.
     """
@@ -36,7 +36,7 @@ def choose(
     variants: Mapping[str, Collection[str]],
     latencies: Latencies,
     sizes: Mapping[str, Mapping[str, int]] | None = None,
-) -> Choice:
+) -> VariantChoice:
     """For each stage the default variant. `variants`: the stages that each has. `sizes`: bytes of the graphs whose size
     counts: one at most three quarters as large as a more exact one then needs to be no slower, and not faster.
 
@@ -65,16 +65,16 @@ def choose(
             default[stage] = ("fp32", why if stage == "motion" else "fp16 is not exported, INT8 not measured there")
         else:
             default[stage] = ("fp16", f"{profile.name} computes fp16; not measured on it")
-    return Choice(default, lost)
+    return VariantChoice(default, lost)
 
 
-def fastest(by_engine: Mapping[str, Latency]) -> tuple[str, float]:
+def fastest(by_engine: Mapping[str, GraphLatency]) -> tuple[str, float]:
     """The engine of the smallest median, and that, in milliseconds."""
     engine = min(by_engine, key=lambda name: by_engine[name].median_ms)
     return engine, by_engine[engine].median_ms
 
 
-def shipped(variants: Mapping[str, Collection[str]], choice: Choice, ship: str) -> dict[str, tuple[str, ...]]:
+def shipped(variants: Mapping[str, Collection[str]], choice: VariantChoice, ship: str) -> dict[str, tuple[str, ...]]:
     """The stages of each variant that go into the bundle; `ship` is one of `SHIP`."""
     kept = {}
     for variant, stages in variants.items():
@@ -85,7 +85,7 @@ def shipped(variants: Mapping[str, Collection[str]], choice: Choice, ship: str) 
 
 
 def _fastest(
-    measured: Mapping[str, Mapping[str, Latency]],
+    measured: Mapping[str, Mapping[str, GraphLatency]],
     bytes_of: Mapping[str, int],
     lost: dict[str, dict[str, str]],
     stage: str,
@@ -113,7 +113,7 @@ def _fastest(
     return (best, "measured here: " + ", ".join(shown))
 
 
-def _slower(by_engine: Mapping[str, Latency], than: Mapping[str, Latency]) -> str:
+def _slower(by_engine: Mapping[str, GraphLatency], than: Mapping[str, GraphLatency]) -> str:
     """Where a variant takes longer `than` a more exact one, by more than `MARGIN`, in words; empty where nowhere."""
     for engine in sorted(set(by_engine) & set(than)):
         mine, its = by_engine[engine].median_ms, than[engine].median_ms

@@ -10,22 +10,22 @@ from t2v_edge.bundle.manifest import GraphEntry, Manifest, TokenizerSpec, VideoS
 from t2v_edge.device.profile import DeviceProfile
 from t2v_edge.util.machine import machine, versions
 from t2v_export.checkpoint.checkpoint import Checkpoint
-from t2v_export.exporter.choose import Choice, shipped
-from t2v_export.exporter.passes import Made
+from t2v_export.exporter.choose import VariantChoice, shipped
+from t2v_export.exporter.passes import PassResults
 from t2v_export.exporter.work import TOOLS
 from t2v_export.graph.macs import graph_cost
 from t2v_export.graph.traffic import graph_traffic
 from t2v_export.verify.golden import golden_vectors, pack_npz
 from t2v_export.verify.latency import Latencies
-from t2v_export.verify.reference import STEPS, Rollout
+from t2v_export.verify.reference import STEPS, ReferenceRollout
 
 
 def make_manifest(
     checkpoint: Checkpoint,
     profile: DeviceProfile,
     tokens: TokenizerSpec,
-    made: Made,
-    choice: Choice,
+    made: PassResults,
+    choice: VariantChoice,
     taken: Mapping[str, Sequence[str]],
     recipe: str | None,
     seed: int,
@@ -55,7 +55,7 @@ def make_manifest(
 
 
 def other_files(
-    checkpoint: Checkpoint, rollouts: Sequence[Rollout], seed: int, report: Mapping[str, Any]
+    checkpoint: Checkpoint, rollouts: Sequence[ReferenceRollout], seed: int, report: Mapping[str, Any]
 ) -> dict[str, bytes]:
     """The files beside graphs and manifest, by name."""
     files = {
@@ -69,10 +69,10 @@ def other_files(
 def make_report(
     checkpoint: Checkpoint,
     profile: DeviceProfile,
-    made: Made,
+    made: PassResults,
     files: Mapping[str, bytes],
     latencies: Latencies,
-    choice: Choice,
+    choice: VariantChoice,
     ship: str,
     captions: int,
     seed: int,
@@ -111,7 +111,7 @@ def make_report(
     }
 
 
-def _entry(made: Made, variant: str, stage: str) -> GraphEntry:
+def _entry(made: PassResults, variant: str, stage: str) -> GraphEntry:
     graph = made.graphs[variant][stage]
     cost, traffic = graph_cost(graph), graph_traffic(graph)
     return GraphEntry(

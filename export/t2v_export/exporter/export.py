@@ -20,12 +20,12 @@ from t2v_export.checkpoint.tokenizer import caption_tokenizer, tokenizer_spec
 from t2v_export.compress.passes import PassOptions, compress
 from t2v_export.exporter.budget import AccuracyBudget, keep_budget
 from t2v_export.exporter.captions import DEFAULT_CAPTIONS
-from t2v_export.exporter.choose import SHIP, Choice, choose, shipped
+from t2v_export.exporter.choose import SHIP, VariantChoice, choose, shipped
 from t2v_export.exporter.describe import make_manifest, make_report, other_files
 from t2v_export.exporter.pack import pack_json
 from t2v_export.exporter.passes import GraphPasses
 from t2v_export.exporter.targets import check_engines, takes_half_int8
-from t2v_export.exporter.work import Advance, Files, Work
+from t2v_export.exporter.work import Advance, Files, PassRunner
 from t2v_export.graph.from_torch import OPSET
 from t2v_export.recipe import Recipe
 from t2v_export.store import PassStore
@@ -100,7 +100,7 @@ def export_checkpoint(
     upsampling = options.measure and profile.kind == "cpu"
     count = GraphPasses.count(half, quantize, options.measure, profile) + bool(options.accuracy)
     recipe = options.recipe.name if options.recipe else None
-    with Work(options.store, count, options.progress, checkpoint=checkpoint.sha256) as work:
+    with PassRunner(options.store, count, options.progress, checkpoint=checkpoint.sha256) as work:
         passes = GraphPasses(work, checkpoint, tokenizer, min(OPSET, profile.opset_cap), options.seed)
         passes.float_graphs()
         passes.references(options.captions, upsampling)
@@ -146,13 +146,13 @@ def export_checkpoint(
 
 
 def _within_budget(
-    work: Work,
+    work: PassRunner,
     manifest: Manifest,
     files: Mapping[str, bytes],
-    choice: Choice,
+    choice: VariantChoice,
     order: Sequence[str],
     budget: AccuracyBudget,
-) -> tuple[Choice, Sequence[Mapping[str, Any]]]:
+) -> tuple[VariantChoice, Sequence[Mapping[str, Any]]]:
     """The choice with more exact variants where the evaluator asks for them, and what it read."""
 
     def make(advance: Advance) -> Files:
@@ -180,4 +180,4 @@ def _within_budget(
         else (kept["default"][stage], f"{variant} would lose more than {budget.max_drop:g} points; {why}")
         for stage, (variant, why) in choice.default.items()
     }
-    return Choice(default, choice.lost), kept["rounds"]
+    return VariantChoice(default, choice.lost), kept["rounds"]

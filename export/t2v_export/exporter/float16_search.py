@@ -10,7 +10,7 @@ import onnx
 from t2v_edge.spec import StageSpec
 from t2v_export.precision.float16 import compute_half, layers, rounding_twin, store_half
 from t2v_export.verify.difference import StageDifference, compare_stage
-from t2v_export.verify.reference import Rollout
+from t2v_export.verify.reference import ReferenceRollout
 
 MAX_KEPT = 4
 """Layers that may stay in float32. A stage that needs more has no float16 variant worth having."""
@@ -25,7 +25,7 @@ checkpoint up to 1.8 times as much as the worst that was: other captions and see
 
 
 @dataclass(frozen=True)
-class Mixed:
+class Float16Result:
     """The float16 variant of a stage and its difference from torch.
 
     `kept`: names of the layers (nodes) that compute in float32, the most sensitive first; of the motion stage, which
@@ -37,7 +37,9 @@ class Mixed:
     kept: tuple[str, ...] = ()
 
 
-def make_half(model: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout], tolerance: float) -> Mixed:
+def make_half(
+    model: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[ReferenceRollout], tolerance: float
+) -> Float16Result:
     """The float16 variant of a float32 graph: all of it where that is within the tolerance, else mixed.
 
     Then as few layers are kept as bring it within `AIM` of the tolerance, on all rollouts. `MAX_KEPT` that only come
@@ -59,7 +61,7 @@ def make_half(model: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollou
     return _convert(model, spec, rollouts, kept)
 
 
-def rank_layers(model: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout]) -> tuple[str, ...]:
+def rank_layers(model: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[ReferenceRollout]) -> tuple[str, ...]:
     """The graph's layers by how far each, alone in float16, takes it from torch; the most sensitive first."""
     names = layers(model)
     apart = {}
@@ -69,9 +71,11 @@ def rank_layers(model: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Roll
     return tuple(sorted(names, key=lambda name: -apart[name]))
 
 
-def _convert(model: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout], kept: Sequence[str] = ()) -> Mixed:
+def _convert(
+    model: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[ReferenceRollout], kept: Sequence[str] = ()
+) -> Float16Result:
     graph = _halve(model, spec, kept)
-    return Mixed(graph, compare_stage(graph, spec, rollouts), tuple(kept))
+    return Float16Result(graph, compare_stage(graph, spec, rollouts), tuple(kept))
 
 
 def _halve(model: onnx.ModelProto, spec: StageSpec, kept: Collection[str]) -> onnx.ModelProto:

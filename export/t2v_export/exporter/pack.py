@@ -16,7 +16,7 @@ from t2v_edge.bundle.tokenizer import CaptionTokenizer
 from t2v_edge.spec import StageSpec
 from t2v_export.quantize.observe import Observations
 from t2v_export.verify.golden import pack_npz
-from t2v_export.verify.reference import Rollout, draw
+from t2v_export.verify.reference import ReferenceRollout, draw
 
 Files = Mapping[str, bytes]
 Array = NDArray[Any]
@@ -27,7 +27,7 @@ def pack_json(data: Any) -> bytes:
     return json.dumps(data, sort_keys=True, ensure_ascii=False).encode()
 
 
-def pack_rollouts(rollouts: Sequence[Rollout]) -> Files:
+def pack_rollouts(rollouts: Sequence[ReferenceRollout]) -> Files:
     """What torch made of each caption; tokens and draws are made again from caption and seed."""
     arrays: dict[str, Array] = {}
     for index, rollout in enumerate(rollouts):
@@ -38,7 +38,7 @@ def pack_rollouts(rollouts: Sequence[Rollout]) -> Files:
 
 def unpack_rollouts(
     files: Files, specs: Mapping[str, StageSpec], tokenizer: CaptionTokenizer, captions: Sequence[str], seed: int
-) -> tuple[Rollout, ...]:
+) -> tuple[ReferenceRollout, ...]:
     arrays = _arrays(files["rollouts.npz"])
     rollouts = []
     for index, caption in enumerate(captions):
@@ -46,7 +46,7 @@ def unpack_rollouts(
         outputs = {t.name: arrays[f"{index}/outputs/{t.name}"] for t in specs["motion"].outputs}
         draws = draw(specs, seed + index)
         condition, levels = arrays[f"{index}/condition"], arrays[f"{index}/levels"]
-        rollouts.append(Rollout(caption, tokens.ids, tokens.mask, condition, draws, outputs, levels))
+        rollouts.append(ReferenceRollout(caption, tokens.ids, tokens.mask, condition, draws, outputs, levels))
     return tuple(rollouts)
 
 

@@ -33,25 +33,31 @@ from t2v_export.exporter.pack import (
     unpack_rollouts,
 )
 from t2v_export.exporter.targets import HALF_INT8, takes_half_int8, tensorrt_lines
-from t2v_export.exporter.work import Advance, Files, Work
+from t2v_export.exporter.work import Advance, Files, PassRunner
 from t2v_export.graph.batch import check_batch_free, free_batch
 from t2v_export.graph.from_torch import stage_to_onnx
 from t2v_export.graph.upsampling import BUILT, doubling_forms, int8_form
 from t2v_export.precision.float_weights import float_weights
 from t2v_export.precision.int8_float16 import compute_half_int8
 from t2v_export.quantize.observe import observe
-from t2v_export.quantize.plan import Plan, make_plan, observed_tensors
-from t2v_export.quantize.sensitivity import MAX_LAYERS, Judge, Sensitivity, measure_sensitivity, spared_layers
+from t2v_export.quantize.plan import QuantizePlan, make_plan, observed_tensors
+from t2v_export.quantize.sensitivity import (
+    MAX_LAYERS,
+    Sensitivity,
+    SensitivityMetric,
+    measure_sensitivity,
+    spared_layers,
+)
 from t2v_export.quantize.smooth import smooth
 from t2v_export.quantize.stage import calibrate, measure_int8, quantize_stage
 from t2v_export.recipe import Quantize
 from t2v_export.verify.difference import TOLERANCES, StageDifference, check_accuracy, compare_stage, compare_variant
-from t2v_export.verify.latency import Latency, measure_latencies
-from t2v_export.verify.reference import Rollout, play_references
+from t2v_export.verify.latency import GraphLatency, measure_latencies
+from t2v_export.verify.reference import ReferenceRollout, play_references
 
 
 @dataclass
-class Made:
+class PassResults:
     """What the passes have made so far, by variant and stage: graphs, their differences from torch, layers that stay in
     float32, and why a graph is not there. `sensitivity`: by stage, what single layers lose, as JSON. `upsampling`: the
     form of the renderer's doublings, and the milliseconds of each by engine. `exact`: variants and stages that compute
@@ -80,11 +86,13 @@ class Made:
 class GraphPasses:
     """The passes on one checkpoint. Each reads what those before it have left in `made`."""
 
-    def __init__(self, work: Work, checkpoint: Checkpoint, tokenizer: CaptionTokenizer, opset: int, seed: int) -> None:
+    def __init__(
+        self, work: PassRunner, checkpoint: Checkpoint, tokenizer: CaptionTokenizer, opset: int, seed: int
+    ) -> None:
         self.work, self.checkpoint, self.tokenizer, self.opset, self.seed = work, checkpoint, tokenizer, opset, seed
         self.specs = checkpoint.specs
-        self.made = Made()
-        self.rollouts: tuple[Rollout, ...] = ()
+        self.made = PassResults()
+        self.rollouts: tuple[ReferenceRollout, ...] = ()
         self._hashes: dict[str, str] = {}
 
     @staticmethod
@@ -278,7 +286,7 @@ class GraphPasses:
         self,
         model: onnx.ModelProto,
         spec: StageSpec,
-        plan: Plan,
+        plan: QuantizePlan,
         given: Sequence[Any],
         held: Sequence[Any],
         options: Quantize,
@@ -287,7 +295,7 @@ class GraphPasses:
         stage = spec.stage
         whole = {**self._inputs(stage), "graph": hashlib.sha256(_bytes(model)).hexdigest()}
         inputs = {**whole, "samples": self.made.calibration_sha256, "plan": asdict(plan)}
-        judge = Judge(model, spec, held)
+        judge = SensitivityMetric(model, spec, held)
         if options.smooth:
             float_model, inputs["smooth"] = model, options.smooth
 
@@ -344,9 +352,9 @@ class GraphPasses:
             graph, kept = onnx.load_from_string(graphs[variant]), described["kept"][variant]
             self.made.add(variant, stage, graph, StageDifference.from_json(difference), kept)
 
-    def latencies(self) -> dict[str, dict[str, dict[str, Latency]]]:
+    def latencies(self) -> dict[str, dict[str, dict[str, GraphLatency]]]:
         """Of every graph, by variant, stage and engine, on this machine."""
-        found: dict[str, dict[str, dict[str, Latency]]] = {variant: {} for variant in self.made.graphs}
+        found: dict[str, dict[str, dict[str, GraphLatency]]] = {variant: {} for variant in self.made.graphs}
         for stage in STAGES:
             graphs = {v: stages[stage] for v, stages in self.made.graphs.items() if stage in stages}
 
@@ -361,7 +369,7 @@ class GraphPasses:
             engines = versions(*available_engines())
             files = self.work.do(f"times {stage}", 1, make, graphs=hashes, engines=engines, stage=stage)
             for variant, by_engine in json.loads(files["latencies.json"]).items():
-                found[variant][stage] = {engine: Latency(**x) for engine, x in by_engine.items()}
+                found[variant][stage] = {engine: GraphLatency(**x) for engine, x in by_engine.items()}
         return found
 
     def _inputs(self, stage: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import onnx
 
 from t2v_edge.device.profile import DeviceProfile, Software
 from t2v_edge.spec import STAGES
-from t2v_export.graph.lint import Target, check_lint
+from t2v_export.graph.lint import LintTarget, check_lint
 from t2v_export.graph.opset import HALF_SCALES
 
 TENSORRT = ("tensorrt", "tensorrt-rtx")
@@ -28,7 +28,7 @@ def takes_half_int8(profile: DeviceProfile) -> bool:
     return reads and {"fp16", "int8"} <= set(profile.precisions)
 
 
-def target_of_line(line: Software) -> Target:
+def target_of_line(line: Software) -> LintTarget:
     """What a TensorRT takes.
 
     All generations: int8 with zero-point 0 (a uint8 zero-point of 0 is read as int8 without complaint), float biases,
@@ -38,7 +38,7 @@ def target_of_line(line: Software) -> Target:
     major = line.version.split(".")[0]
     old = line.engine == "tensorrt" and not (major.isdigit() and int(major) >= 10)
     name = f"{line.name} ({line.engine} {line.version})"
-    return Target(name, True, True, line.opset_cap, transposed_int8=not old, inner_bytes=False)
+    return LintTarget(name, True, True, line.opset_cap, transposed_int8=not old, inner_bytes=False)
 
 
 def check_engines(graphs: Mapping[str, Mapping[str, onnx.ModelProto]], profile: DeviceProfile) -> None:

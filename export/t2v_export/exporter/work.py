@@ -25,7 +25,7 @@ TOOLS = ("numpy", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
 """Packages that a result depends on; `versions` adds Python and this one."""
 
 
-class Work:
+class PassRunner:
     """Runs passes. `passes`: how many there will be, for the bar; `show`: whether there is one (on stderr).
 
     Every result is files, and whoever asked reads it from them, whether it was made or found: so a resumed export
@@ -58,7 +58,7 @@ class Work:
         self._bar.update()
         return files
 
-    def __enter__(self) -> Work:
+    def __enter__(self) -> PassRunner:
         return self
 
     def __exit__(

@@ -21,7 +21,7 @@ Q, DQ = "QuantizeLinear", "DequantizeLinear"
 
 
 @dataclass(frozen=True)
-class Target:
+class LintTarget:
     """The rules of one kind of engine. `signed`: activations are int8 with zero-point 0, else uint8.
 
     `float_bias`: biases must be float, else int32 of scale input x weight. `opset_cap`: newest opset it parses.
@@ -38,7 +38,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Fault:
+class LintFault:
     """A rule that a node breaks, with what was found and what is wanted."""
 
     node: str
@@ -49,20 +49,20 @@ class Fault:
         return f"{self.node}: {self.rule}: {self.message}"
 
 
-def target_of(variant: str, opset_cap: int) -> Target:
+def target_of(variant: str, opset_cap: int) -> LintTarget:
     """The rules that a variant, one of those with INT8, is made for."""
     signed = variant != "int8-u8"
-    return Target(variant, signed, signed, opset_cap)
+    return LintTarget(variant, signed, signed, opset_cap)
 
 
-def lint(model: onnx.ModelProto, target: Target, kept: Collection[str] | None = ()) -> tuple[Fault, ...]:
+def lint(model: onnx.ModelProto, target: LintTarget, kept: Collection[str] | None = ()) -> tuple[LintFault, ...]:
     """Every fault of a graph, in the order of its nodes. `kept`: layers meant to stay in float; None: any may."""
     return tuple(_Linter(model, target, kept).run())
 
 
 def check_lint(
     model: onnx.ModelProto,
-    target: Target,
+    target: LintTarget,
     stage: str,
     kept: Collection[str] | None = (),
     remedy: str = "leave the layer out with keep in the recipe",
@@ -75,14 +75,14 @@ def check_lint(
 
 
 class _Linter:
-    def __init__(self, model: onnx.ModelProto, target: Target, kept: Collection[str] | None) -> None:
+    def __init__(self, model: onnx.ModelProto, target: LintTarget, kept: Collection[str] | None) -> None:
         self.model, self.target, self.kept = model, target, kept
         self.constants = {t.name: t for t in model.graph.initializer}
         self.made_by = {o: n for n in model.graph.node for o in n.output}
         self.outputs = {o.name for o in model.graph.output}
-        self.faults: list[Fault] = []
+        self.faults: list[LintFault] = []
 
-    def run(self) -> list[Fault]:
+    def run(self) -> list[LintFault]:
         opset = next(o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx"))
         if opset > self.target.opset_cap:
             self._fault(self.model.graph.name, "opset", f"{opset}, at most {self.target.opset_cap} is parsed")
@@ -100,7 +100,7 @@ class _Linter:
         return self.faults
 
     def _fault(self, node: str, rule: str, message: str) -> None:
-        self.faults.append(Fault(node, rule, message))
+        self.faults.append(LintFault(node, rule, message))
 
     def _value(self, node: onnx.NodeProto, position: int) -> NDArray[Any] | None:
         tensor = self.constants.get(node.input[position]) if len(node.input) > position else None

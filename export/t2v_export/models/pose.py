@@ -23,7 +23,7 @@ BEYOND = -1e4
 """Added to the logit of what is not there: within float16, and nothing after a softmax."""
 
 
-class Choice(nn.Module):
+class SharpenGroups(nn.Module):
     """Settle what the caption left open: groups of probabilities -> nearly one-hot choices.
 
     In each group of K, `p` from the text is squared and normalised; where it is uniform (nothing was said) noise of
@@ -161,7 +161,7 @@ class PoseRenderer(nn.Module):
         groups = [size for _, size in self.look]
         named = [start + i for start, size in self.look for i in range(size)]
         self.register_buffer("named", torch.tensor(named), persistent=False)
-        self.choice = Choice(groups)
+        self.choice = SharpenGroups(groups)
         self.embed = nn.Linear(sum(groups), look_width)
         self.mix = nn.Sequential(
             nn.Linear(motion_size + look_width, stem_width), nn.BatchNorm1d(stem_width), nn.LeakyReLU(0.2)

@@ -82,7 +82,7 @@ class UpBlock(nn.Module):
         return self.activation(self.second(made) + self.skip(x))
 
 
-class Line(nn.Module):
+class ClippedLinear(nn.Module):
     """The line that touches tanh, or of `pixel_range` 0..1 the sigmoid in the middle, cut off at the ends of the range.
 
     In training the gradient passes the ends as well: a pixel beyond one learns to come back.
@@ -103,7 +103,7 @@ class ToPixels(nn.Module):
 
     Of the kinds "shuffle", a pixel shuffle of the convolution's channels, and "transpose", a transposed convolution,
     height and width double, and nothing is convolved at the size of the frame. `squash`: "smooth", tanh or sigmoid, or
-    "clip", a `Line`: the convolution gives the pixels themselves, so that INT8 ends on their own 256 levels.
+    "clip", a `ClippedLinear`: the convolution gives the pixels themselves, so that INT8 ends on their own 256 levels.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class ToPixels(nn.Module):
             self.conv = nn.Conv2d(in_channels, 12 if kind == "shuffle" else 3, kernel, padding=kernel // 2)
         self.shuffle = nn.PixelShuffle(2) if kind == "shuffle" else nn.Identity()
         smooth = nn.Tanh() if pixel_range == "-1..1" else nn.Sigmoid()
-        self.squash = Line(pixel_range) if squash == "clip" else smooth
+        self.squash = ClippedLinear(pixel_range) if squash == "clip" else smooth
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):  # bfloat16 has fewer levels near 1 than a pixel

@@ -86,7 +86,7 @@ def compute_half(model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] 
     }
     kinds.update({t.name: t.data_type for t in typed.graph.initializer})
     model = onnx.ModelProto.FromString(model.SerializeToString())
-    _Halving(model.graph, kinds, spec, keep).run()
+    _Float16Conversion(model.graph, kinds, spec, keep).run()
     check_graph(model, spec)
     return model
 
@@ -172,7 +172,7 @@ def _shrunk(full: NDArray[np.float32], exact: bool) -> NDArray[np.float16] | Non
     return None if exact and not np.array_equal(half.astype(np.float32), full) else half
 
 
-class _Halving:
+class _Float16Conversion:
     """One conversion of one graph, in place: decides each node's arithmetic, then puts casts at the borders."""
 
     def __init__(self, graph: onnx.GraphProto, kinds: dict[str, int], spec: StageSpec, keep: Collection[str]) -> None:

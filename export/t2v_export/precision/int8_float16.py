@@ -35,7 +35,7 @@ class _Weight:
 
 
 @dataclass(frozen=True)
-class _Grid:
+class _ActivationGrid:
     """The Q and DQ behind an activation, and their names."""
 
     q: str
@@ -62,14 +62,14 @@ def half_scales(scales: NDArray[np.float32], least: float = LEAST_SCALE) -> NDAr
     return np.asarray(np.maximum(scales, np.float32(least)).astype(np.float16))
 
 
-def _without_grids(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, _Weight], dict[str, _Grid]]:
+def _without_grids(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, _Weight], dict[str, _ActivationGrid]]:
     """The graph in float32 alone: weights as what they mean, each Q and its DQ as one Identity. By the weight's and by
     that node's name, what stood there.
     """
     graph = model.graph
     known = constants(graph)
     weights: dict[str, _Weight] = {}
-    grids: dict[str, _Grid] = {}
+    grids: dict[str, _ActivationGrid] = {}
     made_by = {o: node for node in graph.node for o in node.output}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
@@ -82,7 +82,7 @@ def _without_grids(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, _
             _add(graph, known, node.output[0], (whole * _along(scales, axis, whole.ndim)).astype(np.float32))
         elif node.op_type == "DequantizeLinear":
             q = made_by[node.input[0]]
-            grids[q.name] = _Grid(q.name, node.name, np.float32(known[node.input[1]]))
+            grids[q.name] = _ActivationGrid(q.name, node.name, np.float32(known[node.input[1]]))
             nodes.append(helper.make_node("Identity", [q.input[0]], [node.output[0]], name=q.name))
         elif node.op_type != "QuantizeLinear":
             nodes.append(node)
@@ -111,7 +111,7 @@ def _replace(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
 class _Restorer:
     """Puts Q and DQ back, in place, with scales of the type that each place now computes in."""
 
-    def __init__(self, model: onnx.ModelProto, weights: dict[str, _Weight], grids: dict[str, _Grid]) -> None:
+    def __init__(self, model: onnx.ModelProto, weights: dict[str, _Weight], grids: dict[str, _ActivationGrid]) -> None:
         typed = onnx.shape_inference.infer_shapes(model)
         self.kinds = {v.name: v.type.tensor_type.elem_type for v in [*typed.graph.value_info, *typed.graph.input]}
         self.graph, self.weights, self.grids = model.graph, weights, grids

@@ -19,7 +19,7 @@ MOVES = ("Transpose", "Reshape", "Slice")
 
 
 @dataclass(frozen=True)
-class Plan:
+class QuantizePlan:
     """What of a graph is quantized.
 
     `layers`: names of its nodes. `groups`: activation tensors that share one grid, each group ending in the tensors
@@ -112,7 +112,7 @@ class View:
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
 
 
-def make_plan(model: onnx.ModelProto, spec: StageSpec, options: Quantize) -> Plan:
+def make_plan(model: onnx.ModelProto, spec: StageSpec, options: Quantize) -> QuantizePlan:
     """Choose the layers and tensors of a stage's float32 graph; nothing is measured for it."""
     view = View(model)
     layers = view.layers()
@@ -135,7 +135,7 @@ def make_plan(model: onnx.ModelProto, spec: StageSpec, options: Quantize) -> Pla
             added += _added(view, node.output[0], extra)
     order = tuple(n.name for n in layers)
     named = tuple(n.name for n in chosen), tuple(n for n in order if n in kept)
-    return Plan(*named, groups, tuple(extra), tuple(added))
+    return QuantizePlan(*named, groups, tuple(extra), tuple(added))
 
 
 def _first_dense(view: View, layers: Collection[str], spec: StageSpec) -> set[str]:
@@ -212,7 +212,7 @@ def _added(view: View, made: str, extra: Collection[str]) -> list[tuple[str, str
     return [(made, other) for other in add.input if other != made and other in extra]
 
 
-def observed_tensors(model: onnx.ModelProto, plan: Plan) -> tuple[tuple[str, ...], dict[str, tuple[str, int]]]:
+def observed_tensors(model: onnx.ModelProto, plan: QuantizePlan) -> tuple[tuple[str, ...], dict[str, tuple[str, int]]]:
     """What `quantize` must know: tensors whose histograms it needs, and for each layer its input and channel axis."""
     view = View(model)
     sources = {g: [t for t in g if not view.shared_inputs(t)] for g in plan.groups}

@@ -20,7 +20,7 @@ from t2v_calibration.ranges import Grid, Histogram, choose_grid, quantize_weight
 from t2v_edge.spec import StageSpec
 from t2v_export.graph.clean import check_graph, out_axis
 from t2v_export.quantize.observe import Observations
-from t2v_export.quantize.plan import Plan, View
+from t2v_export.quantize.plan import QuantizePlan, View
 from t2v_export.recipe import Quantize
 
 INT8_VARIANTS = ("int8", "int8-u8")
@@ -28,7 +28,7 @@ EMBEDDING_ELEMENTS = 1 << 16  # lookup tables from this size on are stored as in
 
 
 def quantize(
-    model: onnx.ModelProto, spec: StageSpec, plan: Plan, seen: Observations, options: Quantize, variant: str
+    model: onnx.ModelProto, spec: StageSpec, plan: QuantizePlan, seen: Observations, options: Quantize, variant: str
 ) -> onnx.ModelProto:
     """The Q/DQ graph of `variant`, one of `INT8_VARIANTS`; `model` is left as it is. Same input, same bytes.
 
@@ -41,7 +41,7 @@ def quantize(
 
 
 def quantize_unchecked(
-    model: onnx.ModelProto, plan: Plan, seen: Observations, options: Quantize, variant: str
+    model: onnx.ModelProto, plan: QuantizePlan, seen: Observations, options: Quantize, variant: str
 ) -> onnx.ModelProto:
     """`quantize` for a graph that an engine here is about to run and nobody keeps: checking takes as long as making."""
     made = onnx.ModelProto.FromString(model.SerializeToString())
@@ -52,7 +52,9 @@ def quantize_unchecked(
 class _Quantizer:
     """The work of `quantize` on one copied graph."""
 
-    def __init__(self, model: onnx.ModelProto, plan: Plan, seen: Observations, options: Quantize, signed: bool) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, plan: QuantizePlan, seen: Observations, options: Quantize, signed: bool
+    ) -> None:
         self.graph, self.plan, self.seen, self.options, self.signed = model.graph, plan, seen, options, signed
         self.view = View(model)
         self.grids: dict[str, Grid] = {}

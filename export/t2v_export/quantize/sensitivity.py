@@ -18,7 +18,7 @@ from t2v_edge.engine.registry import open_engine
 from t2v_edge.spec import StageSpec
 from t2v_export.graph.clean import WEIGHTED, out_axis
 from t2v_export.quantize.observe import Observations
-from t2v_export.quantize.plan import Plan, make_plan
+from t2v_export.quantize.plan import QuantizePlan, make_plan
 from t2v_export.quantize.qdq import quantize_unchecked
 from t2v_export.recipe import Quantize
 from t2v_export.verify.difference import ENGINE, frame_psnr
@@ -31,7 +31,7 @@ VARIANT = "int8-u8"  # whose kernels the engine here has; `int8` differs by its 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What one layer's INT8 loses: `value` is a PSNR or an error, as the stage's `Judge` says. `macs` of one run."""
+    """What one layer's INT8 loses: `value`, a PSNR or an error (see `SensitivityMetric`). `macs` of one run."""
 
     layer: str
     value: float
@@ -41,7 +41,7 @@ class Sensitivity:
         return {"layer": self.layer, key: self.value, "macs": self.macs}
 
 
-class Judge:
+class SensitivityMetric:
     """How far a graph of a stage is from its float32 graph, on held-out samples of what the stage is fed.
 
     Called with a graph it gives, of render, the mean PSNR of uint8 frames in dB (`key` is ``psnr_db``); of text and
@@ -110,10 +110,10 @@ def spared_layers(found: Sequence[Sensitivity], share: float) -> tuple[str, ...]
 
 def measure_sensitivity(
     model: onnx.ModelProto,
-    plan: Plan,
+    plan: QuantizePlan,
     seen: Observations,
     options: Quantize,
-    judge: Judge,
+    judge: SensitivityMetric,
     advance: Callable[[], object] = lambda: None,
 ) -> tuple[Sensitivity, ...]:
     """Each layer of the plan alone in INT8, the rest in float32; the most sensitive first, at most `MAX_LAYERS`.

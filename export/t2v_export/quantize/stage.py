@@ -19,12 +19,12 @@ from t2v_export.errors import AccuracyError
 from t2v_export.graph.lint import check_lint, target_of
 from t2v_export.precision.float16 import SMALL, store_half
 from t2v_export.quantize.observe import Observations
-from t2v_export.quantize.plan import Plan, make_plan
+from t2v_export.quantize.plan import QuantizePlan, make_plan
 from t2v_export.quantize.qdq import INT8_VARIANTS, quantize
-from t2v_export.quantize.sensitivity import Judge
+from t2v_export.quantize.sensitivity import SensitivityMetric
 from t2v_export.recipe import Quantize
 from t2v_export.verify.difference import ENGINE, StageDifference, compare_stage
-from t2v_export.verify.reference import Rollout
+from t2v_export.verify.reference import ReferenceRollout
 
 Graphs = Mapping[str, onnx.ModelProto]
 
@@ -79,10 +79,10 @@ def calibrate(
 
 def quantize_stage(
     model: onnx.ModelProto,
-    plan: Plan,
+    plan: QuantizePlan,
     seen: Observations,
     options: Quantize,
-    judge: Judge,
+    judge: SensitivityMetric,
     ranked: Sequence[str],
     opset_cap: int,
     advance: Callable[[], object] = lambda: None,
@@ -108,19 +108,19 @@ def quantize_stage(
 
 def _within(
     model: onnx.ModelProto,
-    plan: Plan,
+    plan: QuantizePlan,
     seen: Observations,
     options: Quantize,
-    judge: Judge,
+    judge: SensitivityMetric,
     ranked: Sequence[str],
     variant: str,
-) -> tuple[onnx.ModelProto, Plan] | None:
+) -> tuple[onnx.ModelProto, QuantizePlan] | None:
     """The graph of the fewest layers of `ranked` in float32 that keeps the bound, and its plan; None where none does.
 
     The number is found by bisection: more layers in float32 are taken to lose less.
     """
 
-    def make(count: int) -> tuple[onnx.ModelProto, Plan]:
+    def make(count: int) -> tuple[onnx.ModelProto, QuantizePlan]:
         fewer = make_plan(model, judge.spec, replace(options, keep=(*options.keep, *ranked[:count])))
         return quantize(model, judge.spec, fewer, seen, options, variant), fewer
 
@@ -139,7 +139,9 @@ def _within(
     return found
 
 
-def measure_int8(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout], variant: str) -> StageDifference:
+def measure_int8(
+    graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[ReferenceRollout], variant: str
+) -> StageDifference:
     """Difference of an INT8 graph from torch, of render with the PSNR of frames.
 
     INT8 is held to no fixed tolerance: what it loses depends on the model, is measured, and stands in the bundle.

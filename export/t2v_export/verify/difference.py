@@ -17,7 +17,7 @@ from t2v_edge.spec import STAGES, Arrays, StageSpec, TensorSpec
 from t2v_export.errors import AccuracyError
 from t2v_export.graph.clean import levels_graph
 from t2v_export.precision.float16 import computes_half, rounding_twin
-from t2v_export.verify.reference import FRAME_STEPS, Rollout, roll_motion
+from t2v_export.verify.reference import FRAME_STEPS, ReferenceRollout, roll_motion
 
 # Relative, by precision: float32 differs by the order of its sums, float16 by its 11 bits over some dozen layers.
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
@@ -92,7 +92,7 @@ def frame_psnr(pairs: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]])
     return {"mean": round(float(np.mean(found)), 3), "min": round(min(found), 3), "frames": len(found)}
 
 
-def compare_stage(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout]) -> StageDifference:
+def compare_stage(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[ReferenceRollout]) -> StageDifference:
     """Difference of one stage's graph from torch.
 
     Every stage gets the reference's inputs, so that each difference is its own; the motion stage carries its own
@@ -102,7 +102,7 @@ def compare_stage(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Ro
 
 
 def compare_variant(
-    graphs: Mapping[str, onnx.ModelProto], specs: Mapping[str, StageSpec], rollouts: Sequence[Rollout]
+    graphs: Mapping[str, onnx.ModelProto], specs: Mapping[str, StageSpec], rollouts: Sequence[ReferenceRollout]
 ) -> dict[str, StageDifference]:
     """Differences of a variant's stages from torch, as `compare_stage` finds them."""
     return {stage: compare_stage(graphs[stage], specs[stage], rollouts) for stage in STAGES}
@@ -146,7 +146,7 @@ def _forms(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, ...]:
     return (graph, rounding_twin(graph)) if computes_half(graph) else (graph,)
 
 
-def _compare_text(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout]) -> StageDifference:
+def _compare_text(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[ReferenceRollout]) -> StageDifference:
     pairs = []
     for form in _forms(graph):
         with open_engine(ENGINE, form.SerializeToString(), spec, EngineOptions()) as engine:
@@ -156,7 +156,7 @@ def _compare_text(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Ro
     return _stage({"condition": pairs}, ["condition"], len(rollouts))
 
 
-def _compare_motion(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout]) -> StageDifference:
+def _compare_motion(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[ReferenceRollout]) -> StageDifference:
     with open_engine(ENGINE, graph.SerializeToString(), spec, EngineOptions()) as engine:
         made = [roll_motion(spec, engine.run, r.condition, r.draws) for r in rollouts]
     names = [t.name for t in spec.outputs]
@@ -164,7 +164,7 @@ def _compare_motion(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[
     return _stage(pairs, names, len(rollouts))
 
 
-def _compare_render(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Rollout]) -> StageDifference:
+def _compare_render(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[ReferenceRollout]) -> StageDifference:
     frame = spec.results[0]
     both = StageSpec(spec.stage, spec.feeds, (frame, TensorSpec("levels", frame.shape)), spec.noises)
     made: list[dict[str, NDArray[np.generic]]] = []
@@ -177,7 +177,7 @@ def _compare_render(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[
     return replace(_stage({"levels": levels, "frame": frames}, ["levels"], len(rollouts)), psnr_db=frame_psnr(each))
 
 
-def _frames(engine: Engine, rollout: Rollout) -> dict[str, NDArray[np.generic]]:
+def _frames(engine: Engine, rollout: ReferenceRollout) -> dict[str, NDArray[np.generic]]:
     """`frame` and `levels` of the steps `FRAME_STEPS`, each (frames, H, W, 3)."""
     feeds: Arrays = {"condition": rollout.condition, **rollout.draws.render}
     motions = [rollout.outputs["motion"][step : step + 1] for step in FRAME_STEPS]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from t2v_export.verify.reference import FRAME_STEPS, Rollout
+from t2v_export.verify.reference import FRAME_STEPS, ReferenceRollout
 
 KEPT = (0, -1)
 """Of the frames that verification looks at, those that go into every bundle: two thirds of the file are frames."""
@@ -17,7 +17,7 @@ KEPT = (0, -1)
 _TIME = (1980, 1, 1, 0, 0, 0)
 
 
-def golden_vectors(rollouts: Sequence[Rollout], seed: int) -> dict[str, NDArray[np.generic]]:
+def golden_vectors(rollouts: Sequence[ReferenceRollout], seed: int) -> dict[str, NDArray[np.generic]]:
     """Arrays by name.
 
     Of every caption: `captions` (text), `input_ids`, `attention_mask`, `condition`, a row each. Of the first, whose

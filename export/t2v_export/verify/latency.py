@@ -17,14 +17,14 @@ from t2v_edge.engine.choice import agree
 from t2v_edge.engine.registry import Engine, available_engines, open_engine
 from t2v_edge.errors import EngineError
 from t2v_edge.spec import Arrays, StageSpec
-from t2v_export.verify.reference import Rollout
+from t2v_export.verify.reference import ReferenceRollout
 
 WARM_UP, MIN_RUNS, MAX_RUNS = 3, 15, 200
 BUDGET_S = 1.5  # for all variants of a stage, on one engine
 
 
 @dataclass(frozen=True)
-class Latency:
+class GraphLatency:
     """Median and 95th percentile of `runs` runs, in milliseconds, on the machine that exported."""
 
     median_ms: float
@@ -35,13 +35,13 @@ class Latency:
         return {"median_ms": round(self.median_ms, 4), "p95_ms": round(self.p95_ms, 4), "runs": self.runs}
 
 
-Latencies = Mapping[str, Mapping[str, Mapping[str, Latency]]]
+Latencies = Mapping[str, Mapping[str, Mapping[str, GraphLatency]]]
 """By variant, stage and engine."""
 
 
 def measure_latencies(
-    graphs: Mapping[str, onnx.ModelProto], spec: StageSpec, rollout: Rollout
-) -> dict[str, dict[str, Latency]]:
+    graphs: Mapping[str, onnx.ModelProto], spec: StageSpec, rollout: ReferenceRollout
+) -> dict[str, dict[str, GraphLatency]]:
     """Time a stage's variants in every engine installed here, on real inputs, in turns, so that all see the same load.
 
     By variant and engine. An engine that cannot load a graph, or makes something else of it than the most preferred
@@ -66,13 +66,13 @@ def measure_latencies(
                     times[key].append((time.perf_counter() - start) * 1e3)
             if turn >= WARM_UP + MIN_RUNS and time.perf_counter() - begun > budget_s:
                 break
-    found: dict[str, dict[str, Latency]] = {variant: {} for variant in graphs}
+    found: dict[str, dict[str, GraphLatency]] = {variant: {} for variant in graphs}
     for (variant, name), t in times.items():
-        found[variant][name] = Latency(statistics.median(t), float(np.percentile(t, 95)), len(t))
+        found[variant][name] = GraphLatency(statistics.median(t), float(np.percentile(t, 95)), len(t))
     return found
 
 
-def stage_feeds(spec: StageSpec, rollout: Rollout) -> dict[str, NDArray[np.generic]]:
+def stage_feeds(spec: StageSpec, rollout: ReferenceRollout) -> dict[str, NDArray[np.generic]]:
     """What a stage is fed at the first step of a rollout."""
     if spec.stage == "text":
         return {"input_ids": rollout.ids, "attention_mask": rollout.mask}

@@ -33,7 +33,7 @@ class StreamDraws:
 
 
 @dataclass(frozen=True)
-class Rollout:
+class ReferenceRollout:
     """One caption played for `STEPS` base steps, free-running.
 
     `ids`, `mask` int64 (1, tokens); `condition` (1, C); `outputs` the motion stage's by name, each (steps, ...);
@@ -74,7 +74,7 @@ def play_references(
     captions: Sequence[str],
     seed: int,
     advance: Callable[[], object],
-) -> tuple[Rollout, ...]:
+) -> tuple[ReferenceRollout, ...]:
     """Play each caption through the torch modules; the stream of caption i has seed `seed` + i.
 
     `advance` is called after each. Raises `CheckpointError` where a stage gives NaN or infinity.
@@ -86,7 +86,7 @@ def play_references(
     return tuple(played)
 
 
-def _play(checkpoint: Checkpoint, tokens: Tokens, caption: str, draws: StreamDraws) -> Rollout:
+def _play(checkpoint: Checkpoint, tokens: Tokens, caption: str, draws: StreamDraws) -> ReferenceRollout:
     specs = checkpoint.specs
 
     def run(stage: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
@@ -102,7 +102,7 @@ def _play(checkpoint: Checkpoint, tokens: Tokens, caption: str, draws: StreamDra
             image = levels.levels(*(torch.from_numpy(feeds[t.name]) for t in specs["render"].inputs)).numpy()
         _check_finite("render", "frame", image, caption)
         frames.append(image)
-    return Rollout(caption, tokens.ids, tokens.mask, condition, draws, outputs, np.concatenate(frames))
+    return ReferenceRollout(caption, tokens.ids, tokens.mask, condition, draws, outputs, np.concatenate(frames))
 
 
 def _run(

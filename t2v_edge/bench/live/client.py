@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable
 from typing import Optional
 
-from t2v_edge.bench.live.record import Record
-from t2v_edge.bench.live.script import Line
+from t2v_edge.bench.live.record import ClientRecord
+from t2v_edge.bench.live.script import TimedCaption
 from t2v_edge.errors import ClientError, T2VError
 from t2v_edge.remote.async_client import AsyncClient, ClientOptions
 from t2v_edge.remote.protocol import FrameHeader, ServerMessage, Showing
@@ -17,19 +17,19 @@ POLL_S = 0.05
 """How often it is looked whether the first frame, and the last caption's, has come: nothing that is measured."""
 
 
-class Viewer(AsyncClient):
+class BenchClient(AsyncClient):
     """One viewer. What it sees is in `seen`, from `meet` on."""
 
     def __init__(self, options: ClientOptions) -> None:
         super().__init__(options)
-        self.record: Optional[Record] = None
+        self.record: Optional[ClientRecord] = None
 
     def now(self) -> float:
         """Seconds of the clock that frames are noted by."""
         return time.monotonic()
 
     @property
-    def seen(self) -> Record:
+    def seen(self) -> ClientRecord:
         """The record; raises `ClientError` before `meet`."""
         if self.record is None:
             raise ClientError("the viewer has not met its server; call meet")
@@ -40,7 +40,7 @@ class Viewer(AsyncClient):
         fps = self.welcome.settings.fps
         if fps is None:
             raise ClientError(f"{self.options.url} does not say its frame rate; connect to t2v-edge serve")
-        self.record = Record(fps)
+        self.record = ClientRecord(fps)
         await self.say(text)
         until_s = self.now() + timeout_s
         while self.seen.frames == 0:
@@ -58,7 +58,7 @@ class Viewer(AsyncClient):
         self.seen.say(segment, self.now(), due_s)
         await self.caption(text, segment=segment)
 
-    async def speak(self, lines: Iterable[Line], start_s: float, stop: asyncio.Future[None]) -> None:
+    async def speak(self, lines: Iterable[TimedCaption], start_s: float, stop: asyncio.Future[None]) -> None:
         """Say every line at its time after `start_s`, until `stop`; raises where the connection ends."""
         for line in lines:
             await self.stay(start_s + line.at_s, stop)

@@ -38,7 +38,7 @@ PATIENCE_S = 5.0
 
 
 @dataclass
-class Tally:
+class HostileCounts:
     """What the foes did. sessions: connections that were welcomed or could have been; refused: that were not let in."""
 
     mute_sessions: int = 0
@@ -47,15 +47,15 @@ class Tally:
     refused: int = 0
 
 
-class Foes:
+class HostileClients:
     """So many of each kind, as a context manager: a process of its own, told over its stdin. Raises `ClientError`."""
 
     def __init__(self, url: str, token: Optional[str], cafile: Optional[str], mute: int, flood: int) -> None:
         self._plan = {"url": url, "token": token, "cafile": cafile, "mute": mute, "flood": flood}
         self._process: Optional[asyncio.subprocess.Process] = None
-        self.tally = Tally()
+        self.tally = HostileCounts()
 
-    async def __aenter__(self) -> Foes:
+    async def __aenter__(self) -> HostileClients:
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -84,13 +84,13 @@ class Foes:
         try:
             said, _ = await asyncio.wait_for(process.communicate(), 2 * PATIENCE_S)
             with contextlib.suppress(ValueError, TypeError):
-                self.tally = Tally(**json.loads(said))
+                self.tally = HostileCounts(**json.loads(said))
         except asyncio.TimeoutError:
             process.kill()
             await process.wait()
 
 
-async def play(plan: dict[str, Any], tally: Tally) -> None:
+async def play(plan: dict[str, Any], tally: HostileCounts) -> None:
     """Be a nuisance until cancelled."""
     tls = ssl.create_default_context(cafile=plan["cafile"]) if plan["url"].startswith("wss:") else None
     await asyncio.gather(
@@ -99,7 +99,7 @@ async def play(plan: dict[str, Any], tally: Tally) -> None:
     )
 
 
-async def _mute(plan: dict[str, Any], tls: Optional[ssl.SSLContext], tally: Tally) -> None:
+async def _mute(plan: dict[str, Any], tls: Optional[ssl.SSLContext], tally: HostileCounts) -> None:
     """Ask for frames and read none of them."""
     count = 0
     while True:
@@ -115,7 +115,7 @@ async def _mute(plan: dict[str, Any], tls: Optional[ssl.SSLContext], tally: Tall
         await asyncio.sleep(RETURN_S)
 
 
-async def _flood(plan: dict[str, Any], tls: Optional[ssl.SSLContext], tally: Tally) -> None:
+async def _flood(plan: dict[str, Any], tls: Optional[ssl.SSLContext], tally: HostileCounts) -> None:
     """Send captions as fast as `FLOOD_PER_S`, each another one, and read what comes."""
     loop = asyncio.get_running_loop()
     while True:
@@ -145,7 +145,7 @@ def _caption(number: int) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _connected(plan: dict[str, Any], tls: Optional[ssl.SSLContext], tally: Tally) -> AsyncIterator[Any]:
+async def _connected(plan: dict[str, Any], tls: Optional[ssl.SSLContext], tally: HostileCounts) -> AsyncIterator[Any]:
     """A connection that has said hello, whose own buffers are small; None where there is none to be had."""
     parts = urlsplit(plan["url"])
     sock: Any = None
@@ -184,7 +184,7 @@ def _dial(host: Optional[str], port: Optional[int]) -> socket.socket:
 async def _main() -> None:
     loop = asyncio.get_running_loop()
     plan = json.loads(await loop.run_in_executor(None, sys.stdin.readline))
-    tally = Tally()
+    tally = HostileCounts()
     playing = asyncio.ensure_future(play(plan, tally))
     ended = loop.run_in_executor(None, sys.stdin.read)
     sys.stdout.write("ready\n")

@@ -36,7 +36,7 @@ class _Said:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Received:
     """What came to one client, or, summed up, to several.
 
     seconds: from the first frame to the last. missed: frames of the schedule that were never made, or left out by a
@@ -64,7 +64,7 @@ class Seen:
         return self.captions - self.answered - self.overtaken
 
 
-class Record:
+class ClientRecord:
     """One client's. fps: the stream's. `begin` forgets what was counted before, as at the end of a warm-up.
 
     Keeps 8 bytes a frame. A caption is answered by the first frame of its generation or a later one.
@@ -171,10 +171,10 @@ class Record:
         offsets = np.asarray(self._offsets_s, np.float64)
         return float(np.median(offsets[-count:]) - np.median(offsets[:count])) / self.period_s
 
-    def seen(self) -> Seen:
+    def seen(self) -> Received:
         late = int((self.deviations_ms() > 500 * self.period_s).sum())
         seconds = 0.0 if self._before is None or self._begun_s is None else self._before[1] - self._begun_s
-        return Seen(
+        return Received(
             self.frames,
             seconds,
             self._missed,
@@ -189,24 +189,24 @@ class Record:
         )
 
 
-def add_up(seen: Sequence[Seen]) -> Seen:
+def add_up(seen: Sequence[Received]) -> Received:
     """Counts of all; seconds and gap_ms are the longest."""
-    counts = {f.name: sum(getattr(one, f.name) for one in seen) for f in fields(Seen)}
+    counts = {f.name: sum(getattr(one, f.name) for one in seen) for f in fields(Received)}
     longest = {name: max((getattr(one, name) for one in seen), default=0.0) for name in ("seconds", "gap_ms")}
-    return Seen(**{**counts, **longest})
+    return Received(**{**counts, **longest})
 
 
-def latency(records: Sequence[Record]) -> Latency:
+def latency(records: Sequence[ClientRecord]) -> Latency:
     """From sending a caption to its first frame, of all clients."""
     return Latency.of([value for record in records for value in record.latencies_ms])
 
 
-def cue_offset(records: Sequence[Record]) -> Latency:
+def cue_offset(records: Sequence[ClientRecord]) -> Latency:
     """From when a caption's video was due to its first frame, of all clients."""
     return Latency.of([value for record in records for value in record.cues_ms])
 
 
-def jitter_ms(records: Sequence[Record]) -> Optional[float]:
+def jitter_ms(records: Sequence[ClientRecord]) -> Optional[float]:
     """The 95th percentile of how far frames came from their own times, of all clients; None without frames."""
     off = np.concatenate([np.abs(record.deviations_ms()) for record in records]) if records else np.empty(0)
     return float(np.percentile(off, 95)) if len(off) else None

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Optional
 
-from t2v_edge.bench.live.hostile import Tally
-from t2v_edge.bench.live.record import Seen
+from t2v_edge.bench.live.hostile import HostileCounts
+from t2v_edge.bench.live.record import Received
 from t2v_edge.bench.live.server import Trend
 from t2v_edge.bench.report import table
 from t2v_edge.util.timing import Latency
@@ -47,7 +47,7 @@ class ServerSide:
 
 
 @dataclass(frozen=True)
-class Run:
+class LiveRun:
     """One run. fps: the rate that was asked for; rates: frames a second that each client got. seen: of all clients.
 
     latency: from sending a caption to its first frame at the client. cue: from a cue's time to its first frame, where
@@ -59,14 +59,14 @@ class Run:
     seconds: float
     fps: float
     rates: Sequence[float]
-    seen: Seen
+    seen: Received
     latency: Latency
     cue: Optional[Latency]
     jitter_ms: Optional[float]
     drift_frames: Optional[float]
     client_cpu: float
     server: ServerSide
-    foes: Optional[Tally] = None
+    foes: Optional[HostileCounts] = None
     broken: Optional[str] = None
 
     @property
@@ -157,8 +157,8 @@ class LiveReport:
     size: tuple[int, int]
     format: str
     said: Mapping[str, Any]
-    run: Run
-    alone: Optional[Run]
+    run: LiveRun
+    alone: Optional[LiveRun]
     interrupted: bool
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -218,7 +218,7 @@ class LiveReport:
         return lines + [f"not kept: {what}" for what in self.failed]
 
 
-def _sentences(run: Run) -> list[str]:
+def _sentences(run: LiveRun) -> list[str]:
     seen, trend, server = run.seen, run.server.trend, run.server
     rates = ", ".join(f"{rate:.1f}" for rate in run.rates)
     lines = [

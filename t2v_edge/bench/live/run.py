@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from t2v_edge.bench.frames import describe_machine
-from t2v_edge.bench.live.client import Viewer
-from t2v_edge.bench.live.hostile import Foes, Tally
-from t2v_edge.bench.live.record import Record, add_up, cue_offset, jitter_ms, latency
-from t2v_edge.bench.live.report import LiveReport, Run, ServerSide
+from t2v_edge.bench.live.client import BenchClient
+from t2v_edge.bench.live.hostile import HostileClients, HostileCounts
+from t2v_edge.bench.live.record import ClientRecord, add_up, cue_offset, jitter_ms, latency
+from t2v_edge.bench.live.report import LiveReport, LiveRun, ServerSide
 from t2v_edge.bench.live.script import CAPTIONS, Script
-from t2v_edge.bench.live.server import Sampler, Samples, Target, Trend, ask, labelled, serving, stage_times
+from t2v_edge.bench.live.server import Sampler, Samples, ServerTarget, Trend, ask, labelled, serving, stage_times
 from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.device.system import System
 from t2v_edge.errors import ClientError, ProtocolError, T2VError, UsageError
@@ -149,14 +149,14 @@ class _Bench:
         )
 
     @contextlib.asynccontextmanager
-    async def _server(self) -> AsyncIterator[Target]:
+    async def _server(self) -> AsyncIterator[ServerTarget]:
         """The server that is there, or one of our own."""
         options = self._options
         tls = None
         if options.server is not None:
             if options.server.startswith("wss:"):
                 tls = ssl.create_default_context(cafile=options.cafile)
-            yield Target(options.server, options.token, tls)
+            yield ServerTarget(options.server, options.token, tls)
             return
         assert self._bundle is not None
         self._advance("starting the server", 0.0)
@@ -166,7 +166,9 @@ class _Bench:
             self._advance("starting the server", 1.0)
             yield target
 
-    async def _run(self, target: Target, phase: str, mute: int = 0, flood: int = 0) -> tuple[Run, Viewer]:
+    async def _run(
+        self, target: ServerTarget, phase: str, mute: int = 0, flood: int = 0
+    ) -> tuple[LiveRun, BenchClient]:
         """Connect, warm up, play the script, and sum up; adversaries come after the clients and leave before them."""
         async with contextlib.AsyncExitStack() as stack:
             viewers = [
@@ -178,7 +180,7 @@ class _Bench:
             foes = None
             if mute or flood:
                 foes = await stack.enter_async_context(
-                    Foes(target.url, target.token, self._options.cafile, mute, flood)
+                    HostileClients(target.url, target.token, self._options.cafile, mute, flood)
                 )
             loop = asyncio.get_running_loop()
             await self._progress(loop.time(), WARM_S, f"{phase}: warming up")
@@ -204,9 +206,9 @@ class _Bench:
                 self._options.script.is_timed,
             ), viewers[0]
 
-    async def _connect(self, target: Target, number: int) -> Viewer:
+    async def _connect(self, target: ServerTarget, number: int) -> BenchClient:
         options = self._options
-        return await Viewer.connect(
+        return await BenchClient.connect(
             target.url,
             token=target.token,
             fps=options.fps,
@@ -216,12 +218,12 @@ class _Bench:
             tls=target.tls,
         )
 
-    async def _play(self, viewers: Sequence[Viewer], start_s: float, phase: str) -> Optional[str]:
+    async def _play(self, viewers: Sequence[BenchClient], start_s: float, phase: str) -> Optional[str]:
         """Until the script is over, somebody ends it, or a client loses its stream: then why."""
         script, clients = self._options.script, len(viewers)
         end_s = start_s + script.seconds
 
-        async def view(number: int, viewer: Viewer) -> None:
+        async def view(number: int, viewer: BenchClient) -> None:
             fps = viewer.welcome.settings.fps or Fraction(30)
             await viewer.speak(script.lines(number, clients, fps), start_s, self._stop)
             await viewer.stay(end_s, self._stop)
@@ -247,7 +249,7 @@ class _Bench:
         self._advance(phase, 1.0)
 
 
-async def _server_side(target: Target, viewers: Sequence[Viewer], trend: Trend) -> ServerSide:
+async def _server_side(target: ServerTarget, viewers: Sequence[BenchClient], trend: Trend) -> ServerSide:
     """What the server says of the run; what it does not say any more is left out."""
     medians, tails = [], []
     for viewer in viewers:
@@ -273,18 +275,18 @@ async def _server_side(target: Target, viewers: Sequence[Viewer], trend: Trend) 
 
 
 def _sum_up(
-    viewers: Sequence[Viewer],
+    viewers: Sequence[BenchClient],
     seconds: float,
     client_cpu: float,
     server: ServerSide,
-    foes: Optional[Tally],
+    foes: Optional[HostileCounts],
     broken: Optional[str],
     timed: bool,
-) -> Run:
-    records: list[Record] = [viewer.seen for viewer in viewers]
+) -> LiveRun:
+    records: list[ClientRecord] = [viewer.seen for viewer in viewers]
     seen = [record.seen() for record in records]
     drifts = [drift for record in records if (drift := record.drift_frames()) is not None]
-    return Run(
+    return LiveRun(
         seconds=seconds,
         fps=1 / records[0].period_s,
         rates=[one.frames / seconds for one in seen],

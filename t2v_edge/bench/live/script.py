@@ -28,7 +28,7 @@ GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
-class Line:
+class TimedCaption:
     """A caption to be sent at `at_s` of a run."""
 
     at_s: float
@@ -51,14 +51,14 @@ class Script:
         """Whether captions have times of their own."""
         return self.cues is not None
 
-    def lines(self, client: int, clients: int, fps: Fraction) -> Iterator[Line]:
+    def lines(self, client: int, clients: int, fps: Fraction) -> Iterator[TimedCaption]:
         """What client number `client` of so many says, in the order of time.
 
         Without cues the clients take turns, no two say the same at about the same time, and where within a frame's
         time a caption falls is spread evenly: intervals of whole frames would measure one place of it alone.
         """
         if self.cues is not None:
-            yield from (Line(at_s, text) for at_s, text in self.cues if at_s <= self.seconds)
+            yield from (TimedCaption(at_s, text) for at_s, text in self.cues if at_s <= self.seconds)
             return
         first = client * len(self.captions) // clients
         count = 0
@@ -66,7 +66,7 @@ class Script:
             at_s = self.every_s * (count + (client + 1) / clients) + (count * GOLDEN) % 1.0 / float(fps)
             if at_s >= self.seconds:
                 return
-            yield Line(at_s, self.captions[(first + count) % len(self.captions)])
+            yield TimedCaption(at_s, self.captions[(first + count) % len(self.captions)])
             count += 1
 
 

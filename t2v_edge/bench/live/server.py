@@ -39,7 +39,7 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 @dataclass(frozen=True)
-class Target:
+class ServerTarget:
     """Where a server is, and what it said of itself when it started: its engines and variants, where that is known."""
 
     url: str
@@ -49,7 +49,7 @@ class Target:
 
 
 @contextlib.asynccontextmanager
-async def serving(bundle: Path, arguments: Sequence[str], token: Optional[str]) -> AsyncIterator[Target]:
+async def serving(bundle: Path, arguments: Sequence[str], token: Optional[str]) -> AsyncIterator[ServerTarget]:
     """``t2v-edge serve`` of this bundle on a free port, in a process and session of its own, until the block is left.
 
     Raises `ServerError` with what the process said, where it does not come up.
@@ -77,7 +77,7 @@ async def serving(bundle: Path, arguments: Sequence[str], token: Optional[str]) 
             assert process.stdout is not None
             try:
                 said = json.loads(await asyncio.wait_for(process.stdout.readline(), START_S))
-                target = Target(said["url"], token, None, said)
+                target = ServerTarget(said["url"], token, None, said)
             except (ValueError, KeyError, asyncio.TimeoutError) as error:
                 log.seek(0)
                 words = log.read()[-2000:].decode("utf-8", "replace").strip() or "it said nothing"
@@ -98,12 +98,12 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-async def ask(target: Target) -> Samples:
+async def ask(target: ServerTarget) -> Samples:
     """What the server's /metrics say now. Raises `ClientError`."""
     return await asyncio.get_running_loop().run_in_executor(None, _ask, target)
 
 
-def _ask(target: Target) -> Samples:
+def _ask(target: ServerTarget) -> Samples:
     parts = urlsplit(target.url)
     host = parts.hostname or ""
     # No proxy, whatever the environment says: what is measured is beside us.
@@ -210,7 +210,7 @@ class Sampler:
 
     MOST = 4096
 
-    def __init__(self, target: Target, every_s: float = 1.0) -> None:
+    def __init__(self, target: ServerTarget, every_s: float = 1.0) -> None:
         self._target, self._every_s = target, every_s
         self._times: list[float] = []
         self._resident: list[float] = []

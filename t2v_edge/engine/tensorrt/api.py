@@ -83,7 +83,7 @@ class BuildSettings:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltEngine:
     """A serialized engine, and the timing cache with what this build measured (empty where there is none)."""
 
     engine: bytes
@@ -91,7 +91,7 @@ class Built:
 
 
 @dataclass(frozen=True)
-class Way:
+class BuildStrategy:
     """How to build. typed: by the graph's types, and not by flags; held: with flags, layers held to the graph's types;
     loosely: but for what only moves numbers, see `TensorRt._keep_types`."""
 
@@ -134,7 +134,7 @@ class TensorRt:
 
     def build(
         self, graph: bytes, precision: str, opset: int, settings: BuildSettings, timing_cache: bytes = b""
-    ) -> Built:
+    ) -> BuiltEngine:
         """Parse and build; needs a GPU, but for TensorRT-RTX. Raises `EngineError` naming the node where it fails."""
         if precision not in RUNS:
             raise EngineError(f"{self.name} runs no {precision} graphs, but {', '.join(RUNS)}; export int8 for it")
@@ -157,18 +157,18 @@ class TensorRt:
                 return made
         raise EngineError(self._failed(f"cannot build the {precision} engine"))
 
-    def _ways(self, precision: str) -> tuple[Way, ...]:
+    def _ways(self, precision: str) -> tuple[BuildStrategy, ...]:
         """How to build a graph of that precision; each is tried where those before it fail."""
-        ways = [Way(typed=True)] if self.types(precision) else []
+        ways = [BuildStrategy(typed=True)] if self.types(precision) else []
         if self._flags:
-            ways.append(Way(held=precision != "fp32"))
+            ways.append(BuildStrategy(held=precision != "fp32"))
             if precision == "fp16":  # in INT8 no reshape is held
-                ways.append(Way(held=True, loosely=True))
+                ways.append(BuildStrategy(held=True, loosely=True))
         return tuple(ways)
 
     def _attempt(
-        self, graph: bytes, precision: str, settings: BuildSettings, timing_cache: bytes, way: Way
-    ) -> Optional[Built]:
+        self, graph: bytes, precision: str, settings: BuildSettings, timing_cache: bytes, way: BuildStrategy
+    ) -> Optional[BuiltEngine]:
         """One build; None where TensorRT finds no engine."""
         trt = self.module
         builder = trt.Builder(self.log)
@@ -196,7 +196,7 @@ class TensorRt:
         serialized = builder.build_serialized_network(network, config)
         if serialized is None:
             return None
-        return Built(bytes(serialized), b"" if cache is None else bytes(cache.serialize()))
+        return BuiltEngine(bytes(serialized), b"" if cache is None else bytes(cache.serialize()))
 
     def load(self, engine: bytes) -> tuple[Any, Any]:
         """A runtime, which must outlive what it made, and the engine in GPU memory.
@@ -308,7 +308,7 @@ def find_api(name: str) -> TensorRt:
 
 
 def _make_logger(module: Any) -> Any:
-    class Log(module.ILogger):  # type: ignore[misc]
+    class BuildLog(module.ILogger):  # type: ignore[misc]
         """Hands TensorRT's messages to Python's logging and keeps the errors for the exception that follows."""
 
         def __init__(self) -> None:
@@ -325,7 +325,7 @@ def _make_logger(module: Any) -> Any:
                 self.errors.append(line)
             _LOG.log(logging.INFO if level <= 2 else logging.DEBUG, "%s", message)
 
-    return Log()
+    return BuildLog()
 
 
 def _mask(sources: Any, names: Sequence[str]) -> int:

@@ -26,7 +26,7 @@ from t2v_edge.engine.tensorrt.cache import EngineCache
 from t2v_edge.engine.tensorrt.cuda import find_gpu
 from t2v_edge.engine.tensorrt.engine import GpuQueue, TensorRtEngine
 from t2v_edge.engine.tensorrt.proof import make_reference
-from t2v_edge.engine.tensorrt.report import BuildReport, StageResult, Tried
+from t2v_edge.engine.tensorrt.report import BuildReport, EngineAttempt, StageResult
 from t2v_edge.errors import BundleError, EngineError, UsageError
 from t2v_edge.spec import STAGES
 from t2v_edge.util.strict_json import dumps, loads
@@ -56,14 +56,14 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EnginePlan:
     """What runs a bundle here: by stage the engine and the variant, and how the engines were built."""
 
     stages: Mapping[str, tuple[str, str]]
     settings: BuildSettings
 
     @classmethod
-    def of(cls, results: Mapping[str, StageResult], settings: BuildSettings) -> Plan:
+    def of(cls, results: Mapping[str, StageResult], settings: BuildSettings) -> EnginePlan:
         return cls({stage: (result.engine, result.variant) for stage, result in results.items()}, settings)
 
     def to_bytes(self) -> bytes:
@@ -75,7 +75,7 @@ class Plan:
         )
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Optional[Plan]:
+    def from_bytes(cls, data: bytes) -> Optional[EnginePlan]:
         """None where it is not one, as of another version of t2v-edge."""
         try:
             plan = loads(data, "the plan")
@@ -137,7 +137,7 @@ class Builder:
                 results[stage] = self._build_stage(stage, queue, golden, reference)
         finally:
             queue.release()
-        self.cache.put(self._plan_key(), Plan.of(results, self.options.settings).to_bytes())
+        self.cache.put(self._plan_key(), EnginePlan.of(results, self.options.settings).to_bytes())
         return BuildReport(
             self.api.name, self.api.version_text, self.gpu, self.options.settings, results, time.perf_counter() - start
         )
@@ -151,17 +151,17 @@ class Builder:
         plan = self.plan()
         builder = self if plan is None else self.with_settings(plan.settings)
         if plan is None or not builder._holds(plan):
-            plan = Plan.of(builder.build().stages, builder.options.settings)
+            plan = EnginePlan.of(builder.build().stages, builder.options.settings)
         return builder._open(plan)
 
     def with_settings(self, settings: BuildSettings) -> Builder:
         """The same, building differently."""
         return Builder(self.bundle, replace(self.options, settings=settings), self.cache, self._say)
 
-    def plan(self) -> Optional[Plan]:
+    def plan(self) -> Optional[EnginePlan]:
         """What an earlier `build` chose for just this bundle and machine; None where there is no such."""
         data = self.cache.get(self._plan_key())
-        plan = None if data is None else Plan.from_bytes(data)
+        plan = None if data is None else EnginePlan.from_bytes(data)
         known = self.bundle.manifest.variants
         if plan is None or not all(stage in known.get(variant, {}) for stage, (_, variant) in plan.stages.items()):
             return None
@@ -184,14 +184,14 @@ class Builder:
         finally:
             queue.release()  # the engine has acquired it as well
 
-    def _holds(self, plan: Plan) -> bool:
+    def _holds(self, plan: EnginePlan) -> bool:
         """Whether all engines of a plan are kept, whole."""
         return all(
             engine != self.api.name or self.cache.get(self._key(variant, stage)) is not None
             for stage, (engine, variant) in plan.stages.items()
         )
 
-    def _open(self, plan: Plan) -> tuple[dict[str, Engine], dict[str, str]]:
+    def _open(self, plan: EnginePlan) -> tuple[dict[str, Engine], dict[str, str]]:
         with ExitStack() as opened:
             queue = GpuQueue().acquire()
             opened.callback(queue.release)  # the engines have acquired it as well
@@ -215,7 +215,7 @@ class Builder:
     def _build_stage(
         self, stage: str, queue: GpuQueue, golden: Optional[Golden], reference: Optional[Golden]
     ) -> StageResult:
-        tried: dict[str, Tried] = {}
+        tried: dict[str, EngineAttempt] = {}
         with ExitStack() as opened:
             right: dict[str, TensorRtEngine] = {}
             for variant in self.candidates(stage):
@@ -234,7 +234,7 @@ class Builder:
         shown = ", ".join(f"{v} {ms:.3f} ms" for v, ms in times.items())
         return StageResult(stage, self.api.name, best, f"measured here: {shown}", tuple(tried.values()))
 
-    def _fall_back(self, stage: str, tried: tuple[Tried, ...]) -> StageResult:
+    def _fall_back(self, stage: str, tried: tuple[EngineAttempt, ...]) -> StageResult:
         why = tried[-1].refused if tried else f"no variant of the bundle is for {self.api.name} {self.api.version_text}"
         others = fallback_engines()
         if not others:
@@ -243,10 +243,10 @@ class Builder:
 
     def _try(
         self, stage: str, variant: str, queue: GpuQueue, golden: Optional[Golden], reference: Optional[Golden]
-    ) -> tuple[Tried, Optional[TensorRtEngine]]:
+    ) -> tuple[EngineAttempt, Optional[TensorRtEngine]]:
         """Build one engine and prove it; the engine is None where it was refused."""
         entry = self.bundle.entry(variant, stage)
-        tried = Tried(variant, entry.precision)
+        tried = EngineAttempt(variant, entry.precision)
         engine: Optional[TensorRtEngine] = None
         try:
             data, kept, build_s = self._engine(variant, stage)

@@ -171,21 +171,21 @@ class HostBuffer:
             self.address = 0
 
 
-class Event:
+class CudaEvent:
     """A point in a stream; `timed` ones can be subtracted."""
 
     def __init__(self, timed: bool = False) -> None:
         flags = cudart.cudaEventDefault if timed else cudart.cudaEventDisableTiming
         self.handle = check(cudart.cudaEventCreateWithFlags(flags), "make an event")
 
-    def record(self, stream: Stream) -> None:
+    def record(self, stream: CudaStream) -> None:
         check(cudart.cudaEventRecord(self.handle, stream.handle), "record an event")
 
     def wait(self) -> None:
         """Until the stream has come here; raises `EngineError` where what it did before failed."""
         check(cudart.cudaEventSynchronize(self.handle), "finish its work")
 
-    def since_ms(self, start: Event) -> float:
+    def since_ms(self, start: CudaEvent) -> float:
         return float(check(cudart.cudaEventElapsedTime(start.handle, self.handle), "read a time"))
 
     def close(self) -> None:
@@ -194,13 +194,13 @@ class Event:
             self.handle = None
 
 
-class Graph:
+class CudaGraph:
     """Work captured once, launched again and again with one call. The addresses in it are fixed."""
 
     def __init__(self, executable: Any) -> None:
         self._executable = executable
 
-    def launch(self, stream: Stream) -> None:
+    def launch(self, stream: CudaStream) -> None:
         check(cudart.cudaGraphLaunch(self._executable, stream.handle), "launch a graph")
 
     def close(self) -> None:
@@ -209,13 +209,13 @@ class Graph:
             self._executable = None
 
 
-class Captured:
-    """What `Stream.capture` yields; `graph` is there after the block."""
+class CapturedGraph:
+    """What `CudaStream.capture` yields; `graph` is there after the block."""
 
-    graph: Graph
+    graph: CudaGraph
 
 
-class Stream:
+class CudaStream:
     """A queue of GPU work, in order. `handle` is what TensorRT takes, as an integer."""
 
     def __init__(self) -> None:
@@ -235,14 +235,14 @@ class Stream:
     def wait(self) -> None:
         check(cudart.cudaStreamSynchronize(self.handle), "finish its work")
 
-    def wait_for(self, event: Event) -> None:
+    def wait_for(self, event: CudaEvent) -> None:
         """What is enqueued from now on begins when another stream has come to the event; waits for nothing here."""
         check(cudart.cudaStreamWaitEvent(self.handle, event.handle, 0), "order its work")
 
     @contextmanager
-    def capture(self) -> Iterator[Captured]:
+    def capture(self) -> Iterator[CapturedGraph]:
         """What the block enqueues becomes a graph instead of running. Where it raises, nothing is kept."""
-        captured = Captured()
+        captured = CapturedGraph()
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check(cudart.cudaStreamBeginCapture(self.handle, mode), "begin a capture")
         try:
@@ -252,7 +252,7 @@ class Stream:
             raise
         graph = check(cudart.cudaStreamEndCapture(self.handle), "end a capture")
         try:
-            captured.graph = Graph(check(cudart.cudaGraphInstantiate(graph, 0), "make a graph"))
+            captured.graph = CudaGraph(check(cudart.cudaGraphInstantiate(graph, 0), "make a graph"))
         finally:
             cudart.cudaGraphDestroy(graph)
 
@@ -270,7 +270,7 @@ class MixKernel:
         self._module: Optional[Any] = check(driver.cuModuleLoadData(MIX_PTX), "compile its mixing kernel")
         self._function = check(driver.cuModuleGetFunction(self._module, b"mix"), "find its mixing kernel")
 
-    def enqueue(self, stream: Stream, made: int, one: int, other: int, share: int, count: int) -> None:
+    def enqueue(self, stream: CudaStream, made: int, one: int, other: int, share: int, count: int) -> None:
         """float32 at `made` from those at `one` and `other`, `count` of each, and the share at the address `share`."""
         values = (made, one, other, share, count)
         kinds = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)

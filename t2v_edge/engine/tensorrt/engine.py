@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from t2v_edge.engine.base import check_feeds
 from t2v_edge.engine.tensorrt.api import TensorRt
-from t2v_edge.engine.tensorrt.cuda import DeviceBuffer, Event, Graph, HostBuffer, MixKernel, Stream
+from t2v_edge.engine.tensorrt.cuda import CudaEvent, CudaGraph, CudaStream, DeviceBuffer, HostBuffer, MixKernel
 from t2v_edge.errors import EngineError
 from t2v_edge.spec import Arrays, StageSpec, TensorSpec
 
@@ -30,7 +30,7 @@ class GpuQueue:
     """
 
     def __init__(self) -> None:
-        self.motion, self.render, self.copies = self._streams = (Stream(), Stream(), Stream())
+        self.motion, self.render, self.copies = self._streams = (CudaStream(), CudaStream(), CudaStream())
         self.mix = MixKernel()
         self.lock = threading.RLock()
         self._users = 0
@@ -144,7 +144,7 @@ class TensorRtEngine:
         self.close()
 
 
-class Replay:
+class EngineReplay:
     """An engine's run on fixed addresses, with what else `work` enqueues around it; as one CUDA graph where that can be
     captured, else enqueued anew at each launch, which is slower.
 
@@ -155,7 +155,7 @@ class Replay:
         self, engine: TensorRtEngine, addresses: Mapping[str, int], work: Optional[Callable[[], None]] = None
     ) -> None:
         self._engine, self._addresses, self._work = engine, addresses, work or engine.enqueue
-        self._graph: Optional[Graph] = None
+        self._graph: Optional[CudaGraph] = None
         engine.bind(addresses)
         engine.enqueue()
         engine.stream.wait()
@@ -189,7 +189,7 @@ class _Buffers:
         }
         self._device = {name: DeviceBuffer(host.nbytes) for name, host in self._host.items()}
         self._addresses = {name: buffer.address for name, buffer in self._device.items()}
-        self._replay = Replay(engine, self._addresses)
+        self._replay = EngineReplay(engine, self._addresses)
 
     def _pinned(self, tensor: TensorSpec) -> HostBuffer:
         return HostBuffer((self._engine.batch, *tensor.shape[1:]), self._engine.dtypes[tensor.name])
@@ -208,7 +208,7 @@ class _Buffers:
         return {t.name: self._host[t.name].array[:1].astype(t.dtype) for t in spec.outputs}
 
     def time_ms(self, runs: int) -> list[float]:
-        stream, (start, end) = self._engine.stream, (Event(timed=True), Event(timed=True))
+        stream, (start, end) = self._engine.stream, (CudaEvent(timed=True), CudaEvent(timed=True))
         times = []
         for _ in range(runs):
             start.record(stream)

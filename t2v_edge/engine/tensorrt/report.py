@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tried:
+class EngineAttempt:
     """One engine of a stage: built in `build_s` (or kept, then 0), its size, its layers (about as many kernels), how
     far from the golden vectors and from ONNX Runtime in words, the median of its runs on the GPU, and why it was
     refused (empty where it was not)."""
@@ -43,7 +43,7 @@ class StageResult:
     engine: str
     variant: str
     why: str
-    tried: tuple[Tried, ...]
+    tried: tuple[EngineAttempt, ...]
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "tried": [t.to_json() for t in self.tried]}

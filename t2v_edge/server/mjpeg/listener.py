@@ -18,7 +18,7 @@ from t2v_edge.bundle.tokenizer import tidy
 from t2v_edge.errors import ProtocolError, ServerError
 from t2v_edge.remote.protocol import JPEG, MAX_TEXT, VERSION, Settings
 from t2v_edge.server.access import Access
-from t2v_edge.server.mjpeg.reader import Viewer, answer, refusal
+from t2v_edge.server.mjpeg.reader import MjpegReader, answer, refusal
 from t2v_edge.server.mjpeg.request import MAX_HEAD_BYTES, HttpRequest, parse_head
 from t2v_edge.server.session import Session
 from t2v_edge.server.sockets import keep_alive, keep_short
@@ -32,7 +32,7 @@ _NUMBER = re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class StreamWish:
     """What an address asks for. caption: None to wait for one. name: of the stream, None for one made up."""
 
     settings: Settings
@@ -40,7 +40,7 @@ class Wanted:
     name: Optional[str]
 
 
-class Host(Protocol):
+class MjpegHost(Protocol):
     """The server that readers are clients of."""
 
     options: Any
@@ -51,18 +51,18 @@ class Host(Protocol):
     async def play(self, socket: Any, session: Session, version: int) -> None: ...
 
 
-class MjpegDoor:
+class MjpegListener:
     """Lets readers in. Opened and closed by the server, on its event loop.
 
     port: 0 for any free one. Raises `ServerError` where it cannot be bound.
     """
 
-    def __init__(self, host: Host, port: int) -> None:
+    def __init__(self, host: MjpegHost, port: int) -> None:
         self._host = host
         self._access: Access = host.options.access
         self._limits = host.options.limits
         self._wanted_port = port
-        self._viewers: dict[str, Viewer] = {}
+        self._viewers: dict[str, MjpegReader] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
         self._waiting = 0
         self._server: Optional[asyncio.AbstractServer] = None
@@ -199,7 +199,7 @@ class MjpegDoor:
 
     def _admit(
         self, request: HttpRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> tuple[Viewer, Session]:
+    ) -> tuple[MjpegReader, Session]:
         wanted = read_wanted(request.query)
         name = wanted.name or secrets.token_hex(8)
         if name in self._viewers:
@@ -211,7 +211,7 @@ class MjpegDoor:
             else f"Cross-Origin-Resource-Policy: cross-origin\r\nAccess-Control-Allow-Origin: {origin}\r\n"
             "Vary: Origin\r\n"
         )
-        viewer = Viewer(reader, writer, name, wanted.caption, self._limits, headers)
+        viewer = MjpegReader(reader, writer, name, wanted.caption, self._limits, headers)
         try:
             return viewer, self._host.admit(viewer, wanted.settings)
         except BaseException:
@@ -252,7 +252,7 @@ def check_page(access: Access, headers: dict[str, str]) -> None:
         )
 
 
-def read_wanted(query: dict[str, str]) -> Wanted:
+def read_wanted(query: dict[str, str]) -> StreamWish:
     """What the query of an address asks for; raises `ProtocolError`."""
     unknown = sorted(set(query) - set(_KEYS))
     if unknown:
@@ -268,7 +268,7 @@ def read_wanted(query: dict[str, str]) -> Wanted:
         raise ProtocolError("bad_value", f"the name is {name[:40]!r}", "use 1 to 32 letters, digits, - and _")
     caption = query.get("caption")
     settings = replace(Settings.read(Fields(STREAM, values)), format=JPEG)
-    return Wanted(settings, None if caption is None else _check_caption(caption), name)
+    return StreamWish(settings, None if caption is None else _check_caption(caption), name)
 
 
 def _number(text: str) -> Any:

@@ -40,7 +40,7 @@ _EXTRA = {
 _NEWEST_CAPTIONS = 8
 
 
-class Viewer:
+class MjpegReader:
     """What a `Session` needs of a WebSocket, over one HTTP answer that does not end.
 
     name: others change the caption by it. caption: shown first; None waits for `post`. headers: more of the answer's,
@@ -97,7 +97,7 @@ class Viewer:
 
     # What a session calls.
 
-    def __aiter__(self) -> Viewer:
+    def __aiter__(self) -> MjpegReader:
         return self
 
     async def __anext__(self) -> str:

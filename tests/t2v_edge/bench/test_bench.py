@@ -14,11 +14,11 @@ import pytest
 
 from t2v_edge.bench import frames as module
 from t2v_edge.bench.frames import CAPTIONS, CHANGES, FIRSTS, MIN_FRAMES, BenchOptions, bench, describe_machine
-from t2v_edge.bench.pace import Clockwork, Pace
-from t2v_edge.bench.report import BenchReport, Change, FreeRun, table
+from t2v_edge.bench.pace import Pace, PaceClock
+from t2v_edge.bench.report import BenchReport, CaptionChange, FreeRun, table
 from t2v_edge.cli import main
-from t2v_edge.device.power import Power, PowerSampler, PowerTool, Reading, parse_tegrastats
-from t2v_edge.device.system import PowerMode, PythonFacts, System
+from t2v_edge.device.power import Power, PowerReading, PowerSampler, PowerTool, parse_tegrastats
+from t2v_edge.device.system import NvpModelMode, PythonFacts, System
 from t2v_edge.errors import EngineError, UsageError
 from t2v_edge.pipeline import Pipeline
 from t2v_edge.play.stream import FrameStream
@@ -40,7 +40,7 @@ def no_tool(gpu):
 def ticking():
     """A clock that is a millisecond further whenever it is asked, and has no patience to sleep."""
     ticks, cpu = count(), count()
-    return Clockwork(now=lambda: next(ticks) / 1000, cpu=lambda: next(cpu) / 100, sleep=lambda seconds: None)
+    return PaceClock(now=lambda: next(ticks) / 1000, cpu=lambda: next(cpu) / 100, sleep=lambda seconds: None)
 
 
 def measure(path, fps=None, seconds=0.05, **others):
@@ -126,7 +126,7 @@ def test_power_is_that_of_the_last_run(bundle_path, monkeypatch):
         def __enter__(self):
             if self._tool is not None:
                 sampled.append(self._tool.name)
-                self.add(Reading({"VDD_IN": float(len(sampled))}, 7.0))
+                self.add(PowerReading({"VDD_IN": float(len(sampled))}, 7.0))
             return self
 
     def tool(gpu):
@@ -183,7 +183,7 @@ def sample(**changes):
         open_ms=90.0,
         stages={"text": latency, "motion": Latency(0), "render": latency},
         first_frame=latency,
-        change=Change(latency, 4),
+        change=CaptionChange(latency, 4),
         free=FreeRun(300, 2.0, 3.0, latency),
         real_time=None,
         memory=ProcessMemory(100 << 20, 150 << 20),
@@ -222,7 +222,7 @@ def test_the_board_its_power_mode_and_gpus_are_of_the_result_and_its_python_is_n
         l4t="36.4.3",
         jetpack="6.2",
         board="NVIDIA Jetson AGX Orin Developer Kit",
-        power_mode=PowerMode(0, "MAXN"),
+        power_mode=NvpModelMode(0, "MAXN"),
         gpus=("Orin",),
         driver="540.4.0",
         memory_bytes=64 << 30,

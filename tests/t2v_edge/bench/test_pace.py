@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from t2v_edge.bench.pace import Clockwork, keep_pace
+from t2v_edge.bench.pace import PaceClock, keep_pace
 
 
 class FakeTime:
@@ -10,7 +10,7 @@ class FakeTime:
 
     def __init__(self, takes):
         self.now, self.takes = 100.0, iter(takes)
-        self.clock = Clockwork(now=lambda: self.now, cpu=lambda: self.now / 2, sleep=self.sleep)
+        self.clock = PaceClock(now=lambda: self.now, cpu=lambda: self.now / 2, sleep=self.sleep)
 
     def sleep(self, seconds):
         self.now += seconds

@@ -12,9 +12,9 @@ from t2v_edge.device import power
 from t2v_edge.device.power import (
     BOARD,
     Power,
+    PowerReading,
     PowerSampler,
     PowerTool,
-    Reading,
     find_tool,
     parse_nvidia_smi,
     parse_tegrastats,
@@ -89,7 +89,7 @@ TX2_JETPACK_4 = (
 )
 def test_tegrastats_tells_the_watts_of_now_by_rail(line, rails, memory):
     for ended in (line, line + "\n"):
-        assert parse_tegrastats(ended) == Reading(rails, memory)
+        assert parse_tegrastats(ended) == PowerReading(rails, memory)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_a_line_of_many_rails_is_not_taken_whole():
 @pytest.mark.parametrize(
     "line, reading",
     [
-        ("44.94, 2163\n", Reading({BOARD: 44.94}, 2163)),  # GeForce of 8 GB under load
-        ("12.98, [N/A]\n", Reading({BOARD: 12.98}, None)),  # GB10: memory shared with the processor
-        ("[N/A], 305", Reading({}, 305)),
+        ("44.94, 2163\n", PowerReading({BOARD: 44.94}, 2163)),  # GeForce of 8 GB under load
+        ("12.98, [N/A]\n", PowerReading({BOARD: 12.98}, None)),  # GB10: memory shared with the processor
+        ("[N/A], 305", PowerReading({}, 305)),
         ("[N/A], [N/A]", None),  # AGX Thor
         ("[Not Supported], [Not Supported]", None),
         ("[Insufficient Permissions], [Insufficient Permissions]", None),

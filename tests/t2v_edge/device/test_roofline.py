@@ -10,7 +10,7 @@ import pytest
 from t2v_edge.bundle.bundle import Bundle, GraphEntry
 from t2v_edge.device import roofline
 from t2v_edge.device.profile import DeviceProfile, Software, load_profile
-from t2v_edge.device.roofline import Constants, check_against, estimate, estimate_stage
+from t2v_edge.device.roofline import RooflineConstants, check_against, estimate, estimate_stage
 from t2v_edge.errors import BundleError
 
 CARD = DeviceProfile(
@@ -62,10 +62,10 @@ def test_estimate_comes_within_a_factor_of_two_of_an_h200(name, precision, macs,
 def round_constants(monkeypatch):
     """Shares and times that can be reckoned with in the head."""
     shares = {"fp32": 0.5, "fp16": 0.1, "int8": 0.05}
-    gpu = Constants(shares, launch_cycles=2000, launch_us=0, runtime_us=10, caption_us=500)
+    gpu = RooflineConstants(shares, launch_cycles=2000, launch_us=0, runtime_us=10, caption_us=500)
     monkeypatch.setattr(roofline, "GPU", gpu)
     shares = {"fp32": 0.5, "int8": 0.25}
-    cpu = Constants(shares, launch_cycles=0, launch_us=20, runtime_us=100, caption_us=500)
+    cpu = RooflineConstants(shares, launch_cycles=0, launch_us=20, runtime_us=100, caption_us=500)
     monkeypatch.setattr(roofline, "CPU", cpu)
 
 

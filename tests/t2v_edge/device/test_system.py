@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from t2v_edge.device.jetpack import release_of, version_of
-from t2v_edge.device.system import PowerMode, PythonFacts, System
+from t2v_edge.device.system import NvpModelMode, PythonFacts, System
 from tests.t2v_edge.system_samples import PYTHONS, ROOT, read_system
 
 FILES = (
@@ -33,12 +33,12 @@ FILES = (
 @pytest.mark.parametrize(
     "name, jetpack, l4t, tensorrt, cuda, system_python, mode",
     [
-        ("jetpack-5.1-xavier", "5.1.2", "35.4.1", "8.5.2", "11.4.19", (3, 8), PowerMode(5, "MODE_10W_DESKTOP")),
-        ("jetpack-5.1-orin", "5.1.2", "35.4.1", "8.5.2", "11.4.19", (3, 8), PowerMode(2, "MODE_30W")),
-        ("jetpack-6.0", "6.0", "36.3.0", "8.6.2.3", "12.2.12", (3, 10), PowerMode(0, "MAXN")),
-        ("jetpack-6.2", "6.2", "36.4.3", "10.3.0.30", "12.6.11", (3, 10), PowerMode(1, "25W")),
-        ("jetpack-7.0", "7.0", "38.2.0", "10.13.3.9", "13.0.0", (3, 12), PowerMode(1, "120W")),
-        ("jetpack-7.2", "7.2.1", "39.2.1", "10.16.2.10", "13.2.2", (3, 12), PowerMode(1, "25W")),
+        ("jetpack-5.1-xavier", "5.1.2", "35.4.1", "8.5.2", "11.4.19", (3, 8), NvpModelMode(5, "MODE_10W_DESKTOP")),
+        ("jetpack-5.1-orin", "5.1.2", "35.4.1", "8.5.2", "11.4.19", (3, 8), NvpModelMode(2, "MODE_30W")),
+        ("jetpack-6.0", "6.0", "36.3.0", "8.6.2.3", "12.2.12", (3, 10), NvpModelMode(0, "MAXN")),
+        ("jetpack-6.2", "6.2", "36.4.3", "10.3.0.30", "12.6.11", (3, 10), NvpModelMode(1, "25W")),
+        ("jetpack-7.0", "7.0", "38.2.0", "10.13.3.9", "13.0.0", (3, 12), NvpModelMode(1, "120W")),
+        ("jetpack-7.2", "7.2.1", "39.2.1", "10.16.2.10", "13.2.2", (3, 12), NvpModelMode(1, "25W")),
     ],
 )
 def test_a_recorded_jetson_is_read_right(name, jetpack, l4t, tensorrt, cuda, system_python, mode):
@@ -104,7 +104,7 @@ def test_a_modes_file_without_a_status_starts_with_its_default(tmp_path):
     (tmp_path / "etc").mkdir()
     text = (ROOT / "jetpack-7.0/etc/nvpmodel.conf").read_text()
     (tmp_path / "etc/nvpmodel.conf").write_text(text)
-    assert System.read(tmp_path, PYTHONS["jetpack-7.0"]).power_mode == PowerMode(1, "120W")
+    assert System.read(tmp_path, PYTHONS["jetpack-7.0"]).power_mode == NvpModelMode(1, "120W")
 
 
 def test_what_is_no_regular_file_is_not_read(tmp_path):

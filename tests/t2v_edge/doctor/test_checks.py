@@ -8,7 +8,7 @@ import pytest
 
 from t2v_edge.bundle.manifest import FileEntry
 from t2v_edge.device.profile import load_profile
-from t2v_edge.device.system import Module
+from t2v_edge.device.system import PythonModule
 from t2v_edge.doctor.checks import (
     FAIL,
     OK,
@@ -182,7 +182,7 @@ def test_an_idle_desktop_gpu_is_told_of_tensorrt_rtx():
 
 @pytest.mark.parametrize("name, said", [("jetpack-6.2", "does not run on a Jetson"), ("cpu-x86", "no NVIDIA driver")])
 def test_tensorrt_rtx_runs_neither_on_a_jetson_nor_without_a_driver(name, said):
-    system = read_system(name, tensorrt_rtx=Module("1.7.1", "/home/user/t2v/lib/site-packages/tensorrt_rtx"))
+    system = read_system(name, tensorrt_rtx=PythonModule("1.7.1", "/home/user/t2v/lib/site-packages/tensorrt_rtx"))
     finding = one(examine(system), "tensorrt-rtx")
     assert finding.level == WARN and said in finding.what and "tensorrt-rtx" not in usable_engines(system)
 

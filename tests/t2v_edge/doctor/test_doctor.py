@@ -14,7 +14,7 @@ from t2v_edge.bundle.bundle import Bundle, write_bundle
 from t2v_edge.device.system import System
 from t2v_edge.doctor.checks import FAIL, OK, WARN
 from t2v_edge.doctor.diagnosis import diagnose
-from t2v_edge.doctor.trial import Door, installed_engines
+from t2v_edge.doctor.trial import EngineOpener, installed_engines
 from t2v_edge.engine.registry import BUILT, EngineOptions, available_engines, open_engine
 from t2v_edge.errors import EngineError
 from t2v_edge.spec import STAGES
@@ -77,7 +77,7 @@ def test_a_sound_bundle_is_proved_on_every_engine_that_is_installed(sound, tmp_p
 
 def test_an_engine_that_computes_wrongly_is_named(sound, tmp_path):
     wrong = Wrong("motion", lambda moved: moved + np.float32(0.1))
-    engines = {"onnxruntime": Door(onnxruntime), "openvino": Door(wrong)}
+    engines = {"onnxruntime": EngineOpener(onnxruntime), "openvino": EngineOpener(wrong)}
     diagnosis = diagnose(read_system("cpu-x86"), sound.write(tmp_path / "b"), engines=engines)
     (finding,) = golden_findings(diagnosis)
     assert not diagnosis.can_run and finding.level == FAIL
@@ -87,7 +87,7 @@ def test_an_engine_that_computes_wrongly_is_named(sound, tmp_path):
 
 
 def test_a_nan_is_wrong_and_still_json(sound, tmp_path):
-    engines = {"onnxruntime": Door(Wrong("text", lambda made: made * np.float32(np.nan)))}
+    engines = {"onnxruntime": EngineOpener(Wrong("text", lambda made: made * np.float32(np.nan)))}
     diagnosis = diagnose(read_system("cpu-x86"), sound.write(tmp_path / "b"), engines=engines)
     assert not diagnosis.can_run and "NaN or infinite" in golden_findings(diagnosis)[0].what
     assert "no engine here plays text rightly in its default variant" in golden_findings(diagnosis)[1].what
@@ -96,7 +96,9 @@ def test_a_nan_is_wrong_and_still_json(sound, tmp_path):
 
 def test_a_variant_that_is_wrong_and_no_default_only_warns(tiny, tmp_path):
     tiny.files["golden.npz"] = pack(golden_arrays(tiny))  # "fp16" has other weights
-    diagnosis = diagnose(read_system("cpu-x86"), tiny.write(tmp_path / "b"), engines={"onnxruntime": Door(onnxruntime)})
+    diagnosis = diagnose(
+        read_system("cpu-x86"), tiny.write(tmp_path / "b"), engines={"onnxruntime": EngineOpener(onnxruntime)}
+    )
     assert diagnosis.can_run
     assert {f.what.split(" wrongly")[0] for f in golden_findings(diagnosis)} == {
         f"onnxruntime computes fp16 {stage}" for stage in STAGES
@@ -105,12 +107,14 @@ def test_a_variant_that_is_wrong_and_no_default_only_warns(tiny, tmp_path):
 
 
 def test_an_engine_that_has_nothing_built_is_told_and_the_others_count(sound, tmp_path):
-    engines = {"tensorrt": Door(broken), "onnxruntime": Door(onnxruntime)}
+    engines = {"tensorrt": EngineOpener(broken), "onnxruntime": EngineOpener(onnxruntime)}
     diagnosis = diagnose(read_system("jetpack-6.2"), sound.write(tmp_path / "b"), engines=engines)
     (finding,) = golden_findings(diagnosis)
     assert diagnosis.can_run and finding.level == WARN and finding.what.startswith("tensorrt runs no graph: no ")
     assert finding.remedy == "t2v-edge build BUNDLE"
-    alone = diagnose(read_system("jetpack-6.2"), sound.write(tmp_path / "b"), engines={"tensorrt": Door(broken)})
+    alone = diagnose(
+        read_system("jetpack-6.2"), sound.write(tmp_path / "b"), engines={"tensorrt": EngineOpener(broken)}
+    )
     assert not alone.can_run
 
 
@@ -121,7 +125,7 @@ def test_tensorrt_is_not_asked_for_unsigned_int8(sound, tmp_path):
     sound.files["int8-u8/text.onnx"] = sound.files["fp32/text.onnx"]
     manifest = replace(sound.manifest, quality={"int8-u8": {"text": {"max_rel": 0.01}}})
     write_bundle(tmp_path / "b", manifest, sound.files)
-    engines = {"tensorrt": Door(onnxruntime), "onnxruntime": Door(onnxruntime)}
+    engines = {"tensorrt": EngineOpener(onnxruntime), "onnxruntime": EngineOpener(onnxruntime)}
     diagnosis = diagnose(read_system("jetpack-6.2"), tmp_path / "b", engines=engines)
     ran = {(p.engine, p.variant) for p in diagnosis.trials}
     assert ("onnxruntime", "int8-u8") in ran and ("tensorrt", "int8-u8") not in ran and ("tensorrt", "fp32") in ran
@@ -132,7 +136,7 @@ def test_another_tokenizer_is_noticed(sound, tmp_path):
     arrays = golden_arrays(sound)
     arrays["captions"] = np.array(["a person is running", *arrays["captions"][1:]])
     sound.files["golden.npz"] = pack(arrays)
-    engines = {"onnxruntime": Door(onnxruntime)}
+    engines = {"onnxruntime": EngineOpener(onnxruntime)}
     diagnosis = diagnose(read_system("cpu-x86"), sound.write(tmp_path / "b"), engines=engines)
     finding = next(f for f in diagnosis.findings if f.code == "tokenizer")
     assert finding.level == FAIL and "a person is running" in finding.what and not diagnosis.can_run

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from t2v_edge.engine.registry import EngineOptions, is_installed, open_engine
-from t2v_edge.engine.turns import Turns
+from t2v_edge.engine.turns import BorrowPool
 from t2v_edge.errors import EngineError, UsageError
 from tests.t2v_edge.live_device import in_thread
 
@@ -40,7 +40,7 @@ def queued(turns, count):
 
 
 def test_who_comes_first_is_served_first_and_nobody_overtakes():
-    turns, got = Turns("wide"), []
+    turns, got = BorrowPool("wide"), []
     first = Borrower(turns, got)
     assert first.has.wait(20)
     waiting = []
@@ -55,7 +55,7 @@ def test_who_comes_first_is_served_first_and_nobody_overtakes():
 
 
 def test_who_is_alone_gets_the_wide_one_and_those_beside_others_the_narrow_ones():
-    turns, got = Turns("wide", ["a", "b"]), []
+    turns, got = BorrowPool("wide", ["a", "b"]), []
     first, second, third = (Borrower(turns, got) for _ in range(3))
     for borrower in (first, second, third):
         assert borrower.has.wait(20)
@@ -69,7 +69,7 @@ def test_who_is_alone_gets_the_wide_one_and_those_beside_others_the_narrow_ones(
 
 
 def test_a_failure_gives_back_what_was_borrowed_and_after_closing_there_is_none():
-    turns = Turns("wide")
+    turns = BorrowPool("wide")
     with pytest.raises(ValueError), turns.take():
         raise ValueError
     held = Borrower(turns, got := [])
@@ -90,7 +90,7 @@ def test_who_is_interrupted_while_waiting_takes_nothing_from_the_others(monkeypa
         def wait(self, timeout=None):
             raise KeyboardInterrupt
 
-    turns, got = Turns("wide"), []
+    turns, got = BorrowPool("wide"), []
     held = Borrower(turns, got)
     assert held.has.wait(20)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from t2v_edge.frame import Frame
 from t2v_edge.live.core import LiveCore, Pending
-from t2v_edge.live.maker import Order
+from t2v_edge.live.maker import FrameRequest
 from t2v_edge.live.options import LiveOptions
 
 PIXELS = np.zeros((1, 1, 3), np.uint8)
@@ -57,7 +57,7 @@ class Player:
 
     def begin(self):
         found = self.core.plan(self.now) if self.order is None else None
-        if isinstance(found, Order):
+        if isinstance(found, FrameRequest):
             self.order, self.begun = found, self.now
             assert self.core.pacer.running and found.generation == self.core.generation
         elif isinstance(found, Pending) and found.until_s is not None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t2v_edge.live.pacer import MARGIN_S, Course, Lead, Pacer
+from t2v_edge.live.pacer import MARGIN_S, LeadTime, MotionTimeline, Pacer
 
 RATES = [Fraction(24), Fraction(30000, 1001), Fraction(30), Fraction(60), Fraction(72), Fraction(90), Fraction(120)]
 
@@ -194,14 +194,14 @@ def test_there_is_no_drift_over_hours_of_jitter(fps, start, data):
 
 
 def test_motion_runs_along_a_line_that_can_be_begun_anew():
-    course = Course(Fraction(16, 30))
+    course = MotionTimeline(Fraction(16, 30))
     assert [course.at(index) for index in (0, 15, 30)] == [0, 8, 16]
     course.restart(1000, Fraction(17))
     assert course.at(1000) == 17 and course.at(1030) == 33
 
 
 def test_a_frame_is_begun_earlier_by_the_longest_time_of_late():
-    lead = Lead()
+    lead = LeadTime()
     assert lead.lead_s(1 / 30) == MARGIN_S
     lead.observe(0.010)
     assert lead.lead_s(1 / 30) == pytest.approx(0.010 + MARGIN_S)

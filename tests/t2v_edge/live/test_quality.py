@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t2v_edge.live.quality import DOUBT, LOWEST_FPS, PATIENCE, Quality, Window
+from t2v_edge.live.quality import DOUBT, LOWEST_FPS, PATIENCE, Quality, QualityWindow
 
 RATES = [Fraction(16), Fraction(24), Fraction(30), Fraction(60), Fraction(90), Fraction(120)]
 
@@ -18,7 +18,7 @@ def decide(quality, cost_s, missed_share=None):
     wanted = max(1, int(quality.fps / quality.divisor))
     frames = min(wanted, max(1, int(1 / cost_s)))
     missed = wanted - frames if missed_share is None else round(missed_share * wanted)
-    quality.observe(Window(frames, missed, cost_s))
+    quality.observe(QualityWindow(frames, missed, cost_s))
     return quality.level
 
 
@@ -70,7 +70,7 @@ def test_a_level_that_held_out_is_trusted_as_before():
 
 def test_a_window_without_frames_decides_nothing():
     quality = Quality(Fraction(30))
-    assert quality.observe(Window(0, 50, 0.0)) is False and quality.level == 0
+    assert quality.observe(QualityWindow(0, 50, 0.0)) is False and quality.level == 0
 
 
 @settings(max_examples=300, deadline=None)

@@ -12,7 +12,7 @@ import pytest
 from t2v_edge.errors import ProtocolError
 from t2v_edge.remote.protocol import FORMATS
 from t2v_edge.server.encode import check_format, encode
-from t2v_edge.server.metrics import Metrics, Rate
+from t2v_edge.server.metrics import EventRate, Metrics
 from t2v_edge.server.outbox import MAX_TEXTS, Outbox
 
 
@@ -36,7 +36,7 @@ def test_messages_go_first_and_in_order_and_of_frames_the_newest():
 
 
 def test_a_rate_is_of_the_last_seconds():
-    rate = Rate(window_s=2.0)
+    rate = EventRate(window_s=2.0)
     assert rate.per_s(0.0) == 0.0
     for i in range(41):
         rate.add(i / 20)

@@ -16,7 +16,7 @@ from t2v_edge.sinks import open_sink, window
 from t2v_edge.sinks.gif import gif_ticks
 from t2v_edge.sinks.raw import RawSink
 from t2v_edge.sinks.sheet import ContactSheet, contact_sheet
-from t2v_edge.sinks.window import Pacer
+from t2v_edge.sinks.window import WindowPacer
 
 SIZE = (48, 32)
 RATES = [16, 24, 30, 60, 72, 90, Fraction(30000, 1001)]
@@ -217,7 +217,7 @@ def test_window_without_a_screen_names_the_remedy(monkeypatch):
 
 def test_pacer_waits_for_absolute_times_and_starts_anew_after_a_stall():
     now = [100.0]
-    pacer = Pacer(lambda: now[0])
+    pacer = WindowPacer(lambda: now[0])
     waits = []
     for index, took in enumerate([0.01, 0.05, 0.01, 1.0, 0.01]):
         waits.append(pacer.wait_s(Fraction(index, 10)))

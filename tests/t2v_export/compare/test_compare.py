@@ -21,7 +21,7 @@ from t2v_edge.spec import STAGES
 from t2v_export.checkpoint.config import StageConfig
 from t2v_export.commands import compare as command
 from t2v_export.evaluate import play
-from t2v_export.evaluate.lanes import Rack, lanes_of
+from t2v_export.evaluate.lanes import EnginePool, lanes_of
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
 from t2v_export.recipe import parse_recipe
 from tests.t2v_export.compare_samples import SLOTS, changed, spoil, write_captions, write_evaluator
@@ -88,13 +88,13 @@ def compared(place: Path, bundle: str | Path, *more: str, out: str, slots: Path 
 def right_captions(place: Path, bundle: str) -> Path:
     """Captions that name what the evaluator reads from FP32."""
     from t2v_export.evaluate.caption_set import read_slotted
-    from t2v_export.evaluate.tasks import Setting, Studio, read_caption
+    from t2v_export.evaluate.tasks import TaskSettings, WorkerEngines, read_caption
 
     with Bundle.open(place / bundle) as opened:
         lane = lanes_of(opened)[0][0]
     texts = tuple(c.text for c in read_slotted(place / "captions.jsonl"))
-    setting = Setting((lane,), (), texts, 0, "onnxruntime", place / "checkpoint" / "evaluator", 1, 1)
-    with Studio(setting) as studio:
+    setting = TaskSettings((lane,), (), texts, 0, "onnxruntime", place / "checkpoint" / "evaluator", 1, 1)
+    with WorkerEngines(setting) as studio:
         read = [read_caption(studio, i)["fp32"].values for i in range(len(texts))]
     named = [{slot: values[i] for (slot, values), i in zip(SLOTS.items(), row)} for row in read]
     return write_captions(place / f"{bundle}-right.jsonl", named)
@@ -459,7 +459,7 @@ def environment() -> dict[str, str]:
 
 
 def test_play_makes_the_pixels_that_the_runtime_streams(place):
-    with Bundle.open(place / "bundle") as bundle, Rack("onnxruntime", 1) as rack:
+    with Bundle.open(place / "bundle") as bundle, EnginePool("onnxruntime", 1) as rack:
         lane = lanes_of(bundle)[0][0]
         mine = rack.pipeline(lane)
         played = play.take(mine, ((0, "a person is walking"), (8, "a person is running")), 5, 17)

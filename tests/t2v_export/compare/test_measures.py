@@ -207,10 +207,10 @@ def test_captions_keep_their_slots_and_unknown_values_are_refused(tmp_path):
 
 def test_memory_that_cannot_be_measured_says_so(tmp_path):
     from t2v_edge.errors import EngineError
-    from t2v_export.evaluate.lanes import Lane
+    from t2v_export.evaluate.lanes import VariantMix
 
     with pytest.raises(EngineError, match="--no-timing"):
-        cost.measure_memory(Lane("x", tmp_path / "nowhere", {"text": "fp32"}), "onnxruntime", "a")
+        cost.measure_memory(VariantMix("x", tmp_path / "nowhere", {"text": "fp32"}), "onnxruntime", "a")
 
 
 def test_axes_map_their_ends_and_have_round_ticks():

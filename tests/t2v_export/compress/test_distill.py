@@ -13,12 +13,12 @@ from t2v_edge.errors import UsageError
 from t2v_edge.play.clock import Blend
 from t2v_export.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from t2v_export.checkpoint.config import StageConfig
-from t2v_export.compress.distill import Lessons, distill_stage
+from t2v_export.compress.distill import DistillOptions, distill_stage
 from t2v_export.compress.distill import streams as streams_module
 from t2v_export.compress.distill import training as training_module
-from t2v_export.compress.distill.motion import MotionLesson
-from t2v_export.compress.distill.render import Groups, RenderLesson, alike, contrast, image_modules, near_edges
-from t2v_export.compress.distill.streams import BatchDraws, Captions, play
+from t2v_export.compress.distill.motion import MotionTrainer
+from t2v_export.compress.distill.render import Groups, RenderTrainer, alike, contrast, image_modules, near_edges
+from t2v_export.compress.distill.streams import BatchDraws, CaptionConditions, play
 from t2v_export.compress.distill.text import Neighbours, vary
 from t2v_export.errors import TrainingError
 from t2v_export.recipe import Distill
@@ -60,8 +60,8 @@ def fresh(checkpoint: Checkpoint, seed: int = 1) -> Checkpoint:
     return replace(checkpoint, **modules)
 
 
-def lessons(teacher: Checkpoint, **options: object) -> Lessons:
-    return Lessons(teacher, fresh(teacher), replace(SHORT, **options), CAPTIONS)
+def lessons(teacher: Checkpoint, **options: object) -> DistillOptions:
+    return DistillOptions(teacher, fresh(teacher), replace(SHORT, **options), CAPTIONS)
 
 
 def test_text_student_gives_held_out_captions_the_teachers_condition(teacher):
@@ -144,13 +144,13 @@ def test_damaged_state_is_refused_with_the_remedy(teacher, tmp_path):
 def test_stages_of_other_outputs_are_refused(teacher, make_checkpoint):
     other = load_checkpoint(make_checkpoint("other", render=StageConfig("upsample", {"channels": [12, 8]})))
     with pytest.raises(UsageError, match="render stages of tiny and tiny differ in noises"):
-        distill_stage(Lessons(teacher, other, SHORT, CAPTIONS), "render")
+        distill_stage(DistillOptions(teacher, other, SHORT, CAPTIONS), "render")
 
 
 def test_a_batch_of_conditions_blends_as_the_runtime_blends_one():
     generator = torch.Generator().manual_seed(3)
     pool = torch.rand(5, 4)
-    captions, blend = Captions(pool, 2, 6, generator), Blend(6)
+    captions, blend = CaptionConditions(pool, 2, 6, generator), Blend(6)
     blend.retarget(captions.target[:1].numpy())
     np.testing.assert_allclose(captions.advance(3)[:, :1].numpy()[-1], blend.advance(), rtol=1e-6)
     captions.change(torch.tensor([True, False]))
@@ -162,7 +162,7 @@ def test_a_batch_of_conditions_blends_as_the_runtime_blends_one():
 
 def test_half_of_the_streams_change_their_caption(monkeypatch):
     monkeypatch.setattr(streams_module, "SWITCH_RATE", 0.5)
-    captions = Captions(torch.eye(50), 20, 1, torch.Generator().manual_seed(0))
+    captions = CaptionConditions(torch.eye(50), 20, 1, torch.Generator().manual_seed(0))
     made = captions.advance(20)
     assert (made[:, :10] == made[:1, :10]).all() and (made[0, 10:] != made[-1, 10:]).any(1).all()
 
@@ -181,7 +181,7 @@ def test_shared_states_are_those_of_one_name_and_shape(make_checkpoint):
     mine = load_checkpoint(make_checkpoint("mine", motion=StageConfig("recurrent", {**fed, "hidden": 8})))
     specs = theirs.specs["motion"], mine.specs["motion"], theirs.specs["render"]
     student = copy.deepcopy(mine.motion).requires_grad_(True)
-    lesson = MotionLesson(theirs.motion, student, specs, torch.rand(8, 6), 6, 4, 5, 1e-3, 0, torch.device("cpu"))
+    lesson = MotionTrainer(theirs.motion, student, specs, torch.rand(8, 6), 6, 4, 5, 1e-3, 0, torch.device("cpu"))
     assert [s.name for s in lesson.shared] == ["motion"]
     lesson.step(1.0)
     assert torch.equal(lesson.theirs["state.motion"], lesson.mine["state.motion"])
@@ -234,11 +234,11 @@ def test_contrasted_conditions_differ_in_one_group_that_the_teacher_draws():
     assert Groups(sizes, torch.device("cpu")).those_that(lambda _: False) is None
 
 
-def render_lesson(teacher: Checkpoint, student: torch.nn.Module, **options: object) -> RenderLesson:
+def render_lesson(teacher: Checkpoint, student: torch.nn.Module, **options: object) -> RenderTrainer:
     weights = {"pixel": 1.0, "perceptual": 0.0, "temporal": 1.0, "contrast": 1.0, "adversarial": 0.0}
     modules, specs = (teacher.motion, teacher.render), (teacher.specs["motion"], teacher.specs["render"])
     pool, device = torch.rand(8, 6).softmax(1), torch.device("cpu")
-    return RenderLesson(modules, student, specs, pool, 6, weights, 8, 8, 1e-3, 0, device, **options)
+    return RenderTrainer(modules, student, specs, pool, 6, weights, 8, 8, 1e-3, 0, device, **options)
 
 
 def test_half_of_the_pairs_are_one_moment_as_two_captions_show_it(teacher):

@@ -17,7 +17,7 @@ from t2v_export.exporter import passes as graph_passes
 from t2v_export.exporter.choose import choose, shipped
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
 from t2v_export.verify import latency
-from t2v_export.verify.latency import Latency, measure_latencies
+from t2v_export.verify.latency import GraphLatency, measure_latencies
 
 BOTH = {"fp32": STAGES, "fp16": STAGES}
 
@@ -26,7 +26,7 @@ def times(**milliseconds):
     """Latencies of all stages by variant: a number for ONNX Runtime, or (ONNX Runtime, OpenVINO)."""
     names = ("onnxruntime", "openvino")
     return {
-        v.replace("_", "-"): {s: {e: Latency(t, t, 10) for e, t in zip(names, ms)} for s in STAGES}
+        v.replace("_", "-"): {s: {e: GraphLatency(t, t, 10) for e, t in zip(names, ms)} for s in STAGES}
         for v, ms in ((v, ms if isinstance(ms, tuple) else (ms,)) for v, ms in milliseconds.items())
     }
 
@@ -153,11 +153,13 @@ def test_smallest_bundle_takes_a_much_smaller_graph_that_is_no_slower(cpu):
     graphs = {"fp32": ("motion",), "fp16": ("motion",)}
 
     def chosen(fp16_ms: float, fp16_bytes: int) -> str:
-        times = {v: {"motion": {"onnxruntime": Latency(ms, ms, 20)}} for v, ms in (("fp32", 1.0), ("fp16", fp16_ms))}
+        times = {
+            v: {"motion": {"onnxruntime": GraphLatency(ms, ms, 20)}} for v, ms in (("fp32", 1.0), ("fp16", fp16_ms))
+        }
         sizes = {"fp32": {"motion": 100}, "fp16": {"motion": fp16_bytes}}
         return choose(cpu, graphs, times, sizes).default["motion"][0]
 
     # a graph whose size does not count has to be faster
-    times = {v: {"motion": {"onnxruntime": Latency(1.0, 1.0, 20)}} for v in graphs}
+    times = {v: {"motion": {"onnxruntime": GraphLatency(1.0, 1.0, 20)}} for v in graphs}
     assert choose(cpu, graphs, times, {"fp32": {"motion": 100}, "fp16": {}}).default["motion"][0] == "fp32"
     assert (chosen(1.03, 50), chosen(1.1, 50), chosen(1.03, 80), chosen(0.9, 80)) == ("fp16", "fp32", "fp32", "fp16")

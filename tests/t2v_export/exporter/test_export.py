@@ -29,7 +29,7 @@ from t2v_export.exporter import passes as graph_passes
 from t2v_export.exporter.captions import DEFAULT_CAPTIONS
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
 from t2v_export.verify.difference import Difference, StageDifference, check_accuracy, compare
-from t2v_export.verify.latency import Latency
+from t2v_export.verify.latency import GraphLatency
 
 UNTIMED = ExportOptions(measure=False)
 EXAMPLES = Path(__file__).parents[3] / "examples" / "custom_stages"
@@ -387,7 +387,7 @@ def test_doublings_take_the_form_that_all_engines_together_run_fastest(
     def timed(graphs, spec, rollout):
         if "built" not in graphs:
             return measured(graphs, spec, rollout)
-        return {n: {e: Latency(x, x, 20) for e, x in zip(("onnxruntime", "openvino"), ms[n])} for n in graphs}
+        return {n: {e: GraphLatency(x, x, 20) for e, x in zip(("onnxruntime", "openvino"), ms[n])} for n in graphs}
 
     monkeypatch.setattr(graph_passes, "measure_latencies", timed)
     exported = export_checkpoint(make_checkpoint(), tmp_path / "bundle", cpu, ExportOptions(variants=("fp32",)))

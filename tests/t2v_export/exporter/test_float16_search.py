@@ -23,7 +23,7 @@ from t2v_export.graph.from_torch import PixelFrames, stage_to_onnx
 from t2v_export.models.contract import motion_spec, render_spec
 from t2v_export.precision.float16 import compute_half, computes_half, layers, rounding_twin
 from t2v_export.verify.difference import check_accuracy
-from t2v_export.verify.reference import FRAME_STEPS, STEPS, Rollout, StreamDraws
+from t2v_export.verify.reference import FRAME_STEPS, STEPS, ReferenceRollout, StreamDraws
 
 CONDITION, MOTION, SIDE, TOLERANCE = 4, 3, 16, 1e-2
 DRAWS = StreamDraws({}, {}, {}, tuple({} for _ in range(STEPS)))
@@ -87,7 +87,7 @@ class Difference(nn.Module):
         return self.narrow(torch.relu(self.widen(condition)))
 
 
-def played(module: nn.Module, count: int = 3) -> list[Rollout]:
+def played(module: nn.Module, count: int = 3) -> list[ReferenceRollout]:
     """What torch makes of `count` random conditions, in which the first two numbers are equal, and motions."""
     generator = torch.Generator().manual_seed(1)
     made = []
@@ -104,7 +104,7 @@ def played(module: nn.Module, count: int = 3) -> list[Rollout]:
                 motion = module(condition).expand(STEPS, -1)
         nothing = np.zeros((1, 1), np.int64)
         outputs = {"motion": motion.numpy()}
-        made.append(Rollout(str(index), nothing, nothing, condition.numpy(), DRAWS, outputs, levels.numpy()))
+        made.append(ReferenceRollout(str(index), nothing, nothing, condition.numpy(), DRAWS, outputs, levels.numpy()))
     return made
 
 

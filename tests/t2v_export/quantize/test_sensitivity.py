@@ -14,7 +14,7 @@ from t2v_edge.spec import StageSpec, TensorSpec
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
 from t2v_export.quantize.observe import observe
 from t2v_export.quantize.plan import make_plan, observed_tensors
-from t2v_export.quantize.sensitivity import Judge, layer_macs, measure_sensitivity
+from t2v_export.quantize.sensitivity import SensitivityMetric, layer_macs, measure_sensitivity
 from t2v_export.quantize.stage import quantize_stage
 from t2v_export.recipe import Quantize, load_recipe, parse_recipe
 
@@ -56,7 +56,12 @@ def samples(seed: int, count: int = 32) -> list[dict[str, np.ndarray]]:
 def watched():
     model = chain()
     plan = make_plan(model, SPEC, ALL)
-    return model, plan, observe(model, samples(0), *observed_tensors(model, plan)), Judge(model, SPEC, samples(1, 8))
+    return (
+        model,
+        plan,
+        observe(model, samples(0), *observed_tensors(model, plan)),
+        SensitivityMetric(model, SPEC, samples(1, 8)),
+    )
 
 
 def test_layer_that_suffers_most_comes_first(watched):

@@ -11,7 +11,7 @@ from t2v_export.graph.clean import constants
 from t2v_export.quantize.observe import observe
 from t2v_export.quantize.plan import make_plan, observed_tensors
 from t2v_export.quantize.qdq import INT8_VARIANTS, quantize
-from t2v_export.quantize.sensitivity import Judge
+from t2v_export.quantize.sensitivity import SensitivityMetric
 from t2v_export.quantize.smooth import smooth
 from t2v_export.recipe import Quantize
 
@@ -84,7 +84,7 @@ def test_factors_are_those_of_the_paper():
 
 @pytest.mark.parametrize("variant", INT8_VARIANTS)
 def test_smoothed_graph_loses_less_in_int8(variant):
-    judge = Judge(block(), SPEC, samples(1, 8))
+    judge = SensitivityMetric(block(), SPEC, samples(1, 8))
 
     def error(model: onnx.ModelProto) -> float:
         plan = make_plan(model, SPEC, OPTIONS)

@@ -19,7 +19,7 @@ from t2v_edge.errors import EngineError
 from t2v_edge.spec import STAGES
 from t2v_export.compare.measures import memory
 from t2v_export.evaluate import play
-from t2v_export.evaluate.lanes import Lane, Rack
+from t2v_export.evaluate.lanes import EnginePool, VariantMix
 from t2v_export.graph.macs import GraphCost, graph_cost
 
 WARM_UP, MIN_TURNS, MAX_TURNS, BUDGET_S = 3, 20, 200, 30.0
@@ -27,7 +27,7 @@ MEMORY_S = 2.0
 FRAME, FIRST = "frame", "caption_to_first_frame"
 
 
-def static_costs(lanes: Sequence[Lane]) -> dict[str, dict[str, Any]]:
+def static_costs(lanes: Sequence[VariantMix]) -> dict[str, dict[str, Any]]:
     """By lane: ``bytes``, ``macs`` and ``parameters`` of each stage and in all, and ``uncounted`` where some are."""
     known: dict[tuple[Any, ...], GraphCost] = {}
     costs = {}
@@ -56,7 +56,12 @@ def _summed(parts: Mapping[str, int]) -> dict[str, int]:
 
 
 def measure_latencies(
-    lanes: Sequence[Lane], engine: str, threads: int | None, caption: str, seed: int, advance: Callable[[], object]
+    lanes: Sequence[VariantMix],
+    engine: str,
+    threads: int | None,
+    caption: str,
+    seed: int,
+    advance: Callable[[], object],
 ) -> dict[str, dict[str, Any]]:
     """By lane and stage, and of a whole frame (motion and render) and from a caption to its first frame: milliseconds.
 
@@ -64,7 +69,7 @@ def measure_latencies(
     `advance` is called after each of at most `MAX_TURNS` turns. Outputs stay on the CPU, where engines give them.
     """
     times: dict[str, dict[str, list[float]]] = {lane.name: {} for lane in lanes}
-    with Rack(engine, threads) as rack:
+    with EnginePool(engine, threads) as rack:
         timed = {lane.name: _Timed(rack.pipeline(lane), lane, caption, seed) for lane in lanes}
         begun = time.perf_counter()
         for turn in range(WARM_UP + MAX_TURNS):
@@ -81,7 +86,7 @@ def measure_latencies(
 class _Timed:
     """A lane's pipeline with feeds of a real stream, after a second of it."""
 
-    def __init__(self, pipeline: Pipeline, lane: Lane, caption: str, seed: int) -> None:
+    def __init__(self, pipeline: Pipeline, lane: VariantMix, caption: str, seed: int) -> None:
         self._pipeline, self._caption = pipeline, caption
         with Bundle.open(lane.bundle) as bundle:
             spec = bundle.manifest.tokenizer
@@ -117,7 +122,7 @@ def _percentiles(taken: Sequence[float]) -> dict[str, float]:
     return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "runs": len(taken)}
 
 
-def measure_memory(lane: Lane, engine: str, caption: str) -> int:
+def measure_memory(lane: VariantMix, engine: str, caption: str) -> int:
     """Bytes by which a fresh process grows while it opens a lane and plays two seconds; raises `EngineError`."""
     mix = [f"{stage}={variant}" for stage, variant in lane.variants.items()]
     command = [sys.executable, "-m", memory.__name__, str(lane.bundle), engine, caption, str(MEMORY_S), *mix]

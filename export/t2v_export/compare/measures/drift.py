@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from t2v_edge import Pipeline
 from t2v_export.evaluate import play
 from t2v_export.evaluate.fidelity import Frame, psnr
-from t2v_export.evaluate.tasks import Studio
+from t2v_export.evaluate.tasks import WorkerEngines
 
 EARLY, LATE_STEPS = (50, 150), 50
 FRAMES = (1, 10, 100, 300, 1000)
 
 
 @dataclass(frozen=True)
-class Liveliness:
+class MotionActivity:
     """Of one run: `speed`, mean absolute change of motion from step to step; `spread`, its standard deviation in time,
     the mean over its elements. Both outlive chaos: two runs that have parted still share them.
     """
@@ -37,10 +37,10 @@ class Drift:
     state: Mapping[tuple[str, str], NDArray[np.float64]]
     motion: Mapping[tuple[str, str], NDArray[np.float64]]
     frames: Mapping[tuple[str, str], Mapping[int, float]]
-    lively: Mapping[str, Liveliness]
+    lively: Mapping[str, MotionActivity]
 
 
-def run_free(studio: Studio, caption: int) -> Drift:
+def run_free(studio: WorkerEngines, caption: int) -> Drift:
     """Run one caption for the setting's steps in every lane at once, from the same seed; nothing is kept of a step."""
     setting, pipelines = studio.setting, studio.pipelines
     draws = {name: play.draws_of(p, setting.seed + caption) for name, p in pipelines.items()}
@@ -105,7 +105,7 @@ class _Gauge:
         self._before = now
         self._sum, self._squares, self._count = self._sum + now, self._squares + now**2, self._count + 1
 
-    def lively(self) -> Liveliness:
+    def lively(self) -> MotionActivity:
         mean = self._sum / self._count
         variance = np.maximum(0.0, self._squares / self._count - mean**2)
-        return Liveliness(self._changes / max(1, self._count - 1), float(np.sqrt(variance).mean()))
+        return MotionActivity(self._changes / max(1, self._count - 1), float(np.sqrt(variance).mean()))

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from t2v_edge.util.memory import process_memory
 from t2v_export.evaluate import play
-from t2v_export.evaluate.lanes import Lane, Rack
+from t2v_export.evaluate.lanes import EnginePool, VariantMix
 
 
 def main(arguments: list[str]) -> int:
     bundle, engine, caption, seconds, *mix = arguments
-    lane = Lane("lane", Path(bundle), dict(part.split("=", 1) for part in mix))
+    lane = VariantMix("lane", Path(bundle), dict(part.split("=", 1) for part in mix))
     importlib.import_module(f"t2v_edge.engine.{engine}")  # the engine's library is no part of what a lane needs
     before = process_memory().peak_bytes
-    with Rack(engine, None) as rack:
+    with EnginePool(engine, None) as rack:
         pipeline = rack.pipeline(lane)
         steps = max(1, round(float(seconds) * pipeline.manifest.video.fps))
         draws = play.draws_of(pipeline, 0)

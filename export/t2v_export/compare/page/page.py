@@ -13,7 +13,7 @@ from t2v_export.compare.comparison import Comparison
 from t2v_export.compare.measures import cost
 from t2v_export.compare.page import sections
 from t2v_export.compare.page.markup import plain, section, signed, tiles
-from t2v_export.compare.page.sections import Names
+from t2v_export.compare.page.sections import MixNames
 from t2v_export.compare.report import pair_of, sentence_of
 from t2v_export.evaluate.lanes import AGAINST, EXACT
 
@@ -23,7 +23,7 @@ Json = Mapping[str, Any]
 
 def make_page(report: Json, measured: Comparison) -> str:
     """The whole page of a report; pictures come from what was `measured`. The same input gives the same text."""
-    names = Names(report)
+    names = MixNames(report)
     title = f"{report['bundle']}: {_headline(report, names)}"
     parts = [
         _verdict(report, names),
@@ -46,7 +46,7 @@ def make_page(report: Json, measured: Comparison) -> str:
     )
 
 
-def _headline(report: Json, names: Names) -> str:
+def _headline(report: Json, names: MixNames) -> str:
     """One sentence: how near the lane that is judged is, and what it saves."""
     lane = report["budget"]["lane"]
     subject = "The default mix" if lane == names.default else f"Variant {lane}"
@@ -88,7 +88,7 @@ def is_equal(pair: Json) -> bool:
     return bool(same and states and frames)
 
 
-def _verdict(report: Json, names: Names) -> str:
+def _verdict(report: Json, names: MixNames) -> str:
     budget = report["budget"]
     label, style = (
         ("Measured; nothing was demanded", "")
@@ -152,7 +152,7 @@ def _tiles(report: Json, pair: Json) -> list[tuple[str, str]]:
     return found
 
 
-def _side_by_side(measured: Comparison, names: Names) -> str:
+def _side_by_side(measured: Comparison, names: MixNames) -> str:
     """Frames of the baseline, of each candidate, and their amplified difference."""
     scenes = []
     default = measured.default
@@ -183,7 +183,7 @@ def _side_by_side(measured: Comparison, names: Names) -> str:
     )
 
 
-def _strip(clip: clips.Clip, candidate: str, baseline: str, names: Names) -> str:
+def _strip(clip: clips.Clip, candidate: str, baseline: str, names: MixNames) -> str:
     shown = [
         (names.text(baseline), clip.pictures[baseline, ""]),
         (names.text(candidate), clip.pictures[candidate, ""]),

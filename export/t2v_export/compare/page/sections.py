@@ -29,7 +29,7 @@ from t2v_export.evaluate.lanes import AGAINST, EXACT
 Json = Mapping[str, Any]
 
 
-class Names:
+class MixNames:
     """What lanes are called and coloured on the page."""
 
     def __init__(self, report: Json) -> None:
@@ -58,7 +58,7 @@ class Names:
         return f'<div class="key">{"".join(f"<span>{self.mark(lane)}</span>" for lane in self.lanes)}</div>'
 
 
-def compared(report: Json, names: Names) -> str:
+def compared(report: Json, names: MixNames) -> str:
     """Which graph each lane runs, and what it weighs."""
     rows = []
     for name, lane in report["lanes"].items():
@@ -102,7 +102,7 @@ def compared(report: Json, names: Names) -> str:
     )
 
 
-def accuracy(report: Json, names: Names) -> str:
+def accuracy(report: Json, names: MixNames) -> str:
     """Accuracy by attribute, and paired differences."""
     judged = [name for name, lane in report["lanes"].items() if "accuracy" in lane]
     if not judged:
@@ -173,7 +173,7 @@ def _test_cells(entry: Json) -> list[str]:
     return [interval(entry), str(entry["gained"]), str(entry["lost"]), tiny(entry["p"]) if entry["p"] < 1 else "1"]
 
 
-def frames(report: Json, names: Names) -> str:
+def frames(report: Json, names: MixNames) -> str:
     """PSNR and SSIM, render alone and whole stream."""
     rows = []
     for pair in report["pairs"]:
@@ -230,7 +230,7 @@ def frames(report: Json, names: Names) -> str:
     )
 
 
-def temporal(report: Json, names: Names) -> str:
+def temporal(report: Json, names: MixNames) -> str:
     """Warping error and flicker."""
     rows = [
         [
@@ -281,7 +281,7 @@ def temporal(report: Json, names: Names) -> str:
     )
 
 
-def drift(report: Json, names: Names) -> str:
+def drift(report: Json, names: MixNames) -> str:
     """Curves of state and motion error, their windows, and statistics that outlive chaos."""
     pairs = [p for p in report["pairs"] if "drift" in p]
     if not pairs:
@@ -337,7 +337,7 @@ def drift(report: Json, names: Names) -> str:
     )
 
 
-def _drift_row(names: Names, pair: Json) -> list[str]:
+def _drift_row(names: MixNames, pair: Json) -> list[str]:
     state, motion = (pair["drift"].get(what, {}) for what in ("state", "motion"))
     return [
         names.pair(pair),
@@ -350,7 +350,7 @@ def _drift_row(names: Names, pair: Json) -> list[str]:
     ]
 
 
-def distances(report: Json, names: Names) -> str:
+def distances(report: Json, names: MixNames) -> str:
     """Frechet distances beside their yardstick."""
     pairs = [p for p in report["pairs"] if "frechet" in p]
     if not pairs:
@@ -368,7 +368,7 @@ def distances(report: Json, names: Names) -> str:
     )
 
 
-def speed(report: Json, names: Names) -> str:
+def speed(report: Json, names: MixNames) -> str:
     """Latency and memory, and what quality costs."""
     lanes = report["lanes"]
     timed = [name for name, lane in lanes.items() if "latency_ms" in lane]
@@ -405,7 +405,7 @@ def speed(report: Json, names: Names) -> str:
     )
 
 
-def _pareto(report: Json, names: Names, timed: bool) -> str:
+def _pareto(report: Json, names: MixNames, timed: bool) -> str:
     lanes = report["lanes"]
     judged = "accuracy" in lanes[EXACT]
     points = []

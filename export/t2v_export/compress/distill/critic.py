@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from t2v_export.compress.distill.training import Rate
+from t2v_export.compress.distill.training import LearningRate
 
 WIDTHS = (32, 64, 128)
 CROP = 128
@@ -27,7 +27,7 @@ class PairCritic:
             layers += [nn.utils.spectral_norm(nn.Conv2d(before, after, 4, 2, 1)), nn.LeakyReLU(0.2)]
         layers.append(nn.Conv2d(WIDTHS[-1], 1, 3, padding=1))
         self.network = nn.Sequential(*layers).to(device)
-        self._rate = Rate(1e-4, device)
+        self._rate = LearningRate(1e-4, device)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=self._rate.given, betas=(0.0, 0.99), capturable=device.type == "cuda"
         )

@@ -14,10 +14,10 @@ from torch import nn
 from t2v_edge.errors import UsageError
 from t2v_export.checkpoint.checkpoint import Checkpoint
 from t2v_export.checkpoint.tokenizer import caption_tokenizer
-from t2v_export.compress.distill.motion import MotionLesson
-from t2v_export.compress.distill.render import RenderLesson
-from t2v_export.compress.distill.text import TextLesson, conditions
-from t2v_export.compress.distill.training import Lesson, teach
+from t2v_export.compress.distill.motion import MotionTrainer
+from t2v_export.compress.distill.render import RenderTrainer
+from t2v_export.compress.distill.text import TextTrainer, conditions
+from t2v_export.compress.distill.training import StageTrainer, teach
 from t2v_export.compress.near import near_words
 from t2v_export.recipe import Distill
 
@@ -25,7 +25,7 @@ LOSSES = ("pixel", "perceptual", "temporal", "contrast", "adversarial")
 
 
 @dataclass(frozen=True)
-class Lessons:
+class DistillOptions:
     """Who teaches whom, and how. `captions` to learn from; `device` a torch device; `progress` bars on stderr."""
 
     teacher: Checkpoint
@@ -37,7 +37,9 @@ class Lessons:
     progress: bool = False
 
 
-def distill_stage(lessons: Lessons, stage: str, folder: Path | None = None) -> tuple[nn.Module, list[dict[str, Any]]]:
+def distill_stage(
+    lessons: DistillOptions, stage: str, folder: Path | None = None
+) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Teach the student's `stage`; returns its module, on the CPU and in evaluation mode, and the training's log.
 
     Training states stand in `folder` while it runs, and one that is found there is gone on from. Neither checkpoint
@@ -62,7 +64,7 @@ def _precision(device: torch.device) -> None:
         torch.set_float32_matmul_precision("high")
 
 
-def _check_alike(lessons: Lessons, stage: str) -> None:
+def _check_alike(lessons: DistillOptions, stage: str) -> None:
     theirs, mine = lessons.teacher.specs[stage], lessons.student.specs[stage]
     if theirs.noises != mine.noises or theirs.results != mine.results:
         raise UsageError(
@@ -71,7 +73,7 @@ def _check_alike(lessons: Lessons, stage: str) -> None:
         )
 
 
-def _lesson(lessons: Lessons, stage: str, device: torch.device) -> Lesson:
+def _lesson(lessons: DistillOptions, stage: str, device: torch.device) -> StageTrainer:
     teacher, options = lessons.teacher, lessons.options
     modules = {s: copy.deepcopy(m).to(device).requires_grad_(False) for s, m in teacher.modules.items()}
     student = copy.deepcopy(lessons.student.modules[stage]).to(device).requires_grad_(True)
@@ -81,16 +83,16 @@ def _lesson(lessons: Lessons, stage: str, device: torch.device) -> Lesson:
         readers = reader, caption_tokenizer(lessons.student)
         near = near_words(teacher, lessons.captions, options.near)
         fixed = batch, rate, lessons.seed, device, near, options.precision
-        return TextLesson(modules["text"], student, readers, lessons.captions, *fixed)
+        return TextTrainer(modules["text"], student, readers, lessons.captions, *fixed)
     pool = conditions(modules["text"], reader, lessons.captions, device)
     specs, blend = teacher.specs, teacher.config.blend_steps
     if stage == "motion":
         contracts = specs["motion"], lessons.student.specs["motion"], specs["render"]
-        return MotionLesson(
+        return MotionTrainer(
             modules["motion"], student, contracts, pool, blend, batch, options.length, rate, lessons.seed, device
         )
     weights = {name: getattr(options, name) for name in LOSSES}
-    return RenderLesson(
+    return RenderTrainer(
         (modules["motion"], modules["render"]),
         student,
         (specs["motion"], specs["render"]),

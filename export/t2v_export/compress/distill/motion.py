@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from t2v_edge.spec import StageSpec
-from t2v_export.compress.distill.streams import BatchDraws, Captions, play, run_motion
-from t2v_export.compress.distill.training import Rate, Replay, generators
+from t2v_export.compress.distill.streams import BatchDraws, CaptionConditions, play, run_motion
+from t2v_export.compress.distill.training import LearningRate, UpdateReplay, generators
 
 STREAM_STEPS = 800
 """After about so many base steps a stream starts anew."""
@@ -30,7 +30,7 @@ TAUGHT_FIRST, TAUGHT_LAST = 0.9, 0.1
 MEASURED_STREAMS, MEASURED_STEPS = 64, 160
 
 
-class MotionLesson:
+class MotionTrainer:
     """One update learns from a window of `length` base steps of `batch` streams."""
 
     name = "motion"
@@ -56,24 +56,24 @@ class MotionLesson:
         self.shared = [s for s in self.student_spec.states if s.input in theirs and theirs[s.input].shape == s.shape]
         self.generator = generators(device, seed)
         self.draws = BatchDraws(batch, self.generator)
-        self.captions = Captions(pool, batch, blend_steps, self.generator)
+        self.captions = CaptionConditions(pool, batch, blend_steps, self.generator)
         self.stream_noises = self.draws.noises(self.spec.noises, "stream")
         self.step_noises = {n.input: self.draws.noise(n, length) for n in self.spec.noises if n.cadence == "step"}
         self.condition = self.captions.advance(length)
         self.theirs, self.mine = self.draws.start(self.spec), self.draws.start(self.student_spec)
         self.taught = torch.ones(batch, 1, dtype=torch.bool, device=device)
         self.scale = self._scales()
-        self._rate = Rate(rate, device)
+        self._rate = LearningRate(rate, device)
         self.optimizer = torch.optim.AdamW(
             student.parameters(), lr=self._rate.given, betas=(0.9, 0.99), capturable=device.type == "cuda"
         )
         self.loss = torch.zeros((), device=device)
-        self._replay = Replay(self._update, self._changed, device)
+        self._replay = UpdateReplay(self._update, self._changed, device)
 
     def _scales(self) -> dict[str, Tensor]:
         """By output, how much each number changes in a step, with a twentieth of its whole spread as the least."""
         generator = generators(self.device, self.seed + 1)
-        draws, captions = BatchDraws(64, generator), Captions(self.pool, 64, self.blend_steps, generator)
+        draws, captions = BatchDraws(64, generator), CaptionConditions(self.pool, 64, self.blend_steps, generator)
         stream, states = draws.noises(self.spec.noises, "stream"), draws.start(self.spec)
         names = ["motion", *(s.output for s in self.shared)]
         seen: dict[str, list[Tensor]] = {name: [] for name in names}

@@ -17,7 +17,7 @@ from torch.nn import functional
 from t2v_edge.spec import StageSpec
 from t2v_export.compress.distill.critic import PairCritic
 from t2v_export.compress.distill.streams import Trajectories, play
-from t2v_export.compress.distill.training import Rate, Replay, autocast, generators
+from t2v_export.compress.distill.training import LearningRate, UpdateReplay, autocast, generators
 from t2v_export.compress.fake_quant import QuantizeAware, quantize_aware
 
 RENEW = 500
@@ -76,7 +76,7 @@ def alike(teacher: Mapping[str, tuple[int, int, int]], student: Mapping[str, tup
     return tuple(last.values())
 
 
-class RenderLesson:
+class RenderTrainer:
     """One update learns from `batch` frames in pairs: two moments of a stream, up to a base step apart, or, with a
     weight of `contrast`, in every second pair one moment as two captions show it. Where the condition has `groups` of
     probabilities, those captions differ in one of them. What differs then counts as much as a whole frame, however
@@ -135,7 +135,7 @@ class RenderLesson:
         self.bridges = nn.ModuleDict(
             {name.replace(".", "/"): nn.Conv2d(mine[name][0], made[name][0], 1) for name in names}
         ).to(device)
-        self._rate = Rate(rate, device)
+        self._rate = LearningRate(rate, device)
         self.optimizer = torch.optim.AdamW(
             [*student.parameters(), *self.bridges.parameters()],
             lr=self._rate.given,
@@ -149,7 +149,7 @@ class RenderLesson:
         self._played_from = self.generator.get_state()
         self.inputs = tuple(t[: 2 * self.pairs].clone() for t in self._draw_pairs(played, self.pairs, held))
         self.losses: dict[str, Tensor] = {}
-        self._replays: dict[tuple[bool, bool], Replay] = {}
+        self._replays: dict[tuple[bool, bool], UpdateReplay] = {}
 
     def set_rate(self, rate: float) -> None:
         self._rate.set(rate, self.optimizer)
@@ -220,7 +220,7 @@ class RenderLesson:
             self.rounding = quantize_aware(self.student)
         form = judged, self.rounding is not None
         if form not in self._replays:
-            self._replays[form] = Replay(lambda: self._update(judged), self._changed, self.device)
+            self._replays[form] = UpdateReplay(lambda: self._update(judged), self._changed, self.device)
         self._replays[form]()
         return {name: loss.clone() for name, loss in self.losses.items()}
 

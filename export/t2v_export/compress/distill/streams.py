@@ -52,7 +52,7 @@ class BatchDraws:
         return states
 
 
-class Captions:
+class CaptionConditions:
     """The conditions of `count` streams, each with its caption changes: `advance(steps)` gives the next ones.
 
     `pool` (captions, C). A change blends in over `blend_steps` from where the condition is, as `clock.Blend` does.
@@ -126,7 +126,7 @@ def play(
 ) -> Trajectories:
     """Play `streams` streams of `steps` base steps, captions drawn from `pool` (captions, C), changes in mid-run."""
     draws = BatchDraws(streams, generator)
-    captions = Captions(pool, streams, blend_steps, generator)
+    captions = CaptionConditions(pool, streams, blend_steps, generator)
     stream_noises, states = draws.noises(motion.noises, "stream"), draws.start(motion)
     conditions, motions = captions.advance(steps), []
     for condition in conditions:

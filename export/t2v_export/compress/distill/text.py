@@ -101,7 +101,7 @@ def tokens(tokenizer: CaptionTokenizer, captions: Sequence[str]) -> tuple[Tensor
     return tuple(torch.from_numpy(np.concatenate([getattr(t, n) for t in made])) for n in ("ids", "mask"))  # type: ignore[return-value]
 
 
-class TextLesson:
+class TextTrainer:
     """Divergence from the teacher's probabilities in each group; without groups the squared error."""
 
     name = "text"

@@ -25,7 +25,7 @@ AVERAGE = 0.999
 WARM_UP = 200
 
 
-class Lesson(Protocol):
+class StageTrainer(Protocol):
     """One stage's training: `student` is trained, `step` does one update, `measure` says how near the teacher it is."""
 
     name: str
@@ -72,7 +72,9 @@ def rate_at(progress: float, step: int) -> float:
     return min(1.0, (step + 1) / WARM_UP) * max(0.02, 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def teach(lesson: Lesson, steps: int, folder: Path | None, progress: bool) -> tuple[nn.Module, list[dict[str, Any]]]:
+def teach(
+    lesson: StageTrainer, steps: int, folder: Path | None, progress: bool
+) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Train for `steps` updates; returns the averaged student and the log.
 
     With a `folder` its state is saved there every half minute, and where one is found the training goes on from it: on
@@ -111,7 +113,7 @@ def teach(lesson: Lesson, steps: int, folder: Path | None, progress: bool) -> tu
 
 
 def _figures(
-    lesson: Lesson, student: nn.Module, losses: Mapping[str, Tensor], step: int, seconds: float
+    lesson: StageTrainer, student: nn.Module, losses: Mapping[str, Tensor], step: int, seconds: float
 ) -> dict[str, Any]:
     figures = {name: float(value) for name, value in losses.items()}
     bad = [name for name, value in figures.items() if not math.isfinite(value)]
@@ -123,7 +125,7 @@ def _figures(
     return {"step": step, "seconds": round(seconds, 1), **{k: float(f"{v:.5g}") for k, v in figures.items()}}
 
 
-def _save(lesson: Lesson, average: Average, log: list[dict[str, Any]], done: int, file: Path) -> None:
+def _save(lesson: StageTrainer, average: Average, log: list[dict[str, Any]], done: int, file: Path) -> None:
     state = {
         "done": done,
         "log": json.dumps(log),
@@ -135,7 +137,7 @@ def _save(lesson: Lesson, average: Average, log: list[dict[str, Any]], done: int
         torch.save(state, temporary)
 
 
-def _resume(lesson: Lesson, average: Average, file: Path) -> tuple[int, list[dict[str, Any]]]:
+def _resume(lesson: StageTrainer, average: Average, file: Path) -> tuple[int, list[dict[str, Any]]]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         lesson.student.load_state_dict(state["student"])
@@ -147,7 +149,7 @@ def _resume(lesson: Lesson, average: Average, file: Path) -> tuple[int, list[dic
         raise TrainingError(f"{file} is damaged ({said}); remove it, and the training starts anew") from error
 
 
-class Replay:
+class UpdateReplay:
     """An update that runs as it is on a CPU, and on a GPU as a CUDA graph, since it is thousands of small kernels.
 
     `update` reads and writes tensors that stay where they are. It is recorded at the first call; what the runs before
@@ -187,7 +189,7 @@ class Replay:
         return run
 
 
-class Rate:
+class LearningRate:
     """A learning rate that an optimizer inside a CUDA graph sees change."""
 
     def __init__(self, rate: float, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from t2v_calibration.calibration_set import Feeds
 from t2v_edge.errors import UsageError
 from t2v_edge.spec import StageSpec
 from t2v_export.checkpoint.config import StageConfig
-from t2v_export.compress.prune.design import Design, Knob, Path
+from t2v_export.compress.prune.design import Design, Path, WidthOption
 from t2v_export.compress.prune.importance import feed
 from t2v_export.compress.prune.trace import Trace
 from t2v_export.compress.prune.units import Place
@@ -22,7 +22,7 @@ TOLERANCE = 1e-3
 Removed = Mapping[Place, Tensor]
 
 
-def choose_units(knobs: Sequence[Knob], scores: Sequence[Sequence[Tensor]], values: Sequence[int]) -> Removed:
+def choose_units(knobs: Sequence[WidthOption], scores: Sequence[Sequence[Tensor]], values: Sequence[int]) -> Removed:
     """The indices that leave each place when each knob goes to its value: those of the units with the lowest scores."""
     leaving: dict[Place, list[Tensor]] = {}
     for knob, of, value in zip(knobs, scores, values):
@@ -36,7 +36,7 @@ def choose_units(knobs: Sequence[Knob], scores: Sequence[Sequence[Tensor]], valu
 
 
 def cut(
-    design: Design, knobs: Sequence[Knob], values: Sequence[int], removed: Removed
+    design: Design, knobs: Sequence[WidthOption], values: Sequence[int], removed: Removed
 ) -> tuple[nn.Module, StageConfig]:
     """The smaller module and its config. Raises `UsageError` where the class cannot be built that small."""
     numbers: dict[Path, int] = {}

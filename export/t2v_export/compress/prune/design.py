@@ -25,7 +25,7 @@ SHARED = ("condition_size", "motion_size", "height", "width", "folder")
 
 
 @dataclass(frozen=True)
-class Knob:
+class WidthOption:
     """A number of a stage's options that is a width, and the units it counts.
 
     `paths`: where it stands (a list's entry has its index); the encoder's heads and width are one knob of two numbers.
@@ -159,7 +159,7 @@ def row_option(design: Design, table: str, rows: int) -> Path | None:
     return None
 
 
-def find_knobs(design: Design, families: tuple[Family, ...]) -> tuple[Knob, ...]:
+def find_knobs(design: Design, families: tuple[Family, ...]) -> tuple[WidthOption, ...]:
     """The numbers that are widths of prunable units and of nothing else.
 
     Each number is tried a little smaller; the axes of weights that shrink with it must be explained, index for index,
@@ -176,7 +176,7 @@ def find_knobs(design: Design, families: tuple[Family, ...]) -> tuple[Knob, ...]
     if heads in numbers and width in numbers and numbers[width] % numbers[heads] == 0:
         # last: where heads have a size of their own, they and the width are knobs by themselves
         candidates.append(((heads, width), (1, numbers[width] // numbers[heads]), numbers[heads]))
-    knobs: list[Knob] = []
+    knobs: list[WidthOption] = []
     taken: set[int] = set()
     for paths, scale, value in candidates:
         knob = _knob(design, before, families, paths, scale, value)
@@ -202,7 +202,7 @@ def _knob(
     paths: tuple[Path, ...],
     scale: tuple[int, ...],
     value: int,
-) -> Knob | None:
+) -> WidthOption | None:
     for step in (s for s in STEPS if s < value):
         smaller = design.try_build({path: (value - step) * factor for path, factor in zip(paths, scale)})
         if smaller is None:
@@ -225,7 +225,7 @@ def _explain(
     families: tuple[Family, ...],
     lost: Mapping[Place, int],
     before: Mapping[Place, int],
-) -> Knob | None:
+) -> WidthOption | None:
     chosen: list[tuple[Family, int]] = []
     explained = dict.fromkeys(lost, 0)
     for family in families:
@@ -244,7 +244,7 @@ def _explain(
             explained[place] += units * at.shape[1]
     if not chosen or explained != dict(lost):
         return None
-    return Knob(paths, scale, value, tuple(chosen), lost)
+    return WidthOption(paths, scale, value, tuple(chosen), lost)
 
 
 def _same_contract(old: StageSpec, new: StageSpec) -> bool:

@@ -32,7 +32,7 @@ PRODUCTS = {"mm": (0, 1, None), "addmm": (1, 2, 0), "bmm": (0, 1, None), "baddbm
 
 
 @dataclass(frozen=True)
-class Call:
+class TracedProduct:
     """One product of the traced run: its multiply-accumulates, and the places whose sizes they are proportional to."""
 
     macs: int
@@ -58,7 +58,7 @@ class Labels(TorchDispatchMode):
     atoms: Atoms
     tags: Any = field(default_factory=WeakTensorKeyDictionary)
     readers: set[Place] = field(default_factory=set)
-    calls: list[Call] = field(default_factory=list)
+    calls: list[TracedProduct] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
     ids: Tensor | None = None
 
@@ -250,12 +250,12 @@ class Labels(TorchDispatchMode):
             read = self._read(tag, rows[0], self._channels(self.labels(a), a.ndim - 1))
             made, place = self._make(tag, rows[1], bias if bias is not None and bias.ndim == 1 else None)
             labels = along(made, result.ndim - 1, tuple(result.shape))
-            self.calls.append(Call(macs, tuple(p for p in (read, place) if p is not None)))
+            self.calls.append(TracedProduct(macs, tuple(p for p in (read, place) if p is not None)))
         else:
             la, lb = self.labels(a), self.labels(b.t() if name == "linear" else b)
             labels, unit = self._contract(la, lb, result)
             place = self.atoms.place_of(unit)
-            self.calls.append(Call(macs, (place,) if place is not None else ()))
+            self.calls.append(TracedProduct(macs, (place,) if place is not None else ()))
         if bias is not None and (bias.ndim != 1 or tag is None or not tag.weight):
             labels = self.meet([labels, self.labels(bias)], result.shape)
         self._set(result, labels)
@@ -292,7 +292,7 @@ class Labels(TorchDispatchMode):
             for axis in tag.axes if tag is not None else ():
                 self.atoms.freeze(axis)
             self._set(result, torch.full((), FIXED).expand(result.shape))
-            self.calls.append(Call(_convolution_macs(x, weight, result, transposed), ()))
+            self.calls.append(TracedProduct(_convolution_macs(x, weight, result, transposed), ()))
             return
         enter, leave = (0, 1) if transposed else (1, 0)
         if groups > 1:  # one filter a channel: its units are those of the input
@@ -307,7 +307,7 @@ class Labels(TorchDispatchMode):
             read = self._read(tag, enter, channels)
             made, place = self._make(tag, leave, bias)
         places = tuple(dict.fromkeys(p for p in (read, place) if p is not None))
-        self.calls.append(Call(_convolution_macs(x, weight, result, transposed), places))
+        self.calls.append(TracedProduct(_convolution_macs(x, weight, result, transposed), places))
         self._set(result, along(made, 1, tuple(result.shape)))
 
     def _channels(self, labels: Tensor, axis: int) -> Tensor:

@@ -19,7 +19,7 @@ from t2v_export.checkpoint.tokenizer import caption_tokenizer
 from t2v_export.compress.prune.cut import check_cut, choose_units, cut
 from t2v_export.compress.prune.design import Design, find_knobs
 from t2v_export.compress.prune.importance import score_families
-from t2v_export.compress.prune.labels import Call
+from t2v_export.compress.prune.labels import TracedProduct
 from t2v_export.compress.prune.layers import prune_layers
 from t2v_export.compress.prune.plan import Widths, asked_widths, choose_widths
 from t2v_export.compress.prune.positions import prune_positions
@@ -147,10 +147,10 @@ def _open(
     by_family = {id(family): score for family, score in zip(trace.families, scores)}
     of_knobs = tuple(tuple(by_family[id(family)] for family, _ in knob.families) for knob in knobs)
     products = (
-        tuple(Call(call.macs * weight, call.places) for call in trace.calls)
+        tuple(TracedProduct(call.macs * weight, call.places) for call in trace.calls)
         if measure == "macs"
         else tuple(
-            Call(parameter.numel(), tuple((key, axis) for axis in range(parameter.ndim)))
+            TracedProduct(parameter.numel(), tuple((key, axis) for axis in range(parameter.ndim)))
             for key, parameter in module.named_parameters()
         )
     )

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from t2v_edge.errors import UsageError
-from t2v_export.compress.prune.design import Knob
-from t2v_export.compress.prune.labels import Call
+from t2v_export.compress.prune.design import WidthOption
+from t2v_export.compress.prune.labels import TracedProduct
 from t2v_export.compress.prune.units import Place
 
 
@@ -27,9 +27,9 @@ class Widths:
     """
 
     stage: str
-    knobs: tuple[Knob, ...]
+    knobs: tuple[WidthOption, ...]
     scores: tuple[tuple[Tensor, ...], ...]
-    products: tuple[Call, ...]
+    products: tuple[TracedProduct, ...]
     sizes: Mapping[Place, int]
     round_to: int
     floor: float = 0.0
@@ -112,7 +112,7 @@ def _flat(options: Any, name: str = "") -> list[tuple[str, Any]]:
     return [(name, options)]
 
 
-def _step(knob: Knob, round_to: int) -> int:
+def _step(knob: WidthOption, round_to: int) -> int:
     """By how much a knob moves so that the narrowest of its layers stays a multiple of `round_to`."""
     each = min(units * min(at.shape[1] for at in family.places.values()) for family, units in knob.families)
     return round_to // math.gcd(round_to, each)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from t2v_edge.spec import StageSpec
 from t2v_export.checkpoint.cost import example_inputs, plain_kernels
-from t2v_export.compress.prune.labels import Call, Labels, Tag
+from t2v_export.compress.prune.labels import Labels, Tag, TracedProduct
 from t2v_export.compress.prune.tensors import along
 from t2v_export.compress.prune.units import FIXED, Atoms, Family, Place, find_families
 
@@ -29,7 +29,7 @@ class Trace:
 
     families: tuple[Family, ...]
     readers: frozenset[Place]
-    calls: tuple[Call, ...]
+    calls: tuple[TracedProduct, ...]
     tables: tuple[str, ...]
     sizes: Mapping[Place, int]
 

@@ -8,11 +8,11 @@ from itertools import islice
 
 import pytest
 
-from t2v_edge.bench.live.record import Record, Seen, add_up, cue_offset, jitter_ms, latency
-from t2v_edge.bench.live.report import LiveLimits, LiveReport, Run, ServerSide
+from t2v_edge.bench.live.record import ClientRecord, Received, add_up, cue_offset, jitter_ms, latency
+from t2v_edge.bench.live.report import LiveLimits, LiveReport, LiveRun, ServerSide
 from t2v_edge.bench.live.run import LiveBenchOptions
 from t2v_edge.bench.live.script import CAPTIONS, Script, make_script
-from t2v_edge.bench.live.server import Sampler, Target, Trend, labelled, parse_metrics, stage_times
+from t2v_edge.bench.live.server import Sampler, ServerTarget, Trend, labelled, parse_metrics, stage_times
 from t2v_edge.captions.wording import Wording
 from t2v_edge.errors import CueError, UsageError
 from t2v_edge.remote.protocol import FrameHeader, Showing
@@ -28,7 +28,7 @@ def header(pts, generation=0, sequence=None):
 
 def watched(frames):
     """A record of (pts, arrival) and the like: the rest of `header`."""
-    record = Record(FPS)
+    record = ClientRecord(FPS)
     for pts, at_s, *more in frames:
         record.see(header(pts, *more), at_s)
     return record
@@ -146,9 +146,9 @@ def test_cues_are_held_against_their_own_times():
 
 
 def test_clients_are_added_up():
-    seen = add_up([Seen(10, 1.0, 1, 2, 3, 4, 5, 6, 5, 1, 50.0), Seen(20, 2.0, 1, 1, 1, 1, 0, 2, 2, 0, 40.0)])
-    assert seen == Seen(30, 2.0, 2, 3, 4, 5, 5, 8, 7, 1, 50.0)
-    assert jitter_ms([]) is None and add_up([]) == Seen()
+    seen = add_up([Received(10, 1.0, 1, 2, 3, 4, 5, 6, 5, 1, 50.0), Received(20, 2.0, 1, 1, 1, 1, 0, 2, 2, 0, 40.0)])
+    assert seen == Received(30, 2.0, 2, 3, 4, 5, 5, 8, 7, 1, 50.0)
+    assert jitter_ms([]) is None and add_up([]) == Received()
 
 
 # What clients say.
@@ -258,7 +258,7 @@ def test_memory_is_told_by_a_line_through_it_once_it_has_settled():
 
 def test_samples_of_memory_are_bounded_however_long_it_takes(monkeypatch):
     monkeypatch.setattr(Sampler, "MOST", 16)
-    sampler = Sampler(Target("ws://nowhere/live"))
+    sampler = Sampler(ServerTarget("ws://nowhere/live"))
     said = {("process_resident_memory_bytes", ()): 7.0, ("process_cpu_seconds_total", ()): 1.0}
     for at_s in range(1000):
         sampler.add(float(at_s), said)
@@ -279,11 +279,11 @@ def report(alone=None, **changes):
         {},
         Trend(99, 100 << 20, 110 << 20, 120 << 20, 5.0, 0.4),
     )
-    run = Run(
+    run = LiveRun(
         60.0,
         30.0,
         [29.9, 15.0],
-        Seen(100, 60.0, 3, 1, 2, 0, 0, 20, 20, 0, 70.0),
+        Received(100, 60.0, 3, 1, 2, 0, 0, 20, 20, 0, 70.0),
         Latency(20, 30.0, 50.0, 60.0, 70.0),
         Latency(20, 31.0, 51.0, 61.0, 71.0),
         5.0,

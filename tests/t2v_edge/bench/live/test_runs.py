@@ -11,7 +11,7 @@ import time
 import pytest
 
 from t2v_edge.bench.live import run as module
-from t2v_edge.bench.live.hostile import Foes
+from t2v_edge.bench.live.hostile import HostileClients
 from t2v_edge.cli import main
 from t2v_edge.server.limits import Limits
 from t2v_edge.server.session import Playback
@@ -173,7 +173,7 @@ def test_beside_adversaries_the_others_are_measured_twice(capsys):
 def test_foes_of_each_kind_are_borne_and_leave_when_they_are_told():
     async def scenario():
         async with serving(limits=Limits(stall_s=0.3, penalty_s=0.1)) as server, a_neighbour(server):
-            async with Foes(server.url, None, None, mute=1, flood=1) as foes:
+            async with HostileClients(server.url, None, None, mute=1, flood=1) as foes:
                 await until(lambda: server.metrics.value("t2v_refused_total", code="too_fast") >= 2)
             assert foes.tally.flood_sessions >= 2 and foes.tally.mute_sessions >= 1
             await until(lambda: server.client_count == 1)
