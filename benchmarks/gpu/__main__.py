@@ -70,24 +70,24 @@ def steps_of(args: argparse.Namespace) -> tuple[Step, ...]:
     written = [*captions, "--frames", frames, "-n", str(args.n), "--judge", "fp32,fp16,int8"] if reading else captions
 
     def step(name: str, program: str, *words: str, after: tuple[str, ...] = (), again: bool = False) -> Step:
-        python = args.tensorrt_python if program in ("gpu_build", "gpu_engines") else sys.executable
+        python = args.tensorrt_python if program in ("gpu.build", "gpu.engines") else sys.executable
         return Step(name, (python, "-m", f"benchmarks.{program}", *words), after, again)
 
     found = [
-        step("build", "gpu_build", *bundles, *built, "-o", builds),
-        step("engines", "gpu_engines", *bundles, "--builds", builds, *built, *written, "-o", engines, after=("build",)),
-        step("peers", "gpu_peers", *paired, "--resume", "--deadline", str(args.deadline), "-o", peers),
+        step("build", "gpu.build", *bundles, *built, "-o", builds),
+        step("engines", "gpu.engines", *bundles, "--builds", builds, *built, *written, "-o", engines, after=("build",)),
+        step("peers", "gpu.peers", *paired, "--resume", "--deadline", str(args.deadline), "-o", peers),
     ]
     if reading:
         found += [
-            step("read", "gpu_read", frames, *reading, "-o", read, after=("engines",)),
-            step("judge", "gpu_read", read, *reading, *captions, "-o", str(out / "gpu_judged.json"), after=("read",)),
+            step("read", "gpu.read", frames, *reading, "-o", read, after=("engines",)),
+            step("judge", "gpu.read", read, *reading, *captions, "-o", str(out / "gpu_judged.json"), after=("read",)),
         ]
     return (
         *found,
         step(
             "summary",
-            "gpu_summary",
+            "gpu.summary",
             engines,
             peers,
             "--check",

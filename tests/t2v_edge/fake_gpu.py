@@ -272,6 +272,6 @@ def install(monkeypatch, gpu, version="8.6.2"):
     for name, module in fakes.items():
         module.__spec__ = types.SimpleNamespace(name=name)
         monkeypatch.setitem(sys.modules, name, module)
-    for name in ("engine.cuda", "engine.tensorrt", "engine.resident", "build"):
+    for name in ("engine.tensorrt.cuda", "engine.tensorrt.engine", "engine.tensorrt.build", "play.gpu_player"):
         monkeypatch.delitem(sys.modules, f"t2v_edge.{name}", raising=False)
     return tensorrt

@@ -216,7 +216,7 @@ def open_stream(args: argparse.Namespace, stack: ExitStack):
         pipeline = stack.enter_context(t2v_edge.Pipeline.open(args.live))
         live = stack.enter_context(pipeline.live(args.caption, fps=args.fps))
         return live, live.set_caption
-    from t2v_edge.remote.client import Client
+    from t2v_edge.client import Client
 
     client = stack.enter_context(
         Client.connect(args.server, token=os.environ.get("T2V_EDGE_TOKEN"), fps=args.fps, format="raw", retry_s=30)

@@ -46,7 +46,7 @@ def tools(monkeypatch):
         return None if len(texts) >= 3 and graph is texts[-1] else graph
 
     tensorrt.spoil = spoil
-    for name in ("gpu_build", "gpu_engines"):
+    for name in ("gpu.build", "gpu.engines"):
         monkeypatch.delitem(importlib.sys.modules, f"benchmarks.{name}", raising=False)
     build = importlib.import_module("benchmarks.gpu.build")
     monkeypatch.setattr(build, "ProcessPoolExecutor", Here)

@@ -95,13 +95,13 @@ def test_every_program_takes_what_it_is_given(tmp_path, monkeypatch):
     """TensorRT's steps whole, over its stand-in; of the others what can be had without a GPU."""
     monkeypatch.setenv("T2V_EDGE_CACHE", str(tmp_path / "cache"))
     install(monkeypatch, FakeCuda(), "8.6.2")
-    for name in ("gpu_build", "gpu_engines"):
+    for name in ("gpu.build", "gpu.engines"):
         monkeypatch.delitem(sys.modules, f"benchmarks.{name}", raising=False)
-    programs = {name: importlib.import_module(f"benchmarks.{name}") for name in ("gpu_build", "gpu_engines")}
-    monkeypatch.setattr(programs["gpu_build"], "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(programs["gpu_engines"], "WARM_FRAMES", 4)
-    monkeypatch.setattr(programs["gpu_engines"], "FIRST_FRAMES", 2)
-    monkeypatch.setattr(programs["gpu_engines"], "write_frames", lambda pipeline, captions, path: len(captions))
+    programs = {name: importlib.import_module(f"benchmarks.{name}") for name in ("gpu.build", "gpu.engines")}
+    monkeypatch.setattr(programs["gpu.build"], "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(programs["gpu.engines"], "WARM_FRAMES", 4)
+    monkeypatch.setattr(programs["gpu.engines"], "FIRST_FRAMES", 2)
+    monkeypatch.setattr(programs["gpu.engines"], "write_frames", lambda pipeline, captions, path: len(captions))
     bundle, evaluator = make_bundle(tmp_path / "tiny"), ROOT / "checkpoints" / "reference" / "evaluator"
     args = gpu._parse(
         [
@@ -132,8 +132,8 @@ def test_every_program_takes_what_it_is_given(tmp_path, monkeypatch):
         monkeypatch.setattr("sys.argv", [*by_name[name][2:], *more])
         return main()
 
-    assert call("build", programs["gpu_build"].main) == 0
-    assert call("engines", programs["gpu_engines"].main, "--count", "8") == 0
+    assert call("build", programs["gpu.build"].main) == 0
+    assert call("engines", programs["gpu.engines"].main, "--count", "8") == 0
     parts = json.loads((tmp_path / "out" / "gpu_engines.json").read_text())["bundles"]["tiny"]
     assert not [name for name, part in parts.items() if "failed" in part], parts
     assert parts["frames int8"]["captions"] == 2 and parts["build 1"]["settings"]["tactic_sources"] == []

@@ -286,10 +286,10 @@ def test_accuracy_counts_nan_and_whole_levels():
 
 KILLED = """
 import sys
-from t2v_edge import files
+from t2v_edge.util import files
 from t2v_edge.device.profile import load_profile
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
-from t2v_export.verify.latency import Latency
+from t2v_export.verify.latency import GraphLatency
 def stall(*_):
     sys.stdout.write("writing"); sys.stdout.flush()
     import time; time.sleep(60)
