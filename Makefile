@@ -79,6 +79,7 @@ test-aarch64: $(STAMP)
 	PYTHON=$(abspath $(BIN))/python tests/aarch64/run.sh $(CHOSEN)
 
 lint: $(STAMP)
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
 types: $(STAMP)
