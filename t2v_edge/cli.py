@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 import t2v_edge
-from t2v_edge.commands import build, devices, doctor, inspect, run, serve, toolchain
-from t2v_edge.commands.bench import frames as bench
-from t2v_edge.errors import T2VError
+from t2v_edge.commands import COMMANDS
+from t2v_edge.errors import T2VError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 INTERRUPTED = 130
 
@@ -24,8 +26,8 @@ Every command has --help with examples, and --json.
 Exit codes: 0 done, 1 the work failed, 2 wrong use, 3 below the demanded accuracy."""
 
 
-def make_parser(command: Optional[str]) -> argparse.ArgumentParser:
-    """The parser; `command` is the one about to be used, or None."""
+def make_parser(wanted: Optional[str]) -> argparse.ArgumentParser:
+    """The parser. wanted: the one command that is imported and gets its arguments; None for no command."""
     parser = argparse.ArgumentParser(
         "t2v-edge",
         description="Text-to-video on small devices: checkpoint to bundle, bundle to video.",
@@ -34,27 +36,34 @@ def make_parser(command: Optional[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"t2v-edge {t2v_edge.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in toolchain.COMMANDS:
-        toolchain.add_parser(subparsers, name, wanted=command == name)
-    build.add_parser(subparsers)
-    run.add_parser(subparsers)
-    serve.add_parser(subparsers)
-    bench.add_parser(subparsers)
-    inspect.add_parser(subparsers)
-    devices.add_parser(subparsers)
-    doctor.add_parser(subparsers)
+    for command in COMMANDS.values():
+        subparser = subparsers.add_parser(
+            command.name, help=command.line, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if command.name == wanted:
+            module = importlib.import_module(command.module)
+            subparser.description, subparser.epilog = module.DESCRIPTION, module.EXAMPLES
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
     return parser
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line and return its exit code; wrong arguments raise `SystemExit` with 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    wanted = next((word for word in arguments if not word.startswith("-")), None)
     try:
-        args = make_parser(arguments[0] if arguments else None).parse_args(arguments)
+        args = make_parser(wanted).parse_args(arguments)
         return int(args.run(args))
     except T2VError as error:
         sys.stderr.write(f"t2v-edge: {error}\n")
         return error.exit_code
+    except ImportError as error:
+        command = COMMANDS.get(wanted or "")
+        if command is None or command.extra is None:
+            raise
+        sys.stderr.write(f"t2v-edge: {command.name} needs more packages ({error}); {command.remedy}\n")
+        return UsageError.exit_code
     except BrokenPipeError:
         # The reader of stdout has had enough; keep Python from complaining when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,63 +4,60 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Optional
 
-from t2v_edge.bundle.bundle import Bundle
+from t2v_edge.commands.arguments import BUILT, add_bundle, add_json
 from t2v_edge.commands.output import Progress, print_result
-from t2v_edge.device.profile import DeviceProfile, load_profile
-from t2v_edge.engine.registry import BUILT, is_installed
-from t2v_edge.engine.tensorrt.api import REMEDIES, BuildSettings
 from t2v_edge.errors import EngineError, UsageError
 
-WORKSPACE_SHARE = 4
-"""One part in so many of a device's memory is what a layer may use while it is tried and run."""
+if TYPE_CHECKING:
+    from t2v_edge.device.profile import DeviceProfile
+    from t2v_edge.engine.tensorrt.api import BuildSettings
 
+WORKSPACE_SHARE = 4
+"""A layer may use one part in so many of a device's memory, while it is tried and run."""
+
+DESCRIPTION = "Build, check, time and keep TensorRT engines of a bundle, for this machine."
 EXAMPLES = """examples:
   t2v-edge build BUNDLE
   t2v-edge build BUNDLE --device jetson-orin-nano-8gb --json
   t2v-edge build BUNDLE --variant fp16 --level 5
   t2v-edge build BUNDLE --batch 4
 
-Every variant that this TensorRT takes is built, run on the bundle's golden vectors and on a rollout beside ONNX
-Runtime, and timed; the fastest that is right runs each stage from then on, in t2v-edge run too. Engines are kept in the
-user's cache (or where T2V_EDGE_CACHE says) and belong to this GPU, driver and TensorRT: they are never copied."""
+Each variant that this TensorRT takes is built. It is run on the bundle's golden vectors, compared with ONNX Runtime
+over a rollout, and timed. From then on the fastest correct one runs each stage, in t2v-edge run too. Engines are kept
+in the user's cache, or in T2V_EDGE_CACHE. They belong to this GPU, driver and TensorRT, and are never copied."""
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "build",
-        help="build TensorRT engines for this machine",
-        description="Build, prove, time and keep TensorRT engines of a bundle, for this machine.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("bundle", type=Path, help="a bundle folder or zip")
-    parser.add_argument("--engine", choices=BUILT, help="default: tensorrt where it is installed, else tensorrt-rtx")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_bundle(parser)
+    parser.add_argument("--engine", choices=BUILT, help="default: tensorrt if it is installed, else tensorrt-rtx")
     parser.add_argument(
         "--variant",
         action="append",
         metavar="NAME",
-        help="try only this one; may be given many times (default: all that TensorRT takes)",
+        help="try this one only; may be given several times (default: all that TensorRT takes)",
     )
-    parser.add_argument("--device", metavar="PROFILE", help="take the workspace from a device profile's memory")
-    parser.add_argument("--workspace", type=float, metavar="MB", help="most memory that a layer may use")
+    parser.add_argument("--device", metavar="PROFILE", help="take the workspace from this device profile's memory")
+    parser.add_argument("--workspace", type=float, metavar="MB", help="memory that a layer may use")
     parser.add_argument(
-        "--level", type=int, metavar="0..5", help="optimization level, 5 tries longest (default: TensorRT's own, 3)"
+        "--level", type=int, metavar="0..5", help="optimization level; 5 tries longest (default: TensorRT's own, 3)"
     )
     parser.add_argument(
         "--tactics",
         metavar="NAMES",
-        help="tactic sources that may be used, comma-separated, or none (default: TensorRT's own)",
+        help="tactic sources to allow, comma-separated, or none (default: TensorRT's own)",
     )
-    parser.add_argument("--batch", type=int, default=1, help="frames that the renderer makes at once (default: 1)")
-    parser.add_argument("--rebuild", action="store_true", help="build again what is kept")
-    parser.add_argument("--json", action="store_true", help="for machines")
-    parser.set_defaults(run=run)
+    parser.add_argument("--batch", type=int, default=1, help="frames to render at once (default: 1)")
+    parser.add_argument("--rebuild", action="store_true", help="ignore engines in the cache and build them again")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    from t2v_edge.bundle.bundle import Bundle
+    from t2v_edge.engine.registry import is_installed
+    from t2v_edge.engine.tensorrt.api import REMEDIES
+
     engine = args.engine or next((name for name in BUILT if is_installed(name)), None)
     if engine is None:
         raise EngineError(
@@ -91,6 +88,9 @@ def run(args: argparse.Namespace) -> int:
 
 def settings(args: argparse.Namespace) -> BuildSettings:
     """What the flags ask for; raises `UsageError` or `DeviceError`."""
+    from t2v_edge.device.profile import load_profile
+    from t2v_edge.engine.tensorrt.api import BuildSettings
+
     workspace = None if args.workspace is None else int(args.workspace * 1e6)
     if workspace is None and args.device is not None:
         workspace = workspace_of(load_profile(args.device))
@@ -106,7 +106,7 @@ def settings(args: argparse.Namespace) -> BuildSettings:
 
 
 def workspace_of(profile: DeviceProfile) -> Optional[int]:
-    """A share of the device's memory, a power of two; None where the profile does not know it."""
+    """A share of the device's memory in bytes, a power of two; None if the profile does not know the memory."""
     if profile.memory_bytes is None:
         return None
     return 1 << (profile.memory_bytes // WORKSPACE_SHARE).bit_length() - 1

@@ -1,4 +1,4 @@
-"""``t2v-edge devices``: the device profiles, where their numbers come from, and what a bundle may do on them."""
+"""``t2v-edge devices``: the device profiles, the sources of their numbers, and estimates for a bundle."""
 
 from __future__ import annotations
 
@@ -7,44 +7,38 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from t2v_edge.commands.arguments import add_json
 from t2v_edge.commands.output import print_result
 
 if TYPE_CHECKING:
     from t2v_edge.device.roofline import Estimate
 
+DESCRIPTION = "List the device profiles, show one, or estimate what a bundle does on them."
 EXAMPLES = """examples:
   t2v-edge devices
   t2v-edge devices jetson-orin-nano-8gb
   t2v-edge devices jetson-orin-nano-8gb --json
   t2v-edge devices --bundle BUNDLE                              # an estimate for every device
-  t2v-edge devices --bundle BUNDLE jetson-agx-orin-64gb@30W     # and for one, stage by stage"""
+  t2v-edge devices --bundle BUNDLE jetson-agx-orin-64gb@30W     # an estimate for one, stage by stage"""
 
-SAID = """Estimates, not measurements: arithmetic at a share of the device's dense rate, memory traffic at its
+NOTE = """Estimates, not measurements. Each adds arithmetic at a share of the device's dense rate, memory traffic at its
 bandwidth, and a time for each kernel (t2v_edge/device/roofline.py). Expect them to be off by a factor of 2."""
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "devices",
-        help="the device profiles to export for, and what a bundle may do on them",
-        description="List the device profiles, show one, or estimate what a bundle does on them.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name",
         nargs="?",
         metavar="NAME",
-        help="this profile alone, with the source of each number; NAME@MODE is one in a power mode",
+        help="show this profile only, with the source of each number; NAME@MODE is a power mode of it",
     )
     parser.add_argument(
         "--bundle",
         type=Path,
-        metavar="B",
-        help="estimate frames a second and latency of this bundle, and what binds them",
+        metavar="BUNDLE",
+        help="estimate this bundle's frames a second, latency and bottleneck",
     )
-    parser.add_argument("--json", action="store_true", help="for machines")
-    parser.set_defaults(run=run)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,7 +80,7 @@ def _table(found: list[Estimate]) -> str:
         )
     if unknown:
         lines += ["", "no estimate, for want of", *unknown]
-    return "\n".join([*lines, "", SAID])
+    return "\n".join([*lines, "", NOTE])
 
 
 def _one(e: Estimate) -> str:
@@ -96,7 +90,7 @@ def _one(e: Estimate) -> str:
         f"{e.bundle} on {e.device}: about {_rate(e.fps)} base frames a second, {e.frame_ms:.3g} ms a frame, bound "
         f"by {e.binds}",
         f"caption to first frame {e.first_frame_ms:.3g} ms, copy {e.copy_ms:.3g} ms, memory "
-        f"{e.memory_bytes / 1e6:.0f} MB beside the engine's libraries"
+        f"{e.memory_bytes / 1e6:.0f} MB besides the engine's libraries"
         + ("" if e.fits is not False else ": more than it has"),
         "",
         f"{'stage':<8}{'variant':<10}{'ms':>9}{'arithmetic':>12}{'bandwidth':>11}{'launches':>10}  bound by",
@@ -106,7 +100,7 @@ def _one(e: Estimate) -> str:
             f"{s.stage:<8}{s.variant:<10}{s.ms:>9.3g}{s.arithmetic_ms:>12.3g}{s.bandwidth_ms:>11.3g}"
             f"{s.launches_ms:>10.3g}  {s.binds}"
         )
-    return "\n".join([*lines, "", SAID])
+    return "\n".join([*lines, "", NOTE])
 
 
 def _rate(fps: float) -> str:

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import argparse
 from contextlib import closing
-from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
+from t2v_edge.commands.arguments import add_bundle, add_json
 from t2v_edge.commands.output import Progress, print_result
 
+DESCRIPTION = """Examine this machine: JetPack, TensorRT, CUDA, Python, engines, power mode, memory. With a bundle,
+check it and run its golden vectors on every installed engine."""
 EXAMPLES = """examples:
   t2v-edge doctor
   t2v-edge doctor BUNDLE
   t2v-edge doctor BUNDLE --device jetson-orin-nano-8gb
-  t2v-edge doctor --json > doctor.json       # to send along with a question
+  t2v-edge doctor --json > doctor.json       # to attach to a question
 
-With a bundle its golden vectors are run on every engine that is installed, in every variant the engine takes.
-Exit code: 0 ready, 1 something failed (each has its remedy beside it), 2 wrong use."""
+With a bundle, each installed engine runs the golden vectors of every variant that it takes.
+Exit code: 0 ready, 1 something failed (its remedy is printed below it), 2 wrong use."""
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "doctor",
-        help="what works on this machine, what does not, and what to type",
-        description="Examine this machine: JetPack, TensorRT, CUDA, Python, engines, power mode, memory. With a "
-        "bundle, verify it and run its golden vectors on every engine present.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("bundle", nargs="?", type=Path, help="a bundle folder or zip to try here")
-    parser.add_argument("--device", metavar="NAME", help="what this machine is meant to be (see t2v-edge devices)")
-    parser.add_argument("--json", action="store_true", help="for machines")
-    parser.set_defaults(run=run)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_bundle(parser, required=False)
+    parser.add_argument("--device", metavar="NAME", help="what this machine should be, see t2v-edge devices")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

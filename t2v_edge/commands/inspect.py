@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from t2v_edge.bundle.bundle import Bundle
-from t2v_edge.bundle.manifest import Manifest
+from t2v_edge.commands.arguments import add_bundle, add_json
 from t2v_edge.commands.output import print_result
-from t2v_edge.spec import STAGES
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from t2v_edge.bundle.bundle import Bundle
+    from t2v_edge.bundle.manifest import Manifest
+
+DESCRIPTION = "Check a bundle and show its stages, variants, sizes, quality and provenance."
 EXAMPLES = """examples:
   t2v-edge inspect BUNDLE
   t2v-edge inspect BUNDLE.zip --verify
   t2v-edge inspect BUNDLE --json | jq .quality"""
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "inspect",
-        help="what a bundle holds, and whether it is whole",
-        description="Check a bundle and show its stages, variants, sizes, quality and provenance.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_bundle(parser)
+    parser.add_argument(
+        "--verify", action="store_true", help="also check every graph: contract, operators, NaN weights"
     )
-    parser.add_argument("bundle", type=Path, help="a bundle folder or zip")
-    parser.add_argument("--verify", action="store_true", help="also walk every graph: contract, operators, NaN weights")
-    parser.add_argument("--json", action="store_true", help="for machines")
-    parser.set_defaults(run=run)
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    from t2v_edge.bundle.bundle import Bundle
+
     with Bundle.open(args.bundle) as bundle:
         manifest = bundle.manifest
         graphs: dict[str, dict[str, Any]] = {}
@@ -63,6 +62,8 @@ def describe_graph(bundle: Bundle, variant: str, stage: str, deep: bool) -> dict
 
 
 def describe(manifest: Manifest, graphs: Mapping[str, Mapping[str, Any]], verified: bool) -> str:
+    from t2v_edge.spec import STAGES
+
     video = manifest.video
     lines = [
         f"{manifest.name}: {video.width}x{video.height} at {video.fps} fps, captions of up to "

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
-from t2v_edge.captions.cues import play as play_cues
-from t2v_edge.captions.cues import read_cues
-from t2v_edge.captions.lines import read_transcript
-from t2v_edge.captions.merger import schedule
-from t2v_edge.commands.engines import add_engine_arguments, add_making_arguments
+from t2v_edge.commands.arguments import add_bundle, add_engine, add_fps, add_json, add_seed, add_size, add_throughput
 from t2v_edge.commands.output import Progress, print_result
-from t2v_edge.commands.run_report import PixelHash, RunReport
 from t2v_edge.errors import CueError, SinkError, UsageError
-from t2v_edge.frame import Frame
-from t2v_edge.pipeline import Pipeline
-from t2v_edge.play.stream import FrameStream
 from t2v_edge.sinks import WINDOW, open_sink
-from t2v_edge.sinks.base import Sink
+
+if TYPE_CHECKING:
+    from t2v_edge.commands.run_report import PixelHash
+    from t2v_edge.pipeline import Pipeline
+    from t2v_edge.play.stream import FrameStream
 
 DEFAULT_SECONDS = 4.0
+SHOWN = (WINDOW, "-")
+"""Targets that play until they are closed; any other target is a file."""
 
+DESCRIPTION = "Play captions through a bundle."
 EXAMPLES = """examples:
   t2v-edge run BUNDLE "a person is dribbling a basketball" -o out.mp4
   t2v-edge run BUNDLE 一个人正在打篮球 --then 4 "a woman is dancing" --seconds 8 -o out.mp4 --sheet sheet.png
@@ -35,16 +32,16 @@ EXAMPLES = """examples:
   t2v-edge run BUNDLE "a man is walking" --show
   t2v-edge run BUNDLE "a man is walking" -o - | ffplay -f rawvideo -pixel_format rgb24 -video_size 256x256 -
 
---captions plays a .vtt or .srt at its cues' times, a .txt line by line, 4 seconds each, and a .jsonl of recorded
-caption events as they came. CAPTION, where it is given, shows before the first of them; else the first shows from the
-start.
+--captions plays a .vtt or .srt file at its cues' times. It plays a .txt file line by line, 4 seconds each, and a .jsonl
+file of recorded caption events as they came. A CAPTION beside it shows before the first of them. Without a CAPTION, the
+first of them shows from the start.
 
-Without --seconds a file gets 4 seconds (or 4 after the last --then, or all cues of --captions), and a window or stdout
-plays until it is closed. Ctrl-C ends an endless stream well; a file whose --seconds it cuts short is removed."""
+Without --seconds a file is 4 seconds long; with --then, 4 seconds after the last; with --captions, all of its cues. A
+window and stdout play until they are closed. Ctrl-C ends such an endless stream. An unfinished
+file is removed."""
 
 
-@dataclass(frozen=True)
-class PlayPlan:
+class PlayPlan(NamedTuple):
     """What to play: the first caption, (seconds, caption) of those that follow, and when a file ends."""
 
     first: str
@@ -52,16 +49,9 @@ class PlayPlan:
     end_s: float
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "run",
-        help="play captions: write a video, or show it",
-        description="Play captions through a bundle.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("bundle", type=Path, help="a bundle folder or zip")
-    parser.add_argument("caption", nargs="?", help="what should be seen, in a language the model knows")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_bundle(parser)
+    parser.add_argument("caption", nargs="?", help="what to show, in a language that the model knows")
     later = parser.add_mutually_exclusive_group()
     later.add_argument(
         "--then",
@@ -69,7 +59,7 @@ def add_parser(subparsers: Any) -> None:
         action="append",
         default=[],
         metavar=("SECONDS", "CAPTION"),
-        help="change to CAPTION at SECONDS; may be given many times",
+        help="change to CAPTION at SECONDS; may be given several times",
     )
     later.add_argument("--captions", type=Path, metavar="FILE", help="play a .vtt, .srt, .txt or .jsonl file in time")
     where = parser.add_mutually_exclusive_group()
@@ -77,25 +67,18 @@ def add_parser(subparsers: Any) -> None:
         "-o", "--output", metavar="TARGET", help="x.mp4, x.gif, frames/%%04d.png, or - for raw RGB on stdout"
     )
     where.add_argument("--show", action="store_true", help="show a window, in real time")
-    parser.add_argument("--fps", help="frames a second: 72, 29.97, 30000/1001 (default: the model's own)")
+    add_fps(parser)
     parser.add_argument("--seconds", type=float, help="how long to play")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same frames (default: 0)")
-    parser.add_argument("--size", type=parse_size, metavar="WxH", help="frame size (default: the model's own)")
-    parser.add_argument("--smoothing", type=float, default=0.0, help="of motion, 0 (none) to below 1 (default: 0)")
+    add_seed(parser)
+    add_size(parser)
+    parser.add_argument(
+        "--smoothing", type=float, default=0.0, help="smooth the motion, 0 (not at all) to below 1 (default: 0)"
+    )
     parser.add_argument("--blend-steps", type=int, help="base frames a caption change takes (default: the model's own)")
-    add_engine_arguments(parser)
-    add_making_arguments(parser)
+    add_engine(parser)
+    add_throughput(parser)
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet")
-    parser.add_argument("--json", action="store_true", help="report as JSON (on stderr where -o - fills stdout)")
-    parser.set_defaults(run=run)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """``512x256`` as (512, 256), width first."""
-    match = re.fullmatch(r"(\d{1,5})[xX×](\d{1,5})", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write WIDTHxHEIGHT, for example 512x512")
-    return int(match[1]), int(match[2])
+    add_json(parser, help="print the report as JSON (on stderr with -o -)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,7 +88,11 @@ def run(args: argparse.Namespace) -> int:
     if args.sheet is not None and args.sheet.suffix.lower() != ".png":
         raise UsageError(f"the contact sheet {args.sheet} must end with .png")
     plan = plan_captions(args)
-    args.ahead = args.ahead or target not in (WINDOW, "-")  # a file gets the same frames, sooner
+    args.ahead = args.ahead or target not in SHOWN  # a file gets the same frames, sooner
+
+    from t2v_edge.commands.run_report import PixelHash, RunReport
+    from t2v_edge.pipeline import Pipeline
+
     start = time.perf_counter()
     with Pipeline.open(args.bundle, args.engine, args.variant, args.threads, args.batch, ahead=args.ahead) as pipeline:
         open_s = time.perf_counter() - start
@@ -113,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         _warn_truncated(pipeline, stream)
         pixels = PixelHash()
         start = time.perf_counter()
-        play(stream, target, args.sheet, pixels)
+        play_into(stream, target, args.sheet, pixels)
         report = RunReport(
             pipeline.manifest.name,
             pipeline.engines,
@@ -135,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 def open_stream(pipeline: Pipeline, args: argparse.Namespace, plan: PlayPlan, target: Optional[str]) -> FrameStream:
     """The stream that the arguments ask for."""
     seconds = args.seconds
-    if seconds is None and target not in (WINDOW, "-"):
+    if seconds is None and target not in SHOWN:
         seconds = plan.end_s
     return pipeline.stream(
         plan.first,
@@ -155,47 +142,49 @@ def plan_captions(args: argparse.Namespace) -> PlayPlan:
     if args.captions is not None:
         return _plan_file(args.captions, args.caption)
     if args.caption is None:
-        raise UsageError('nothing to play; say what should be seen, as "a person is walking", or give --captions FILE')
+        raise UsageError('nothing to play; add a caption, such as "a person is walking", or --captions FILE')
     then = []
     for at, caption in args.then:
         try:
             then.append((float(at), caption))
         except ValueError as error:
-            raise UsageError(f"--then takes SECONDS CAPTION; {at!r} is no number") from error
+            raise UsageError(f"--then takes SECONDS CAPTION; {at!r} is not a number") from error
     return PlayPlan(args.caption, tuple(then), DEFAULT_SECONDS + (then[-1][0] if then else 0.0))
 
 
 def _plan_file(path: Path, before: Optional[str]) -> PlayPlan:
+    from t2v_edge.captions.cues import play, read_cues
+    from t2v_edge.captions.lines import read_transcript
+    from t2v_edge.captions.merger import schedule
+
     if path.suffix.lower() == ".jsonl":
         events = read_transcript(path)
         shown = schedule(events)
         end_s = DEFAULT_SECONDS + (shown[-1][0] if shown else 0.0)
     else:
         cues = read_cues(path)
-        shown = schedule(event for _, event in play_cues(cues))
+        shown = schedule(event for _, event in play(cues))
         end_s = max(cue.end_s for cue in cues)
     if not shown:
-        raise CueError(f"{path} says nothing that could be shown; record events with text")
+        raise CueError(f"{path} has no caption to show; record events with text")
     if shown[0][0] == 0 or before is None:
         return PlayPlan(shown[0][1], shown[1:], end_s)
     return PlayPlan(before, shown, end_s)
 
 
-def play(stream: FrameStream, target: Optional[str], sheet: Optional[Path], pixels: PixelHash) -> None:
-    """Run the stream into its sinks. Ctrl-C ends an endless stream well and aborts one of a fixed length."""
+def play_into(stream: FrameStream, target: Optional[str], sheet: Optional[Path], pixels: PixelHash) -> None:
+    """Run the stream into its sinks. Ctrl-C completes an endless stream and aborts one of a fixed length."""
     collected = None if sheet is None else _open_sheet(stream)
     progress = Progress("run", stream.frame_count)
     with ExitStack() as stack:
         stack.callback(progress.close)
-        sink: Optional[Sink] = None
-        if target is not None:
-            sink = stack.enter_context(open_sink(target, stream.clock.fps, stream.size))
+        sink = None if target is None else stack.enter_context(open_sink(target, stream.clock.fps, stream.size))
         try:
             for frame in stream:
                 pixels.add(frame)
                 if collected is not None:
                     collected.add(frame)
-                if not _show(sink, frame):
+                if sink is not None and not sink.write(frame):
                     break
                 progress.update(frame.index + 1)
         except KeyboardInterrupt:
@@ -203,10 +192,6 @@ def play(stream: FrameStream, target: Optional[str], sheet: Optional[Path], pixe
                 raise
         if collected is not None and sheet is not None:
             collected.save(sheet)
-
-
-def _show(sink: Optional[Sink], frame: Frame) -> bool:
-    return sink is None or sink.write(frame)
 
 
 def _open_sheet(stream: FrameStream) -> Any:

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import gc
 import json
-import signal
 import sys
-from contextlib import suppress
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2v_edge.commands.engines import add_engine_arguments
-from t2v_edge.commands.run import parse_size
+from t2v_edge.commands.arguments import add_bundle, add_engine, add_fps, add_json, add_seed, add_size, add_token_file
 from t2v_edge.errors import ServerError, UsageError
-from t2v_edge.live.stream import LiveStream
-from t2v_edge.pipeline import Pipeline
-from t2v_edge.play.clock import exact
 from t2v_edge.remote.protocol import FORMATS, JPEG, MAX_FPS, MAX_SEED, MAX_SIDE, MIN_FPS, Settings
 from t2v_edge.server.limits import Limits
 
 if TYPE_CHECKING:
+    from t2v_edge.live.stream import LiveStream
+    from t2v_edge.pipeline import Pipeline
     from t2v_edge.server.server import LiveServer, ServerOptions
 
+DESCRIPTION = "Serve a bundle to many clients. Each gets a stream of its own."
 EXAMPLES = """examples:
   t2v-edge serve BUNDLE                                    # then open http://127.0.0.1:8765/ on this machine
   t2v-edge serve BUNDLE --fps 60 --size 512x512 --format webp --quality 70
@@ -32,32 +26,21 @@ EXAMPLES = """examples:
   t2v-edge serve BUNDLE --origin https://app.example       # pages of this site may connect as well
   t2v-edge serve BUNDLE --mjpeg 8766                       # and http://127.0.0.1:8766/stream.mjpg for players
 
-The page at / takes typed and spoken captions and enters VR and AR (docs/web.md). docs/protocol.md says how clients talk
-to /live; t2v_edge.client is one in Python. GET /healthz and GET /metrics (for Prometheus) are plain HTTP on the same
-port. Without a token only this machine may connect. Ctrl-C and SIGTERM end it well: clients are told. With --json the
-first line is {"event": "serving", "url": ..., "page": ...}, with "mjpeg" where it is served, the last has "stopped"."""
-
+The page at / takes typed and spoken captions, and enters VR and AR (docs/web.md). Clients talk to /live by
+docs/protocol.md; t2v_edge.client is one in Python. GET /healthz and GET /metrics (for Prometheus) are plain HTTP on the
+same port. Without a token only this machine may connect. Ctrl-C and SIGTERM stop the server; it says goodbye to its
+clients. With --json the first line is {"event": "serving", "url": ..., "page": ...}, and has "mjpeg" with --mjpeg. The
+last line is {"event": "stopped", ...}."""
 
 IDLE_S = 2.0
+"""A client that takes no frames for so long gets none made."""
 
 
-def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "serve",
-        help="serve live streams: captions in, frames out, over WebSockets",
-        description="Serve a bundle to many clients, each with a stream of its own.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("bundle", type=Path, help="a bundle folder or zip")
-    parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1, this machine alone)")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_bundle(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1, this machine only)")
     parser.add_argument("--port", type=int, default=8765, help="port to bind, 0 for any free one (default: 8765)")
-    parser.add_argument(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help="a file with the token that clients must know (default: the variable T2V_EDGE_TOKEN)",
-    )
+    add_token_file(parser, "the token that clients must send")
     parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="serve over TLS with this certificate")
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="the certificate's key")
     parser.add_argument(
@@ -65,13 +48,13 @@ def add_parser(subparsers: Any) -> None:
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="pages of https://HOST may connect as well; may be given many times",
+        help="pages of https://HOST may connect as well; may be given several times",
     )
     parser.add_argument(
         "--mjpeg",
         type=int,
         metavar="PORT",
-        help="also serve MJPEG over HTTP on this port, 0 for any free one (default: not)",
+        help="also serve MJPEG over HTTP on this port, 0 for any free one (default: no MJPEG)",
     )
     parser.add_argument(
         "--max-clients", type=int, default=Limits.clients, help=f"sessions at once (default: {Limits.clients})"
@@ -83,21 +66,20 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help=f"messages a second that a client may send (default: {Limits.messages_per_s:g})",
     )
-    for_clients = parser.add_argument_group("what clients get that ask for nothing else")
-    for_clients.add_argument("--fps", default="30", help="frames a second (default: 30)")
-    for_clients.add_argument("--size", type=parse_size, metavar="WxH", help="frame size (default: the model's own)")
-    for_clients.add_argument("--seed", type=int, default=0, help="same seed, same motion (default: 0)")
-    for_clients.add_argument("--format", choices=FORMATS, default=JPEG, help=f"of frames (default: {JPEG})")
-    for_clients.add_argument("--quality", type=int, default=85, help="of jpeg and webp, 1 to 100 (default: 85)")
+    defaults = parser.add_argument_group("defaults for clients, who may ask for others")
+    add_fps(defaults, "30")
+    add_size(defaults)
+    add_seed(defaults)
+    defaults.add_argument("--format", choices=FORMATS, default=JPEG, help=f"of frames (default: {JPEG})")
+    defaults.add_argument("--quality", type=int, default=85, help="of jpeg and webp, 1 to 100 (default: 85)")
     parser.add_argument(
         "--no-adaptive",
         dest="adaptive",
         action="store_false",
-        help="never step down to a lower rate where the device does not keep up; frames are late then",
+        help="keep the frame rate on a device that is too slow; frames are then late",
     )
-    add_engine_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="say what happens as lines of JSON")
-    parser.set_defaults(run=run)
+    add_engine(parser)
+    add_json(parser, help="print events as lines of JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,80 +89,88 @@ def run(args: argparse.Namespace) -> int:
         from t2v_edge.server.server import ServerOptions
     except ImportError as error:
         raise ServerError(f"the server needs websockets ({error}); pip install 't2v-edge[serve]'") from error
-    # What was asked for is checked before the bundle is loaded.
-    if not 0 <= args.port <= 65535:
-        raise UsageError(f"--port is {args.port}, expected 0 to 65535")
-    if args.mjpeg is not None:
-        if not 0 <= args.mjpeg <= 65535:
-            raise UsageError(f"--mjpeg is {args.mjpeg}, expected 0 to 65535")
-        check_format(JPEG)
+    # The arguments are checked before the bundle is loaded, which takes long.
+    for name in ("port", "mjpeg"):
+        number = getattr(args, name)
+        if number is not None and not 0 <= number <= 65535:
+            raise UsageError(f"--{name} is {number}, expected 0 to 65535")
     if not 1 <= args.quality <= 100:
         raise UsageError(f"--quality is {args.quality}, expected 1 to 100")
+    if args.mjpeg is not None:
+        check_format(JPEG)
     check_format(args.format)
     access = Access(args.host, read_token(args.token_file), tuple(args.origin))
     limits = Limits(
         clients=args.max_clients, messages_per_s=args.max_messages, burst=max(1, int(2 * args.max_messages))
     )
     tls = open_tls(args.tls_cert, args.tls_key)
+
+    import asyncio
+
+    from t2v_edge.pipeline import Pipeline
+
     with Pipeline.open(args.bundle, args.engine, args.variant, args.threads, callers=args.max_clients) as pipeline:
-        video = pipeline.manifest.video
-        fps = exact(args.fps, "fps")
-        size = args.size or (video.width, video.height)
-        if not MIN_FPS <= fps <= MAX_FPS:
-            raise UsageError(f"--fps is {fps}, expected {MIN_FPS} to {MAX_FPS}")
-        if not all(1 <= side <= MAX_SIDE for side in size):
-            raise UsageError(f"--size is {size[0]}x{size[1]}, expected 1 to {MAX_SIDE} pixels a side")
-        if not 0 <= args.seed <= MAX_SEED:
-            raise UsageError(f"--seed is {args.seed}, expected 0 to {MAX_SEED}")
-        settings = Settings(fps, size, args.seed, args.format, args.quality)
-        open_stream(pipeline, settings).close()  # whatever is wrong with the settings is said now, and not to clients
+        settings = _settings(args, (pipeline.manifest.video.width, pipeline.manifest.video.height))
+        # A wrong setting is an error here, and not of every client later.
+        open_stream(pipeline, settings).close()
         options = ServerOptions(settings, access, args.port, tls, limits, args.mjpeg)
         asyncio.run(_serve(pipeline, options, args.adaptive, args.json))
     return 0
 
 
+def _settings(args: argparse.Namespace, size: tuple[int, int]) -> Settings:
+    """What a client gets that asks for nothing. size: the model's own. Raises `UsageError`."""
+    from t2v_edge.play.clock import exact
+
+    fps, size = exact(args.fps, "fps"), args.size or size
+    if not MIN_FPS <= fps <= MAX_FPS:
+        raise UsageError(f"--fps is {fps}, expected {MIN_FPS} to {MAX_FPS}")
+    if not all(1 <= side <= MAX_SIDE for side in size):
+        raise UsageError(f"--size is {size[0]}x{size[1]}, expected 1 to {MAX_SIDE} pixels a side")
+    if not 0 <= args.seed <= MAX_SEED:
+        raise UsageError(f"--seed is {args.seed}, expected 0 to {MAX_SEED}")
+    return Settings(fps, size, args.seed, args.format, args.quality)
+
+
 def open_stream(pipeline: Pipeline, settings: Settings, adaptive: bool = True) -> LiveStream:
-    """One client's stream, which waits for its first caption, and makes nothing where nobody asks for frames."""
+    """One client's stream. It waits for the first caption, and pauses while nobody takes its frames."""
     return pipeline.live(
         fps=settings.fps, size=settings.size, seed=settings.seed or 0, adaptive=adaptive, idle_after_s=IDLE_S
     )
 
 
 async def _serve(pipeline: Pipeline, options: ServerOptions, adaptive: bool, as_json: bool) -> None:
+    import asyncio
+    import gc
+    from fractions import Fraction
+
     from t2v_edge.server.server import LiveServer
+    from t2v_edge.util.signals import stop_signals
 
     manifest = pipeline.manifest
     # What is loaded by now stays: looking through it for garbage takes longer than a frame may.
     gc.collect()
     gc.freeze()
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
     server = LiveServer(
         lambda settings: open_stream(pipeline, settings, adaptive), manifest.name, Fraction(manifest.video.fps), options
     )
-
-    def end(number: int) -> None:
-        stop.set()
-        loop.remove_signal_handler(number)  # a second Ctrl-C does not wait for clients
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with suppress(NotImplementedError):  # not on Windows: there Ctrl-C interrupts
-            loop.add_signal_handler(number, end, number)
-    async with server:
-        more = {} if server.mjpeg is None else {"mjpeg": server.mjpeg.url}
-        also = "".join(f"; MJPEG at {url}" for url in more.values())
-        _say(
-            as_json,
-            f"serving {manifest.name} at {server.url}; open {server.page_url} in a browser{also}; Ctrl-C stops",
-            event="serving",
-            bundle=manifest.name,
-            url=server.url,
-            page=server.page_url,
-            engines=pipeline.engines,
-            variants=pipeline.variants,
-            **more,
-        )
-        await stop.wait()
+    with stop_signals(stop.set):
+        async with server:
+            more = {} if server.mjpeg is None else {"mjpeg": server.mjpeg.url}
+            also = "".join(f"; MJPEG at {url}" for url in more.values())
+            _say(
+                as_json,
+                f"serving {manifest.name} at {server.url}; open {server.page_url} in a browser{also}; Ctrl-C stops",
+                event="serving",
+                bundle=manifest.name,
+                url=server.url,
+                page=server.page_url,
+                engines=pipeline.engines,
+                variants=pipeline.variants,
+                **more,
+            )
+            await stop.wait()
     _say(
         as_json,
         _summary(server),

@@ -1,27 +1,26 @@
-"""``t2v-edge bench --live``: captions through the whole path, from a client to the server and back as frames."""
+"""``t2v-edge bench --live``: captions from a client to the server, and back as frames."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from t2v_edge.commands.arguments import add_size, add_token_file
 from t2v_edge.commands.output import PhaseBar, print_result, write_report
-from t2v_edge.commands.run import parse_size
 from t2v_edge.errors import ServerError, UsageError
 from t2v_edge.remote.protocol import FORMATS
 
-BELOW, INTERRUPTED = 3, 130
+EXCEEDED, INTERRUPTED = 3, 130
 _LIMITS = {
-    "max_p95_ms": ("p95_ms", "MS", "from a caption to its first frame, the 95th percentile"),
-    "max_cue_ms": ("cue_ms", "MS", "from a cue's time to its first frame, the 95th percentile"),
-    "max_jitter_ms": ("jitter_ms", "MS", "of the jitter's 95th percentile"),
-    "max_drift": ("drift_frames", "FRAMES", "over the run"),
-    "max_missed": ("missed", "FRAMES", "missed or dropped, of all clients"),
-    "max_slowdown": ("slowdown_percent", "PERCENT", "of the p95 by --mute and --flood"),
-    "max_growth": ("growth_mib_per_hour", "MIB", "of the server's memory an hour"),
+    "max_p95_ms": ("p95_ms", "MS", "caption to first frame, 95th percentile"),
+    "max_cue_ms": ("cue_ms", "MS", "a cue's time to its first frame, 95th percentile"),
+    "max_jitter_ms": ("jitter_ms", "MS", "jitter of frames, 95th percentile"),
+    "max_drift": ("drift_frames", "FRAMES", "drift over the run"),
+    "max_missed": ("missed", "FRAMES", "missed and dropped frames of all clients"),
+    "max_slowdown": ("slowdown_percent", "PERCENT", "longer p95 with --mute and --flood than without"),
+    "max_growth": ("growth_mib_per_hour", "MIB", "growth of the server's memory an hour"),
 }
+"""Argument -> field of `LiveLimits`, unit, meaning."""
 _ONLY_LIVE = (
     "server",
     "clients",
@@ -41,11 +40,11 @@ _NOT_LIVE = {"batch": 1, "ahead": False}
 
 def add_live_arguments(parser: argparse.ArgumentParser) -> None:
     """``--live`` and what goes with it."""
-    live = parser.add_argument_group("live", "a server, in a process of its own, and clients: what a viewer gets")
-    live.add_argument("--live", action="store_true", help="measure live streams from caption to frame")
+    live = parser.add_argument_group("live", "measure what viewers get: a server in its own process, and clients")
+    live.add_argument("--live", action="store_true", help="measure live streams, from caption to frame")
     live.add_argument("--server", metavar="URL", help="measure the server at ws://HOST:PORT/live, and start none")
     live.add_argument("--clients", type=int, metavar="N", help="viewers at once (default: 1)")
-    live.add_argument("--size", type=parse_size, metavar="WxH", help="frame size (default: the model's own)")
+    add_size(live)
     live.add_argument("--format", choices=FORMATS, help="of frames (default: the server's)")
     live.add_argument("--every", type=float, metavar="S", help="seconds between a client's captions (default: 1)")
     live.add_argument("--switches", type=int, metavar="N", help="captions of each client (default: as time allows)")
@@ -53,37 +52,39 @@ def add_live_arguments(parser: argparse.ArgumentParser) -> None:
         "--captions",
         type=Path,
         metavar="FILE",
-        help=".txt: a caption a line, in turn; .vtt, .srt: played at their times (default: our own)",
+        help=".txt: a caption a line, in turn; .vtt, .srt: played at their times (default: built in)",
     )
-    live.add_argument("--mute", type=int, metavar="N", help="clients besides that read nothing they are sent")
+    live.add_argument("--mute", type=int, metavar="N", help="add clients that never read; first measures without them")
     live.add_argument(
         "--flood",
         type=int,
         metavar="N",
-        help="clients besides that send 1,000 captions a second; with either, the same is first measured without them",
+        help="add clients that send 1,000 captions a second; first measures without them",
     )
-    live.add_argument(
-        "--token-file",
-        type=Path,
-        metavar="FILE",
-        help="a file with the server's token (default: the variable T2V_EDGE_TOKEN)",
-    )
+    add_token_file(live, "the server's token")
     live.add_argument("--tls-ca", type=Path, metavar="PEM", help="for wss: the certificates to trust")
     limits = parser.add_argument_group(
-        "live limits", "exit with 3 where one is not kept, or where a frame of an old caption comes"
+        "live limits", "the most allowed; exit code 3 if one is exceeded, or if a frame of an old caption comes"
     )
     for name, (_, unit, meaning) in _LIMITS.items():
-        limits.add_argument("--" + name.replace("_", "-"), type=float, metavar=unit, help=f"at most, {meaning}")
+        limits.add_argument(_flag(name), type=float, metavar=unit, help=meaning)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def check_not_live(args: argparse.Namespace) -> None:
-    """Raises `UsageError` for an argument of live runs alone."""
+    """Raises `UsageError` for an argument that needs ``--live``."""
     for name in _ONLY_LIVE:
         if getattr(args, name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')} goes with --live; add it")
+            raise UsageError(f"{_flag(name)} goes with --live; add it")
 
 
 def run_live(args: argparse.Namespace) -> int:
+    """Measure a live server. Returns 0; 3 if a limit is exceeded; 130 if the run was interrupted."""
+    from dataclasses import replace
+
     try:
         from t2v_edge.bench.live.report import LiveLimits
         from t2v_edge.bench.live.run import LiveBenchOptions, bench_live
@@ -122,13 +123,10 @@ def run_live(args: argparse.Namespace) -> int:
     if args.report is not None:
         write_report(report.to_json(), args.report)
     print_result(report.to_json(), report.to_text(), args.json)
-    return INTERRUPTED if report.interrupted else BELOW if report.failed else 0
+    return INTERRUPTED if report.interrupted else EXCEEDED if report.failed else 0
 
 
 def _server_arguments(args: argparse.Namespace) -> tuple[str, ...]:
-    """What a server that is started is told, of what was said here."""
-    told: list[Any] = ["--engine", args.engine]
-    for name in ("variant", "threads"):
-        if getattr(args, name) is not None:
-            told += [f"--{name}", getattr(args, name)]
-    return tuple(map(str, told))
+    """Arguments for the server to be started."""
+    given = {name: getattr(args, name) for name in ("engine", "variant", "threads")}
+    return tuple(str(word) for name, value in given.items() if value is not None for word in (f"--{name}", value))
