@@ -15,12 +15,12 @@ from websockets.exceptions import ConnectionClosed
 from t2v_edge.captions.merger import CaptionEvent, CaptionMerger
 from t2v_edge.errors import CaptionError, ProtocolError, T2VError, UsageError
 from t2v_edge.live.stats import LiveCounts
+from t2v_edge.remote.frame_header import FrameHeader
 from t2v_edge.remote.protocol import (
     Bye,
     Caption,
     Control,
     Error,
-    FrameHeader,
     Hello,
     ServerMessage,
     Settings,

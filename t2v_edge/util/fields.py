@@ -10,7 +10,7 @@ from typing import Any, Optional, cast
 from t2v_edge.errors import ProtocolError
 
 _SHOWN = 40
-_FRACTION = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
+_FRACTION = re.compile(r"([0-9]{1,7})/([0-9]{1,7})")
 MAX_TERM = 10**6
 
 

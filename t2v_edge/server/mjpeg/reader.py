@@ -11,7 +11,8 @@ from typing import Optional, Union
 from websockets.exceptions import ConnectionClosedError
 
 from t2v_edge.errors import ProtocolError
-from t2v_edge.remote.protocol import Caption, Error, FrameHeader, Showing, Welcome, read_server, write
+from t2v_edge.remote.frame_header import FrameHeader
+from t2v_edge.remote.protocol import Caption, Error, Showing, Welcome, read_server, write
 from t2v_edge.server.limits import Limits, RateLimit
 
 BOUNDARY = "t2v-edge-frame"

@@ -15,7 +15,8 @@ from t2v_edge.bench.live.script import CAPTIONS, Script, make_script
 from t2v_edge.bench.live.server import Sampler, ServerTarget, Trend, labelled, parse_metrics, stage_times
 from t2v_edge.captions.wording import Wording
 from t2v_edge.errors import CueError, UsageError
-from t2v_edge.remote.protocol import FrameHeader, Showing
+from t2v_edge.remote.frame_header import FrameHeader
+from t2v_edge.remote.protocol import Showing
 from t2v_edge.server.metrics import Metrics, frame_gauges
 from t2v_edge.util.timing import Latency
 
