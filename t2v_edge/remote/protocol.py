@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, ClassVar, Optional, Union
 
@@ -77,6 +77,11 @@ class Settings:
             fields.optional_choice("format", FORMATS),
             fields.optional_whole("quality", 1, 100),
         )
+
+    def changed_by(self, changes: Settings) -> Settings:
+        """These settings, with the values of `changes` that are not None."""
+        given = {field.name: getattr(changes, field.name) for field in fields(changes)}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)
