@@ -1,9 +1,7 @@
-"""A bounded reader of ONNX files that needs no onnx package: what a graph is, and whether its weights are sound.
+"""A checker of ONNX files that needs no onnx package: a summary of the graph, and whether its weights are sound.
 
-An inference engine runs a graph with NaN weights without complaint and gives NaN frames, and older ones had
-memory faults on crafted models. So a graph is walked here first, in the protobuf wire format
-(https://protobuf.dev/programming-guides/encoding/, field numbers from onnx.proto3 of ONNX 1.17). Weights are
-looked at in place, never copied.
+An engine runs NaN weights without complaint, and older engines had memory faults on crafted models. So every graph is
+checked here first. Field numbers are those of onnx.proto3 of ONNX 1.17. Weights are read in place and never copied.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ _TYPED_DATA = {4: "<f4", 10: "<f8"}
 
 @dataclass(frozen=True)
 class GraphSummary:
-    """What a graph takes and gives, its default-domain opset, and how many of each operator and weight bytes."""
+    """A summary of a graph. opset: of the default domain. operators: how many there are of each."""
 
     opset: int
     inputs: tuple[TensorSpec, ...]
@@ -45,11 +43,11 @@ class GraphSummary:
 
 
 def read_graph(data: Union[bytes, memoryview], where: str) -> GraphSummary:
-    """Walk the ONNX model in `data`; raises `BundleError` naming `where`, the tensor or node, and the remedy.
+    """Check the ONNX model in `data`. Raises `BundleError` naming `where`, the tensor or node, and the remedy.
 
-    Refused: damaged or repeated fields, external data, operators outside `DOMAINS`, local functions, sparse or
-    misshapen weights, NaN anywhere, infinity in a tensor of more than one element (a lone infinity is how
-    attention masks are filled), dynamic shapes, opsets outside `OPSETS`, and more nodes or nesting than the limits.
+    Refused are damaged or repeated fields, external data, operators outside `DOMAINS`, local functions, sparse or
+    misshapen weights, dynamic shapes, opsets outside `OPSETS`, and more nodes or nesting than the limits. NaN is
+    refused anywhere. Infinity is allowed in a tensor of one element, because attention masks are filled with it.
     """
     try:
         return _GraphReader(where).model(memoryview(data))
@@ -129,7 +127,7 @@ class _GraphReader:
             self.graph(view_of(value), depth + 1)
 
     def tensor(self, value: Value, label: str = "") -> str:
-        """Check one TensorProto and return its name."""
+        """Check a TensorProto. Returns its name."""
         self.tensors += 1
         if self.tensors > MAX_TENSORS:
             raise self.fail(f"the graph has more than {MAX_TENSORS} weights", "simplify it")
@@ -165,7 +163,7 @@ class _GraphReader:
             self.check_finite((np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32), label)
 
     def check_typed(self, fields: Fields, kind: int, elements: int, label: str) -> None:
-        """Weights in a typed field: float in 4, double in 10, 16-bit floats and integers in 5, 7 and 11."""
+        """Check weights in typed fields: float in 4, double in 10, 16-bit floats and integers in 5, 7 and 11."""
         count = 0
         for number, layout in _TYPED_DATA.items():
             for value in fields.get(number, []):

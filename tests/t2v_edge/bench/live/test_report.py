@@ -157,7 +157,7 @@ def test_clients_are_added_up():
 
 def test_the_captions_of_our_own_are_all_different_and_none_says_what_the_one_before_said():
     assert len(set(CAPTIONS)) == len(CAPTIONS) > 3 * 64, "past what a pipeline remembers, for several clients"
-    said = [Wording.of(text).said for text in CAPTIONS]
+    said = [Wording.of(text).units for text in CAPTIONS]
     assert all(one != other for one, other in zip(said, said[1:] + said[:1])), "the server shows each anew"
 
 
