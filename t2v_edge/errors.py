@@ -1,12 +1,12 @@
-"""Errors that users of the package meet. Each message says what is wrong and names the remedy."""
+"""Errors of the package. Each message says what is wrong and names the remedy."""
 
 from __future__ import annotations
 
 
 class T2VError(Exception):
-    """Base of all errors raised on purpose; the command line prints them without a traceback.
+    """The base of all errors raised on purpose. The command line prints them without a traceback.
 
-    `exit_code` is what the command line exits with: 1 the work failed, 2 wrong use.
+    exit_code: the command line's exit code. 1: the work failed. 2: wrong use.
     """
 
     exit_code = 1
@@ -19,7 +19,7 @@ class UsageError(T2VError):
 
 
 class SpecError(T2VError):
-    """A stage does not keep its contract: a name, shape, dtype or state pair is wrong."""
+    """A stage breaks its contract: a name, shape, dtype or state pair is wrong."""
 
 
 class CheckpointError(T2VError):
@@ -43,7 +43,7 @@ class CaptionError(T2VError):
 
 
 class CueError(CaptionError):
-    """A file of captions that cannot be read; the message names the line."""
+    """A file of captions that cannot be read. The message names the line."""
 
 
 class SinkError(T2VError):
@@ -53,7 +53,9 @@ class SinkError(T2VError):
 class ProtocolError(T2VError):
     """A message of the live protocol that cannot be honoured (docs/protocol.md).
 
-    code: one of the protocol's, for programs. message: what is wrong. remedy: what to do.
+    code: one of the protocol's, for programs.
+    message: what is wrong.
+    remedy: what to do.
     """
 
     def __init__(self, code: str, message: str, remedy: str) -> None:

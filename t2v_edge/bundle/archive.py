@@ -1,7 +1,7 @@
-"""Where a bundle's bytes lie, a folder or a zip, read with suspicion: names, kinds and sizes first, then bytes.
+"""A bundle's files in a folder or a zip. Neither is trusted: names, kinds and sizes are checked before bytes are read.
 
-Nothing is extracted. Symbolic links, special files, names that climb out, repeats, and zips that unpack to more
-than they declare are refused with a `BundleError`.
+Nothing is extracted. A `BundleError` refuses symbolic links, special files, names outside the bundle, repeated names,
+and zips that unpack to more than they declare.
 """
 
 from __future__ import annotations
@@ -21,11 +21,16 @@ from t2v_edge.errors import BundleError
 CHUNK_BYTES = 1 << 20
 MAX_RATIO = 200
 _RATIO_FLOOR = 1 << 20
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, ValueError, OSError)
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, ValueError, OSError)
+"""The errors of Python's zip reader for a damaged file."""
 
 
 class Archive(Protocol):
-    """Files by name. `sizes`: name -> bytes as declared. `chunks` yields a file's bytes, never more than declared."""
+    """The files of a bundle by name.
+
+    sizes: name -> declared size in bytes.
+    chunks: the bytes of a file, never more than declared.
+    """
 
     @property
     def sizes(self) -> Mapping[str, int]: ...
@@ -36,7 +41,7 @@ class Archive(Protocol):
 
 
 def open_archive(path: Path) -> Archive:
-    """Open a bundle's folder or zip; raises `BundleError` where there is neither."""
+    """Open a bundle's folder or zip. Raises `BundleError` for anything else."""
     if path.is_dir():
         return FolderArchive(path)
     require(path.exists(), f"{path}: no such bundle; make one with t2v-edge export CHECKPOINT -o {path}")
@@ -90,7 +95,7 @@ class ZipArchive:
     def __init__(self, path: Path) -> None:
         try:
             self._zip = zipfile.ZipFile(path)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise BundleError(f"{path} is a damaged zip ({error}); copy the bundle again") from error
         try:
             self._entries = self._index(path)
@@ -104,7 +109,7 @@ class ZipArchive:
         require(len(entries) <= 2 * MAX_FILES, f"{path} holds {len(entries)} entries; it is not a bundle")
         files: dict[str, zipfile.ZipInfo] = {}
         for entry in entries:
-            # zipfile has already cut the name at a NUL and turned separators; judge what was really stored.
+            # zipfile cuts a name at a NUL and turns separators, so the stored name is checked.
             require(
                 entry.orig_filename == entry.filename,
                 f"{path}: {entry.orig_filename!r} is not an allowed name; zip it again",
@@ -150,7 +155,7 @@ class ZipArchive:
                     left -= len(chunk)
                     yield chunk
                 require(not file.read(1), f"{name} is longer than the zip declares; do not use this bundle")
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise BundleError(f"{name} is damaged in the zip ({error}); copy the bundle again") from error
 
     def close(self) -> None:
@@ -158,7 +163,7 @@ class ZipArchive:
 
 
 def _without_top_folder(files: dict[str, Any]) -> dict[str, Any]:
-    """People zip the folder itself: then every name starts with it."""
+    """The files without a folder that all names start with. A zip of the bundle's folder has one."""
     top: Optional[str] = next(iter(files)).split("/")[0] + "/" if files else None
     if FILE_NAME in files or top is None or not all(name.startswith(top) for name in files):
         return files

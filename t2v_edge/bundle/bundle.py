@@ -1,4 +1,4 @@
-"""Bundles: what an export leaves and every runtime reads. Open and verify one, or write one atomically."""
+"""Bundles, the files that an export writes and every runtime reads: opening, verifying and writing them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Optional, Union
+from typing import Union
 
 import numpy as np
 import numpy.typing as npt
@@ -39,11 +38,10 @@ _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 class Bundle:
-    """A verified bundle, folder or zip. Use as a context manager, or `close` it.
+    """A verified bundle, in a folder or a zip. Use it as a context manager, or `close` it.
 
-    Opening checks the manifest, that exactly the listed files are there, and the size and SHA-256 of each.
-    `graph` reads a graph again, checks its hash again, and walks it (contract, opset, external data, NaN) before
-    it hands out a byte, so that no engine ever parses what was not checked.
+    Opening checks the manifest, the list of files, and the size and SHA-256 of each. `graph` checks the hash again and
+    walks the graph (contract, opset, external data, NaN). So no engine ever parses an unchecked byte.
     """
 
     def __init__(self, path: Path, archive: Archive, manifest: Manifest) -> None:
@@ -53,12 +51,12 @@ class Bundle:
 
     @property
     def manifest_sha256(self) -> str:
-        """SHA-256 of the manifest's file. It names all other files by theirs, so that this names the whole bundle."""
+        """SHA-256 of the manifest's file. The manifest has the hashes of all other files, so this names the bundle."""
         return hashlib.sha256(b"".join(self._archive.chunks(FILE_NAME))).hexdigest()
 
     @classmethod
     def open(cls, path: Union[str, os.PathLike[str]]) -> Bundle:
-        """Open and verify the bundle at `path`; raises `BundleError` naming the problem and the remedy."""
+        """Open and verify the bundle at `path`. Raises `BundleError`."""
         where = Path(path)
         try:
             archive = open_archive(where)
@@ -111,7 +109,7 @@ class Bundle:
         )
 
     def read(self, name: str) -> bytes:
-        """The bytes of a listed file, its hash checked again."""
+        """The bytes of a listed file, after another check of its hash."""
         require(
             name in self.manifest.files, f"{self.path}: there is no file {name!r}; see t2v-edge inspect {self.path}"
         )
@@ -120,7 +118,7 @@ class Bundle:
         return data
 
     def entry(self, variant: str, stage: str) -> GraphEntry:
-        """The manifest's entry of a graph; raises `BundleError` saying which variants there are."""
+        """The manifest's entry of a graph. Raises `BundleError` naming the variants there are."""
         graphs = self.manifest.variants.get(variant, {})
         if stage not in graphs:
             known = ", ".join(v for v, g in self.manifest.variants.items() if stage in g)
@@ -144,7 +142,7 @@ class Bundle:
         return self.read(self.manifest.tokenizer.file)
 
     def golden(self) -> dict[str, npt.NDArray[np.generic]]:
-        """The golden vectors by name, empty where the bundle has none; never unpickles."""
+        """The golden vectors by name, empty if the bundle has none. It never unpickles."""
         if self.manifest.golden is None:
             return {}
         try:
@@ -166,14 +164,12 @@ class Bundle:
     def __enter__(self) -> Bundle:
         return self
 
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def check_graph(summary: GraphSummary, spec: StageSpec, entry: GraphEntry) -> None:
-    """Check that a graph takes and gives what its stage's contract says; raises `BundleError`."""
+    """Check that a graph has the inputs and outputs of its stage's contract. Raises `BundleError`."""
     require(
         summary.opset == entry.opset,
         f"{entry.file}: opset {summary.opset}, the manifest says {entry.opset}; export the bundle again",
@@ -196,11 +192,11 @@ def _describe(tensors: tuple[TensorSpec, ...]) -> str:
 
 
 def write_bundle(path: Union[str, os.PathLike[str]], manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
-    """Write a bundle atomically and return its manifest, completed with each file's SHA-256 and size.
+    """Write a bundle atomically. Returns its manifest with the SHA-256 and size of each file.
 
-    `path` ending with ``.zip`` makes a zip, else a folder. A bundle that is there stays whole until the new one is
-    complete on the disk, and is then replaced in one step; anything else that is there is left alone and raises
-    `BundleError`. Same input, same bytes. Graphs are checked as `Bundle.graph` does before anything is written.
+    A `path` ending with ``.zip`` makes a zip, any other a folder. The same input gives the same bytes. Graphs are
+    checked as in `Bundle.graph` before anything is written. An existing bundle stays whole until the new one is
+    complete on the disk, and is then replaced in one step. Anything else at `path` is kept, and raises `BundleError`.
     """
     target = Path(os.path.realpath(path))
     for name, data in files.items():
@@ -257,7 +253,7 @@ def _write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _write_zip(path: Path, contents: Mapping[str, bytes]) -> None:
-    # Stored, not deflated: weights hardly shrink, and deflate's bytes differ among zlib versions.
+    # Stored and not deflated: weights hardly shrink, and the bytes of deflate differ between zlib versions.
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, data in contents.items():
             entry = zipfile.ZipInfo(name, _ZIP_TIME)

@@ -1,4 +1,4 @@
-"""Every random number of a stream, from one seeded generator, in the order that docs/formats.md fixes."""
+"""The random numbers of a stream, from one seeded generator, in the order of docs/formats.md."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ MAX_SEED = (1 << 64) - 1
 
 
 class Draws:
-    """The noises and start states of one stream; the same seed gives the same numbers.
+    """The noises and start states of one stream, all float32. The same seed gives the same numbers.
 
-    `motion` and `render`: stream noises by input name. `states`: start states by input name. `step` draws the
-    noises of the next base step. All float32.
+    seed: 0 to `MAX_SEED`. Raises `UsageError`.
+    motion, render: the noises of the whole stream by input name.
+    states: the start states by input name.
     """
 
     def __init__(self, motion: StageSpec, render: StageSpec, seed: int) -> None:
@@ -32,6 +33,7 @@ class Draws:
         self.states: Tensors = {s.input: self._state(s) for s in motion.states}
 
     def step(self) -> Tensors:
+        """Draw the noises of the next base step, by input name."""
         return self._noises(self._step_noises)
 
     def _noises(self, noises: Iterable[NoiseSpec]) -> Tensors:

@@ -1,11 +1,10 @@
-"""A bundle's golden vectors, run through any engine: whether this device computes what the exporter's torch did."""
+"""A bundle's golden vectors, and their comparison with what an engine computes on this device."""
 
 from __future__ import annotations
 
 import io
 import math
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Optional
@@ -13,6 +12,7 @@ from typing import IO, Any, Optional
 import numpy as np
 import numpy.typing as npt
 
+from t2v_edge.bundle.archive import DAMAGED
 from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.bundle.manifest import Manifest
 from t2v_edge.errors import BundleError, EngineError
@@ -28,40 +28,31 @@ MAX_FRAMES = 64
 MAX_BYTES = 1 << 30
 
 FLOAT_TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2}
-"""Largest difference from torch, relative to the output's largest value. Engines order sums differently, TensorRT
-more so than ONNX Runtime, with which the exporter demands 1e-4 and 1e-2."""
+"""The largest difference from torch, relative to the output's largest value. Engines order sums differently, and
+TensorRT more so than ONNX Runtime. For that one the exporter demands 1e-4 and 1e-2."""
 
 INT8_SLACK = 2.0
-"""An engine's INT8 may differ by this many times what the exporter measured on ONNX Runtime: values at the border of
-two steps fall to either side, which at worst is an error as large as rounding itself was."""
+"""An engine's INT8 may differ this many times as much as the exporter measured on ONNX Runtime. Values at the border of
+two steps round to either side. At worst that doubles the error of rounding."""
 
 INT8_SLACK_DB = 3.0
 """The same for frames: twice the squared error."""
 
 NO_DIFFERENCE_DB = 100.0
 
-_DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    ValueError,
-    TypeError,
-    SyntaxError,
-    KeyError,
-    RuntimeError,
-    NotImplementedError,
-    OverflowError,
-)
+_DAMAGED = (*DAMAGED, TypeError, SyntaxError, KeyError, OverflowError)
 
 
 @dataclass(frozen=True)
 class GoldenDifference:
-    """The worst over a stage's outputs, motion's states included.
+    """The worst difference over a stage's outputs, the states of motion included.
 
-    `max_abs`: largest absolute difference, of frames in levels of 255. `max_rel`: that by the largest absolute golden
-    value. `rms_rel`: root mean square of the difference by that of the golden values. `psnr_db`: of the worst frame,
-    peak 255, 100 where none differs; render only. NaN or infinity in an output makes the first three infinite.
+    NaN or infinity in an output makes the first three infinite.
+
+    max_rel: `max_abs` relative to the largest absolute golden value.
+    max_abs: the largest absolute difference. For frames in levels of 255.
+    rms_rel: the root mean square of the difference, relative to that of the golden values.
+    psnr_db: of the worst frame, peak 255. 100 if no frame differs. Render only.
     """
 
     stage: str
@@ -71,7 +62,7 @@ class GoldenDifference:
     psnr_db: Optional[float] = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; null stands for infinite."""
+        """Plain values. None means infinite."""
         return {
             key: value if not isinstance(value, float) or math.isfinite(value) else None
             for key, value in vars(self).items()
@@ -87,7 +78,7 @@ class GoldenDifference:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a difference may be; None where that figure does not count. `levels`: `max_abs` of frames."""
+    """The limits of a difference. None sets no limit. levels: of the `max_abs` of frames."""
 
     max_rel: Optional[float] = None
     levels: Optional[int] = None
@@ -108,10 +99,14 @@ class Tolerance:
 
 
 class Golden:
-    """What torch made of some captions, and of the first one's stream.
+    """The results of torch for some captions, and for the stream of the first one.
 
-    `captions`: their texts. `ids`, `mask` int64 (captions, tokens); `condition` float32 (captions, C). `steps`: how
-    many base steps motion was run. Immutable; `check` may be called from several threads.
+    Immutable. Several threads may call `check`.
+
+    captions: their texts.
+    ids, mask: int64 (captions, tokens).
+    condition: float32 (captions, C).
+    steps: the base steps that motion was run.
     """
 
     def __init__(self, manifest: Manifest, arrays: Mapping[str, Array]) -> None:
@@ -124,10 +119,10 @@ class Golden:
 
     @classmethod
     def read(cls, bundle: Bundle) -> Optional[Golden]:
-        """The golden vectors of a bundle, None where it has none.
+        """The golden vectors of a bundle, None if it has none.
 
-        Raises `BundleError` where an array is missing, superfluous, not finite or not as the stage contracts say; the
-        file's own claims of size are checked before anything of that size is read.
+        Raises `BundleError` if an array is missing, unknown, not finite or not as the stage contracts say. Declared
+        sizes are checked before data of that size is read.
         """
         manifest = bundle.manifest
         if manifest.golden is None:
@@ -140,11 +135,11 @@ class Golden:
             raise BundleError(f"{manifest.golden} cannot be read ({error}); export the bundle again") from error
 
     def check(self, stage: str, run: Run) -> GoldenDifference:
-        """Feed a stage exactly what torch was fed, through `run`, and compare what it gives.
+        """Run a stage with the inputs that torch had, and compare the results.
 
-        Text gets every caption; motion runs all steps from the golden start, carrying the states that it itself
-        returns; render draws the kept frames from the golden motion. Conditions are compared as they come, before
-        `settle_condition`. Raises `EngineError` where an output is missing or of another shape or dtype.
+        Text gets every caption. Motion runs all steps from the golden start with the states that it returns. Render
+        draws the kept frames from the golden motion. Conditions are compared before `settle_condition`. Raises
+        `EngineError` if an output is missing or has another shape or dtype.
         """
         spec = self._stages[stage]
 
@@ -161,12 +156,14 @@ class Golden:
         return GoldenDifference(stage, max_rel, max_abs, rms_rel, psnr)
 
     def tolerance(self, stage: str, precision: str, variant: Optional[str] = None) -> Tolerance:
-        """What `check` of a stage may find in a precision, for it to be called right.
+        """The differences from `check` that count as right for a stage in a precision.
 
-        ``fp32`` and ``fp16`` have fixed bounds (frames: whole levels of 255). Of INT8 it is what the exporter measured
-        of `variant` (default: named as the precision) on ONNX Runtime, times a slack: of text and motion the largest
-        relative difference plus that of float16, in which an engine may run the layers that are not quantized; of
-        render the worst frame's PSNR. Raises `BundleError` where the manifest's quality has no such figure.
+        ``fp32`` and ``fp16`` have fixed limits (for frames in whole levels of 255). For INT8 the limit is what the
+        exporter measured on ONNX Runtime, with a slack: the worst frame's PSNR for render, the largest relative
+        difference for text and motion. The latter get the limit of float16 on top, because an engine may run layers
+        that are not quantized in it. Raises `BundleError` if the manifest's quality lacks the figure.
+
+        variant: the variant that was measured, by default the one named like the precision.
         """
         known = FLOAT_TOLERANCES.get(precision)
         if known is not None:
@@ -215,7 +212,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class _Expected:
-    """An array of the file: rows (a number, or the name of one and its limit), the rest of its shape, its dtype."""
+    """An array that the file must have. rows: the name of its first size, and that size's limit."""
 
     rows: tuple[str, int]
     shape: tuple[int, ...]
@@ -223,7 +220,7 @@ class _Expected:
 
 
 def _expected(manifest: Manifest) -> dict[str, _Expected]:
-    """Every array that a bundle of these stages has."""
+    """Every array that a bundle of these stages must have, by name."""
     text, motion, render = (manifest.stages[stage] for stage in ("text", "motion", "render"))
     captions, steps, frames, one = ("captions", MAX_CAPTIONS), ("steps", MAX_STEPS), ("frames", MAX_FRAMES), ("one", 1)
 
@@ -250,7 +247,7 @@ def _expected(manifest: Manifest) -> dict[str, _Expected]:
 
 
 def _read_arrays(file: IO[bytes], expected: Mapping[str, _Expected]) -> dict[str, Array]:
-    """The arrays of an npz, each one's header checked before its data is read."""
+    """The arrays of an npz. The header of each is checked before its data is read."""
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: info for info in archive.infolist()}
         if sum(info.file_size for info in members.values()) > MAX_BYTES:
@@ -270,7 +267,7 @@ def _read_array(stream: IO[bytes], name: str, wanted: _Expected, rows: dict[str,
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError(f"{name} is not an array of npy version 1.0")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    # A number may be stored as an array of no dimensions.
+    # A number may be stored as an array without dimensions.
     count = shape[0] if shape else 1
     label, limit = wanted.rows
     if fortran or shape[1:] != wanted.shape or not 1 <= count <= limit or count != rows.setdefault(label, count):
@@ -284,9 +281,9 @@ def _read_array(stream: IO[bytes], name: str, wanted: _Expected, rows: dict[str,
     if not good:
         raise ValueError(f"{name} is {str(dtype)[:80]}, expected {wanted.dtype}")
     size = dtype.itemsize * math.prod((count, *wanted.shape))
-    data = stream.read(size + 1)  # the byte too many has the archive's checksum looked at, and tells trailing data
+    data = stream.read(size + 1)  # one byte more, so that the checksum is verified and trailing data is noticed
     if len(data) != size:
-        raise ValueError(f"{name} does not have the {size} bytes that it says")
+        raise ValueError(f"{name} does not have the {size} bytes that its header declares")
     return np.frombuffer(data, dtype).reshape((count, *wanted.shape))
 
 
@@ -315,7 +312,7 @@ def _check_output(spec: StageSpec, tensor: TensorSpec, made: Optional[Array]) ->
 
 
 def _difference(made: Array, wanted: Array) -> tuple[float, float, float]:
-    """Largest absolute, largest relative and relative root mean square difference; infinite for NaN or infinity."""
+    """The largest absolute, largest relative and relative RMS difference. All infinite for NaN or infinity."""
     exact = wanted.astype(np.float64)
     apart = np.abs(made.astype(np.float64) - exact)
     if not np.isfinite(apart).all():
@@ -329,7 +326,7 @@ def _share(part: float, whole: float) -> float:
 
 
 def _psnr_db(made: Array, wanted: Array) -> float:
-    """PSNR of the worst of frames uint8 (n, H, W, 3), peak 255."""
+    """The PSNR of the worst frame. made, wanted: uint8 (n, H, W, 3), peak 255."""
     errors = np.mean((made.astype(np.float64) - wanted.astype(np.float64)) ** 2, axis=(1, 2, 3))
     worst = float(errors.max())
     return min(NO_DIFFERENCE_DB, 10 * math.log10(255**2 / worst)) if worst else NO_DIFFERENCE_DB

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: what it holds and how the three stages fit together (docs/formats.md)."""
+"""The manifest of a bundle: its contents, and how its three stages fit together (docs/formats.md)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}")
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise a `BundleError` of `message` unless `condition` holds."""
+    """Raise a `BundleError` with `message` unless `condition` holds."""
     if not condition:
         raise BundleError(message)
 
@@ -43,7 +43,7 @@ def _sound(condition: bool, message: str) -> None:
 
 
 def check_file_name(name: Any) -> str:
-    """`name` if it is a plain relative path; raises `BundleError` for ``../x``, ``/x``, ``C:x`` and the like."""
+    """`name` if it is a plain relative path. Raises `BundleError` for ``../x``, ``/x``, ``C:x`` and the like."""
     good = isinstance(name, str) and _FILE.fullmatch(name) is not None
     require(good, f"file name {str(name)[:80]!r} is not allowed in a bundle (plain relative names only); do not use it")
     return str(name)
@@ -75,7 +75,12 @@ def _groups(value: Any) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class VideoSpec:
-    """The model's own video: size in pixels, base frames a second, and over how many base frames a caption blends."""
+    """The model's own video.
+
+    height, width: pixels.
+    fps: base frames a second.
+    blend_steps: the base frames over which a new caption blends in.
+    """
 
     height: int
     width: int
@@ -122,17 +127,20 @@ class TokenizerSpec:
 
 
 COSTS = ("macs", "weight_bytes", "activation_bytes", "launches")
-"""What a `GraphEntry` may say of one run of its graph."""
+"""The costs of one run of a graph in its `GraphEntry`."""
 
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One stage's graph in one variant: its file, precision and default-domain opset.
+    """One stage's graph in one variant, with the costs of one run. Costs of an older bundle are None (unknown).
 
-    `float32_layers`: names of the nodes with weights that stay in float32 in a graph of lower precision. What one run
-    costs, None where it is not known (a bundle made before this was counted): `macs`, multiply-accumulates of matrix
-    products and convolutions; `weight_bytes` and `activation_bytes`, read and written, and `launches` of kernels, all
-    three for an engine that fuses well: lower bounds, defined in docs/formats.md.
+    The last three are lower bounds for an engine that fuses well; docs/formats.md defines them.
+
+    opset: of the default domain.
+    float32_layers: the nodes with weights that stay in float32 in a graph of lower precision.
+    macs: multiply-accumulates of matrix products and convolutions.
+    weight_bytes, activation_bytes: bytes read and written.
+    launches: the number of kernels.
     """
 
     file: str
@@ -186,12 +194,16 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle holds. `files` is filled by `write_bundle`; leave it empty when composing one for export.
+    """The contents of a bundle. Construction checks that they fit together, and raises `BundleError`.
 
-    stages: stage name -> contract. variants: variant name -> stage name -> graph. default: stage name -> variant.
-    condition_groups: sizes of the groups of probabilities that make a condition, see `settle_condition`; empty where it
-    is something else. golden: file of the golden vectors, if any. quality, provenance: free-form JSON objects, finite
-    numbers only. Construction checks that all of it fits together and raises `BundleError` naming the first misfit.
+    stages: stage name -> contract.
+    variants: variant name -> stage name -> graph.
+    default: stage name -> variant.
+    files: file name -> hash and size. `write_bundle` fills it; leave it empty for an export.
+    golden: the file of the golden vectors, if any.
+    condition_groups: sizes of the groups of probabilities in a condition (see `settle_condition`). Empty if a condition
+        is something else.
+    quality, provenance: free JSON objects with finite numbers.
     """
 
     name: str
@@ -256,7 +268,7 @@ class Manifest:
         return tuple(dict.fromkeys(names))
 
     def check_files(self) -> None:
-        """Check that every file referred to is listed; raises `BundleError`."""
+        """Check that every file referred to is listed. Raises `BundleError`."""
         for name in self.needed_files():
             _sound(name in self.files, f"refers to {name}, which is not among its files")
 
@@ -279,7 +291,7 @@ class Manifest:
         }
 
     def to_bytes(self) -> bytes:
-        """The manifest's file; the same bytes for the same manifest."""
+        """The manifest's file. The same manifest gives the same bytes."""
         return strict_json.dumps(self.to_json())
 
     @classmethod
@@ -292,7 +304,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: Any) -> Manifest:
-        """Read a manifest from parsed JSON; raises `BundleError` naming what is wrong. Unknown keys are ignored."""
+        """Read a manifest from parsed JSON. Unknown keys are ignored. Raises `BundleError`."""
         require(
             isinstance(data, dict) and data.get("format") == FORMAT,
             f"{FILE_NAME} is not a {FORMAT} manifest; give the folder that t2v-edge export wrote",

@@ -1,4 +1,4 @@
-"""Captions to token ids, with the `tokenizers` library alone (no transformers)."""
+"""The tokenizer of captions. It needs the library `tokenizers`, and not transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ _DROPPED = ("Cc", "Cf", "Cs", "Co")
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """A tokenized caption: `ids` and `mask` int64 (1, tokens), the normalised text, and whether its end was cut."""
+    """A tokenized caption.
+
+    ids, mask: int64 (1, tokens).
+    text: the normalised caption.
+    truncated: whether its end was cut.
+    """
 
     ids: npt.NDArray[np.int64]
     mask: npt.NDArray[np.int64]
@@ -26,9 +31,9 @@ class Tokens:
 
 
 def normalise(caption: str) -> str:
-    """NFKC form without control characters, white space collapsed.
+    """The caption in NFKC form, without control characters, with single spaces.
 
-    Raises `CaptionError` for what is not text, is empty, or is longer than `MAX_CHARACTERS`.
+    Raises `CaptionError` if it is not text, is empty, or is longer than `MAX_CHARACTERS`.
     """
     if not isinstance(caption, str):
         raise CaptionError(f"a caption must be a string, not {type(caption).__name__}; decode or join it first")
@@ -41,7 +46,7 @@ def normalise(caption: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """NFKC form without control characters, white space collapsed; of any length, empty where nothing is left."""
+    """Any text in NFKC form, without control characters, with single spaces. It may be empty."""
     spaced = "".join(" " if c.isspace() else c for c in unicodedata.normalize("NFKC", text))
     kept = "".join(c for c in spaced if unicodedata.category(c) not in _DROPPED)
     return " ".join(kept.split())
@@ -53,10 +58,10 @@ def _check_length(text: str) -> None:
 
 
 class CaptionTokenizer:
-    """Turns captions into the text stage's feeds. Immutable after construction and safe to share among threads.
+    """A converter of captions to the text stage's inputs. It is immutable, and threads may share it.
 
-    tokenizer_json: a Hugging Face ``tokenizer.json``. tokens: the static length, padded with `pad_id`.
-    Raises `BundleError` where the file cannot be read or does not fit.
+    tokenizer_json: a Hugging Face ``tokenizer.json``. Raises `BundleError` if it cannot be read or does not fit.
+    tokens: the static length, padded with `pad_id`.
     """
 
     def __init__(self, tokenizer_json: bytes, tokens: int, pad_id: int) -> None:
@@ -73,7 +78,7 @@ class CaptionTokenizer:
         self._pad_id = pad_id
 
     def __call__(self, caption: str) -> Tokens:
-        """Tokenize one caption; raises `CaptionError`. What exceeds the token length is cut and flagged."""
+        """Tokenize one caption. Tokens past the static length are cut. Raises `CaptionError`."""
         text = normalise(caption)
         encoding = self._tokenizer.encode(text)
         if not encoding.ids:

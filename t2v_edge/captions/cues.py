@@ -1,8 +1,7 @@
-"""Caption files, WebVTT, SubRip (SRT) and plain lines, as cues with times, and their playing in time.
+"""Readers of caption files (WebVTT, SubRip and plain lines) as cues with times, and a player of cues.
 
-WebVTT as in W3C's "WebVTT: The Web Video Text Tracks Format". SubRip has no standard: what is read is numbered cues
-with a comma or a dot in their times. The parsers are stricter than a browser, which drops what it cannot read: here a
-line that is wrong is named.
+WebVTT follows W3C's "WebVTT: The Web Video Text Tracks Format". SubRip (SRT) has no standard. It is read as numbered
+cues with a comma or a dot in their times. A browser drops what it cannot read; these parsers name the wrong line.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ SUFFIXES = (".vtt", ".srt", ".txt")
 _ARROW = "-->"
 _TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,3}))?"
 _TIMING = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?", re.ASCII)
-# <c.yellow>, </c>, <v Mary>, <00:01.000>, <>; "5 < 6" is no tag. SubRip also has {\an8}.
+# Tags: <c.yellow>, </c>, <v Mary>, <00:01.000>, <>. Not "5 < 6". SubRip also has {\an8}.
 _TAG = re.compile(r"</?[A-Za-z0-9.:][^<>]*>|</?>")
 _OVERRIDE = re.compile(r"\{\\[^{}]*\}")
 _NO_CUES = re.compile(r"(NOTE|STYLE|REGION)(?:[ \t].*)?")
@@ -38,7 +37,7 @@ _Line = tuple[int, str]
 
 @dataclass(frozen=True)
 class Cue:
-    """A caption of a file: `text` as it is shown; `start_s` and `end_s`, whole milliseconds, each the nearest float."""
+    """A caption of a file, its text as it is shown. Times in seconds, of whole milliseconds."""
 
     start_s: float
     end_s: float
@@ -48,18 +47,18 @@ class Cue:
 def read_cues(path: Union[str, os.PathLike[str]]) -> tuple[Cue, ...]:
     """The cues of a ``.vtt``, ``.srt`` or ``.txt`` file, in the file's order.
 
-    A ``.txt`` has a caption on each line, each for `LINE_SECONDS`; lines that begin with ``#`` are passed over. A file
+    A ``.txt`` has one caption on each line, for `LINE_SECONDS` each. Lines that begin with ``#`` are comments. A file
     may have `MAX_BYTES` and `MAX_CUES`. Raises `CueError` naming the file and the line.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise CueError(f"{path} is no caption file by its name; give a file ending with {', '.join(SUFFIXES)}")
+        raise CueError(f"{path} does not have the name of a caption file; give one ending with {', '.join(SUFFIXES)}")
     return parse_cues(read_text(path, MAX_BYTES), suffix, str(path))
 
 
 def parse_cues(text: str, suffix: str, where: str = "the captions") -> tuple[Cue, ...]:
-    """The cues of a text; suffix: ``.vtt``, ``.srt`` or ``.txt``; where: its name in errors, which are `CueError`."""
+    """The cues of a text. Raises `CueError`. suffix: ``.vtt``, ``.srt`` or ``.txt``. where: its name in errors."""
     written = re.split(r"\r\n|\r|\n", text.lstrip("\ufeff"))
     lines = enumerate(written, 1)
     if suffix == ".txt":
@@ -85,14 +84,14 @@ def parse_cues(text: str, suffix: str, where: str = "the captions") -> tuple[Cue
 
 
 def play(cues: Sequence[Cue]) -> Iterator[tuple[float, CaptionEvent]]:
-    """(seconds, event) in the order of time: every text at its cue's start, as a final segment of its own.
+    """(seconds, event) in the order of time. Each text comes at its cue's start, as a final segment.
 
-    Of cues that overlap the one that began last counts, of those that begin together the last in the file; when it ends
-    before another does, that one's text comes again. Where no cue is, the last text stays.
+    Of cues that overlap, the one that began last counts, or the last in the file if they begin together. If another
+    cue lasts longer than that one, its text comes again. Between cues the last text stays.
     """
     order = sorted(range(len(cues)), key=lambda index: cues[index].start_s)
     times = sorted({cue.start_s for cue in cues} | {cue.end_s for cue in cues})
-    active: list[tuple[float, int]] = []  # a heap, the one that began last on top
+    active: list[tuple[float, int]] = []  # a heap with the cue that began last on top
     begun, segment, current = 0, 0, -1
     for at_s in times:
         while begun < len(order) and cues[order[begun]].start_s <= at_s:
@@ -108,7 +107,7 @@ def play(cues: Sequence[Cue]) -> Iterator[tuple[float, CaptionEvent]]:
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """A UTF-8 text file of at most `max_bytes`; raises `CueError`."""
+    """The text of a UTF-8 file of at most `max_bytes`. Raises `CueError`."""
     try:
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
@@ -116,7 +115,7 @@ def read_text(path: Path, max_bytes: int) -> str:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CueError(f"{path} cannot be read: {reason}; give a readable file of captions") from error
     if len(data) > max_bytes:
-        raise CueError(f"{path} is larger than {max_bytes} bytes, the most that is read; split it")
+        raise CueError(f"{path} is larger than {max_bytes} bytes, the limit; split it")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -125,16 +124,15 @@ def read_text(path: Path, max_bytes: int) -> str:
 
 
 def _blocks(lines: Iterable[_Line], header: bool) -> Iterator[list[_Line]]:
-    """Lines between empty ones. The first block of a file with a `header` is that, and left out."""
+    """The blocks of lines between empty lines. header: the first block is the file's header, and is left out."""
     block: list[_Line] = []
     for number, line in chain(lines, [(0, "")]):
-        # SubRip is written by many hands: an empty line may have spaces there.
+        # In SubRip files an empty line may have spaces.
         if line if header else line.strip():
             block.append((number, line))
             if len(block) > MAX_EVENT_CHARACTERS:
                 raise CueError(
-                    f"line {number}: {MAX_EVENT_CHARACTERS} lines and none of them empty; leave a line "
-                    "empty between cues"
+                    f"line {number}: {MAX_EVENT_CHARACTERS} lines without an empty one; leave one empty between cues"
                 )
             continue
         if header and block and block[0][0] == 1:
@@ -145,7 +143,7 @@ def _blocks(lines: Iterable[_Line], header: bool) -> Iterator[list[_Line]]:
 
 
 def _cues_of_blocks(blocks: Iterator[list[_Line]], no_cues: Optional[re.Pattern[str]]) -> Iterator[Cue]:
-    """A cue of each block: an optional name, the times, the text."""
+    """The cue of each block: an optional name, the times, the text."""
     for block in blocks:
         number, line = block[0]
         named = len(block) > 1 and not _looks_timed(line) and _looks_timed(block[1][1])
@@ -169,17 +167,17 @@ def _cues_of_lines(lines: Iterable[_Line]) -> Iterator[Cue]:
 
 
 def _looks_timed(line: str) -> bool:
-    """Whether the line is one of times, or was meant to be one."""
+    """Whether the line is a line of times, or looks like an attempt at one."""
     return _ARROW in line or re.match(r"\s*\d+:\d\d", line) is not None
 
 
 def _times(number: int, line: str) -> tuple[int, int]:
-    """Start and end of a timing line, in milliseconds."""
+    """Start and end of a line of times, in milliseconds."""
     match = _TIMING.fullmatch(line)
     if match is None:
         raise CueError(
-            f"line {number}: {line[:60]!r} is no line of times; write 00:00:01.000 --> 00:00:04.000, and "
-            "leave a line empty between cues and none within one"
+            f"line {number}: {line[:60]!r} is not a line of times; write 00:00:01.000 --> 00:00:04.000, with an "
+            "empty line between cues and none within one"
         )
     start, end = (_milliseconds(number, match.groups()[at : at + 4]) for at in (0, 4))
     if end <= start:
@@ -201,7 +199,7 @@ def _refuse_arrows(lines: list[_Line]) -> None:
 
 
 def _shown(number: int, lines: list[str]) -> str:
-    """A cue's text without tags, its entities decoded."""
+    """A cue's text without tags, with its entities decoded."""
     text = "\n".join(lines)
     if len(text) > MAX_EVENT_CHARACTERS:
         return _short(number, text)

@@ -1,4 +1,4 @@
-"""Caption events from lines: as they are typed or piped in, and from a recording of them."""
+"""Readers of caption events from lines: typed, piped in, or from a transcript."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _FIELDS = tuple(field.name for field in fields(CaptionEvent))
 
 
 class Lines(Protocol):
-    """What lines are read from, as `sys.stdin.buffer`."""
+    """A source of lines, such as `sys.stdin.buffer`."""
 
     def readline(self, limit: int, /) -> bytes: ...
 
 
 class CaptionLines(Iterator[CaptionEvent]):
-    """Lines of UTF-8 as events, each when it has come. For `sys.stdin.buffer` or any binary file.
+    """An iterator of the events in lines of UTF-8, each when it comes. For `sys.stdin.buffer` or any binary file.
 
-    A line that begins with ``{`` is a JSON object with the fields of a `CaptionEvent`, of which ``text`` must be there;
-    ``final`` is true, ``revision`` 0 and ``segment`` the next one where they are not said, and a partial must say its
-    segment. Any other line is a caption, final. Empty lines are passed over. `received_s` is always `clock`'s.
+    A line that begins with ``{`` is a JSON object with the fields of a `CaptionEvent`. ``text`` is required, and
+    ``segment`` for a partial. The others default to: ``final`` true, ``revision`` 0, ``segment`` the next one. Any
+    other line is a final caption. Empty lines are skipped. `received_s` is always `clock`'s.
 
-    A line that is too long, no UTF-8 or no event raises `CueError`, which names it; the iteration may go on behind it.
+    A line that is too long, not UTF-8 or not an event raises `CueError` naming it. Iteration may continue after it.
     """
 
     def __init__(self, file: Lines, stream: str = "lines", clock: Callable[[], float] = time.monotonic) -> None:
@@ -71,7 +71,7 @@ class CaptionLines(Iterator[CaptionEvent]):
         return event
 
     def _skip(self) -> None:
-        """Pass over the rest of a line that is too long, in bounded memory."""
+        """Skip the rest of a line that is too long, in bounded memory."""
         while True:
             rest = self._file.readline(MAX_LINE_BYTES)
             if not rest or rest.endswith(b"\n"):
@@ -79,41 +79,41 @@ class CaptionLines(Iterator[CaptionEvent]):
 
 
 def parse_event(text: str, known: dict[str, Any], received_s: Optional[float] = None) -> CaptionEvent:
-    """An event from a JSON object; `known`: fields for those that are not said. Raises `CaptionError`.
+    """An event from a JSON object. Raises `CaptionError`.
 
-    received_s: takes the place of what the object says; None: the object must say it.
+    known: values of fields that the object lacks.
+    received_s: replaces the object's. None: the object must have it.
     """
     try:
-        said = json.loads(text)
+        given = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CaptionError(f"this is not valid JSON ({str(error)[:80]}); send one object on one line") from error
-    if not isinstance(said, dict):
+    if not isinstance(given, dict):
         raise CaptionError("this is not a JSON object; send one with a text")
-    unknown = sorted(set(said) - set(_FIELDS))
+    unknown = sorted(set(given) - set(_FIELDS))
     if unknown:
-        raise CaptionError(f"{unknown[0][:40]!r} is no field of an event; there are: {', '.join(_FIELDS)}")
-    if said.get("final") is False and "segment" not in said:
-        raise CaptionError("a partial caption must say its segment, so that its revisions can be told from the next")
+        raise CaptionError(f"{unknown[0][:40]!r} is not a field of an event; the fields are: {', '.join(_FIELDS)}")
+    if given.get("final") is False and "segment" not in given:
+        raise CaptionError("a partial caption must have a segment, so that its next revision is recognised; add it")
     if received_s is not None:
-        said["received_s"] = received_s
-    values = {**known, **said}
+        given["received_s"] = received_s
+    values = {**known, **given}
     missing = [name for name in _FIELDS if name not in values and name not in ("start_s", "end_s")]
     if missing:
-        raise CaptionError(f"the event does not say its {missing[0]}; add it")
+        raise CaptionError(f"the event has no {missing[0]}; add it")
     return CaptionEvent(**values)
 
 
 def format_event(event: CaptionEvent) -> str:
     """The event as a line of JSON, for a transcript."""
-    said = {name: getattr(event, name) for name in _FIELDS}
-    return json.dumps({name: value for name, value in said.items() if value is not None}, ensure_ascii=True)
+    values = {name: getattr(event, name) for name in _FIELDS}
+    return json.dumps({name: value for name, value in values.items() if value is not None}, ensure_ascii=True)
 
 
 def read_transcript(path: Union[str, os.PathLike[str]]) -> tuple[CaptionEvent, ...]:
-    """The events of a recording, JSON lines as `format_event` writes them, in the order in which they came.
+    """The events of a transcript, JSON lines as `format_event` writes them, in order. At most 16 MiB.
 
-    `received_s` counts from the recording's start, and may not fall. At most 16 MiB. Raises `CueError`, which names
-    file and line.
+    `received_s` counts from the transcript's start, and must not fall. Raises `CueError` naming the file and the line.
     """
     path = Path(path)
     events: list[CaptionEvent] = []

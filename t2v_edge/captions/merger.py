@@ -1,4 +1,4 @@
-"""Captions as speech brings them, in pieces, revised, out of order: from events of a stream to the text to show."""
+"""A merger of caption events, which may be partial, revised or out of order, into the text to show."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ _WORD_MARGIN = 32
 
 @dataclass(frozen=True)
 class CaptionEvent:
-    """A piece of a caption.
+    """One revision of a segment's text. Raises `CaptionError` for a value out of range.
 
-    stream: who speaks, at most 64 characters. segment: which utterance, rising from 0 to 2**53 - 1. revision: of the
-    segment's text, rising. text: all that is known of the segment, not what was added; at most 4,096 characters, and
-    what `shorten` keeps of it is shown. final: whether the recogniser is done with the segment. start_s, end_s: when it
-    was spoken, or a cue's times, in seconds of the source. received_s: when the event came, in seconds of the
-    receiver's own clock; a remote sender's stamp has no place here. Raises `CaptionError` for anything else.
+    stream: the speaker, at most 64 characters.
+    segment: the number of the utterance. It rises, 0 to 2**53 - 1.
+    revision: the number of the segment's revision. It rises, 0 to 2**53 - 1.
+    text: the segment's whole text so far, at most 4,096 characters. `shorten` cuts it before it is shown.
+    final: whether the recogniser is done with the segment.
+    start_s, end_s: when it was spoken, or a cue's times, in seconds of the source.
+    received_s: when the event came, in seconds of the receiver's own clock. Never a remote sender's time.
     """
 
     stream: str
@@ -64,14 +66,16 @@ class CaptionEvent:
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """When a change of a partial caption is enough to be shown.
+    """Options that decide when a change of a partial caption is shown. Raises `UsageError` for a value out of range.
 
-    min_words: words that carry meaning, added, left out or exchanged; articles, forms of "to be", fillers and the like
-    never count (`wording`). min_characters: the same of Chinese and Japanese characters, about two to a word.
-    hold_s: the least time between a text shown and the next partial, so that words that come fast are shown together.
-    settle_s: how long a smaller change must stay as it is to be shown after all. clear_on_empty: whether an empty
-    final takes the text away (`accept` then gives ""); by default the last text that said something stays, because
-    recognisers end a stretch of noise with an empty result. Raises `UsageError` for values out of range.
+    min_words: the words that must be added, left out or exchanged. Articles, forms of "to be", fillers and the like
+        never count (see `wording`).
+    min_characters: the same for Chinese and Japanese characters, about two to a word.
+    hold_s: the least seconds between a shown text and the next partial, 0 to 60. Words that come fast are shown
+        together.
+    settle_s: the seconds after which a smaller change is shown if it stays, 0 to 60.
+    clear_on_empty: whether an empty final removes the text (`accept` then returns ""). By default the last text stays,
+        because recognisers end a stretch of noise with an empty result.
     """
 
     min_words: int = 1
@@ -91,10 +95,13 @@ class MergeOptions:
 
 @dataclass(frozen=True)
 class MergeStats:
-    """Events and texts counted. accepted: events that said something newer of their segment than was known.
+    """Counts of events and texts.
 
-    stale: older revisions, partials after a final, segments that are past. duplicates: events that came before. held:
-    accepted partials that changed nothing when they came. shown: texts given out, each of which costs one encoding.
+    accepted: events that were newer than what was known of their segment.
+    stale: older revisions, partials after a final, and past segments.
+    duplicates: events that came before.
+    held: accepted partials that were not shown when they came.
+    shown: shown texts. Each costs one encoding.
     """
 
     accepted: int = 0
@@ -105,7 +112,7 @@ class MergeStats:
 
 
 class _Rank(NamedTuple):
-    """Of two events of a segment the one of higher rank counts: a final before any partial, then the later revision."""
+    """The rank of an event in its segment. A final outranks any partial, and a later revision an earlier one."""
 
     final: bool
     revision: int
@@ -113,7 +120,7 @@ class _Rank(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Text:
-    """A text of a segment: shown, or held since `since_s`."""
+    """A text of a segment, shown or held since `since_s`."""
 
     segment: int
     text: str
@@ -122,21 +129,21 @@ class _Text:
 
 
 class CaptionMerger:
-    """Events of one stream, in any order, to the text to show. Nothing here waits or reads a clock.
+    """A merger of one stream's events, in any order, into the text to show. It never waits and reads no clock.
 
-    Within a segment a final outranks every partial, and a later revision an earlier one; what is not of higher rank
-    than the newest known is stale or a duplicate, and ignored. A newer segment takes the place of older ones as soon
-    as it has spoken: of an older one only a final is still taken, and that only while the newer one has not been
-    shown, so that the end of a sentence is not lost to the first "a" of the next. Segments shown never go back.
+    Within a segment a final outranks every partial, and a later revision an earlier one. An event of no higher rank
+    than the newest known is stale or a duplicate, and ignored. A newer segment replaces older ones with its first
+    event. From an older one only a final is still taken, and only until the newer one is shown. So the first "a" of a
+    sentence does not hide the end of the one before. The shown segment's number never falls.
 
-    A final is shown when it comes, unless it says word for word what is shown. A partial is shown when it changes
-    enough (`MergeOptions`), at the earliest `hold_s` after the text before it; until then it is held, and the newest
-    takes the place of the one held. A partial of a newer segment than is shown counts only what it adds, because it
-    has only begun: "a person" after "a person is running" waits for its verb. Give the time to `poll` at `due_s`.
+    A final is shown when it comes, unless its words are shown already. A partial is shown when it changes enough
+    (`MergeOptions`), and at the earliest `hold_s` after the text before. Until then it is held, and a newer one
+    replaces it. If a partial's segment is newer than the shown one, only added words count, because it has just begun:
+    "a person" after "a person is running" waits for its verb. Call `poll` with the time at `due_s`.
 
-    The clock is that of the events' `received_s` and of `poll`; where it goes back it stands still. A source that
-    begins again at segment 0 is a new stream with a merger of its own. Time and memory are bounded by the length of a
-    text, whatever was sent before. Use it from one thread.
+    The clock is that of the events' `received_s` and of `poll`. If it goes back, it counts as standing still. A source
+    that begins again at segment 0 is a new stream and needs a new merger. The length of a text bounds time and memory.
+    Use it from one thread.
     """
 
     def __init__(self, options: Optional[MergeOptions] = None) -> None:
@@ -151,24 +158,21 @@ class CaptionMerger:
 
     @property
     def text(self) -> str:
-        """The text given out last, normalised; empty where there is none."""
+        """The shown text, normalised. Empty before the first."""
         return self._shown.text
 
     @property
     def stats(self) -> MergeStats:
-        """Counts up to now."""
+        """The counts so far."""
         return self._stats
 
     @property
     def due_s(self) -> Optional[float]:
-        """When the text that is held is to be shown, for `poll`; None where only another event can change anything."""
+        """When to call `poll` for the held text. None if only another event can change the text."""
         return None if self._held is None else self._due(self._held)
 
     def accept(self, event: CaptionEvent) -> Optional[str]:
-        """Take an event; gives the text to show where it has changed enough, else None.
-
-        Raises `CaptionError` for an event of another stream than the first.
-        """
+        """Take an event. Returns the text to show, None if it stays. Raises `CaptionError` for another stream."""
         if self._stream not in (None, event.stream):
             raise CaptionError(
                 f"the event is of stream {event.stream!r} and this merger of {self._stream!r}; "
@@ -185,14 +189,14 @@ class CaptionMerger:
         return shown
 
     def poll(self, now_s: float) -> Optional[str]:
-        """The text held, where its time has come, else None. now_s: of the same clock as the events' `received_s`."""
+        """The held text if it is due, else None. now_s: of the same clock as the events' `received_s`."""
         if not math.isfinite(now_s):
             raise UsageError(f"now_s is {now_s}, expected seconds of the events' clock")
         self._now = max(self._now, now_s)
         return self._release()
 
     def _is_news(self, event: CaptionEvent) -> bool:
-        """Whether the event outranks all that is known of its segment, which then is known by it."""
+        """Whether the event outranks all that is known of its segment. If so, its rank is kept."""
         rank, known = _Rank(event.final, event.revision), self._ranks.get(event.segment)
         if known == rank:
             self._count(duplicates=self._stats.duplicates + 1)
@@ -208,11 +212,11 @@ class CaptionMerger:
         return True
 
     def _hold(self, segment: int, text: str) -> Optional[str]:
-        """Hold a partial in place of the one held, and show it if it is due."""
+        """Hold a partial instead of the one held before, and show it if it is due."""
         wording, before = Wording.of(text), self._held
         mine = before is not None and before.segment == segment
         if wording.says_something:
-            # Revisions that say the same again do not make it younger.
+            # A revision with the same text keeps the time of the first.
             since_s = before.since_s if before is not None and mine and before.text == text else self._now
             self._held = _Text(segment, text, wording, since_s)
         elif mine:
@@ -220,7 +224,7 @@ class CaptionMerger:
         return self._release()
 
     def _finish(self, segment: int, text: str) -> Optional[str]:
-        """Show a final's text, unless the same is shown."""
+        """Show a final's text, unless its words are shown already."""
         counts = bool(text) or self.options.clear_on_empty
         held = self._held
         if held is not None and (segment == held.segment or (counts and segment > held.segment)):
@@ -228,14 +232,14 @@ class CaptionMerger:
         if not counts:
             return self._release()
         wording = Wording.of(text)
-        if text == self._shown.text or (wording.said and wording.said == self._shown.wording.said):
+        if text == self._shown.text or (wording.units and wording.units == self._shown.wording.units):
             self._shown = replace(self._shown, segment=segment)
             self._forget()
             return self._release()
         return self._show(_Text(segment, text, wording, self._now))
 
     def _release(self) -> Optional[str]:
-        """Show what is held, if it is due."""
+        """Show the held text if it is due."""
         due = self.due_s
         if self._held is None or due is None or due > self._now:
             return None
@@ -243,7 +247,7 @@ class CaptionMerger:
         return self._show(replace(held, since_s=self._now))
 
     def _due(self, held: _Text) -> Optional[float]:
-        """When a partial may be shown; None while it says nothing that is not shown."""
+        """When a partial may be shown. None if it changes nothing."""
         change = self._shown.wording.change_to(held.wording, only_added=held.segment > self._shown.segment)
         earliest = self._shown.since_s + self.options.hold_s
         if change.words >= self.options.min_words or change.characters >= self.options.min_characters:
@@ -259,7 +263,7 @@ class CaptionMerger:
         return text.text
 
     def _forget(self) -> None:
-        """Keep the ranks of two segments, whatever was heard before."""
+        """Forget all ranks but those of the newest and the shown segment."""
         kept = (self._newest, self._shown.segment)
         self._ranks = {segment: rank for segment, rank in self._ranks.items() if segment in kept}
 
@@ -268,11 +272,11 @@ class CaptionMerger:
 
 
 def shorten(text: str) -> str:
-    """A text as it may be shown: normalised, and its first `MAX_CHARACTERS`, to the end of a word where one is near.
+    """The text to show: normalised, and cut to `MAX_CHARACTERS`, at the end of a word if one is near.
 
-    Empty where nothing is left. `normalise` leaves the result as it is.
+    Empty if nothing is left. `normalise` does not change the result.
     """
-    # What is dropped may have stood between two characters that are one when they meet.
+    # Dropped characters may have separated two that combine into one, so the text is normalised again.
     tidied = unicodedata.normalize("NFKC", tidy(text[:MAX_EVENT_CHARACTERS]))
     head = tidied[:MAX_CHARACTERS]
     if tidied[MAX_CHARACTERS : MAX_CHARACTERS + 1] not in ("", " "):
@@ -282,10 +286,10 @@ def shorten(text: str) -> str:
 
 
 def schedule(events: Iterable[CaptionEvent], options: Optional[MergeOptions] = None) -> tuple[tuple[float, str], ...]:
-    """Play events through a merger: (seconds, text) whenever the text shown changes, as it would have been live.
+    """Play events through a merger: (seconds, text) for each change of the shown text, as in a live stream.
 
-    The events come at their `received_s`, which should not fall; what is held is shown when it is due. Of two texts at
-    one time the later counts. All events are of one stream. Raises `CaptionError`.
+    The events are of one stream, and their `received_s` should not fall. Of two texts at one time the later counts.
+    Raises `CaptionError`.
     """
     merger = CaptionMerger(options)
     shown: dict[float, str] = {}

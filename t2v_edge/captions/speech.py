@@ -1,11 +1,11 @@
-"""Speech to caption events on the device, by a streaming recogniser of sherpa-onnx (`[asr]`; it is not imported here).
+"""Speech recognition on the device with sherpa-onnx (the extra ``[asr]``): sound in, caption events out.
 
     speech = SpeechCaptions(open_recognizer("sherpa-onnx-streaming-zipformer-bilingual-zh-en-2023-02-20"))
     for event in listen(sys.stdin.buffer, speech):   # arecord -t raw -f S16_LE -r 16000 -c 1 | python app.py
         text = merger.accept(event)
 
-Models are the user's to choose and fetch, streaming ("online") transducers and paraformers, English, Chinese or both:
-https://k2-fsa.github.io/sherpa/onnx/pretrained_models/index.html
+The user chooses and downloads a model: a streaming ("online") transducer or paraformer for English, Chinese or both.
+They are listed at https://k2-fsa.github.io/sherpa/onnx/pretrained_models/index.html
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from t2v_edge.captions.merger import MAX_EVENT_CHARACTERS, CaptionEvent
 from t2v_edge.errors import EngineError, UsageError
 
 SAMPLE_RATE = 16_000
-_PIECE_S = 0.1  # what is heard between two looks at the result
-_TAIL_S = 0.5  # of silence, for the words that the model still looks ahead for
-# sherpa-onnx ends the process where an encoder's metadata lack one of these, so they are looked for first.
+_PIECE_S = 0.1  # the sound between two reads of the result
+_TAIL_S = 0.5  # silence at the end, for the model's look-ahead
+# sherpa-onnx ends the process if an encoder's metadata lack one of these, so they are looked for first.
 _STREAMING = {"transducer": (b"decode_chunk_len", b"chunk_shift"), "paraformer": (b"decoder_num_blocks",)}
 _MODELS = "https://k2-fsa.github.io/sherpa/onnx/pretrained_models/index.html"
 
@@ -34,8 +34,10 @@ Samples = npt.NDArray[np.float32]
 
 
 class Recognizer(Protocol):
-    """What is used of `sherpa_onnx.OnlineRecognizer`; a stream has `accept_waveform(rate, samples)` and
-    `input_finished()`."""
+    """The part of `sherpa_onnx.OnlineRecognizer` in use.
+
+    A stream has `accept_waveform(rate, samples)` and `input_finished()`.
+    """
 
     def create_stream(self) -> Any: ...
 
@@ -51,18 +53,20 @@ class Recognizer(Protocol):
 
 
 class PcmFile(Protocol):
-    """What sound is read from, as `sys.stdin.buffer`."""
+    """A source of sound, such as `sys.stdin.buffer`."""
 
     def read1(self, size: int, /) -> bytes: ...
 
 
 class SpeechCaptions:
-    """Sound in, caption events out. A segment is what is said between two pauses that the recogniser calls endpoints.
+    """A converter of sound to caption events. A segment lies between two pauses (endpoints of the recogniser).
 
-    sample_rate: of the sound, 8,000 to 192,000; the recogniser resamples. `start_s` and `end_s` of the events are
-    seconds of sound since the beginning: where the segment begins, and how much was heard when its text was this;
-    `received_s` is `clock`'s. Text all in capitals, as models of some corpora write, is put in small letters. Use it
-    from one thread.
+    The events' `start_s` is where the segment begins, and `end_s` how much was heard, in seconds of sound since the
+    beginning. `received_s` is `clock`'s. Text all in capitals, as some models write, becomes lower case. Use it from
+    one thread.
+
+    sample_rate: of the sound, 8,000 to 192,000. The recogniser resamples.
+    stream: the events' stream.
     """
 
     def __init__(
@@ -86,9 +90,9 @@ class SpeechCaptions:
         self._text = ""
 
     def accept(self, samples: Samples) -> list[CaptionEvent]:
-        """Hear samples, float32 (n,) from -1 to 1; gives the events they lead to.
+        """Take samples, float32 (n,), -1 to 1. Returns their events.
 
-        Raises `UsageError` for samples of another kind and after `finish`.
+        Raises `UsageError` for other samples, and after `finish`.
         """
         if not isinstance(samples, np.ndarray) or samples.dtype != np.float32 or samples.ndim != 1:
             raise UsageError("samples must be a float32 array of one dimension, from -1 to 1; mix channels down first")
@@ -96,7 +100,7 @@ class SpeechCaptions:
             raise UsageError("samples hold NaN or infinity; check where the sound comes from")
         if self._sound is None:
             raise UsageError("the sound has been finished; make another SpeechCaptions")
-        # Endpoints are looked for only between pieces: in a long array none may be missed.
+        # Endpoints are looked for only between pieces, so a long array is cut into pieces.
         piece = int(_PIECE_S * self.sample_rate)
         events: list[CaptionEvent] = []
         for start in range(0, len(samples), piece):
@@ -106,7 +110,7 @@ class SpeechCaptions:
         return events
 
     def finish(self) -> list[CaptionEvent]:
-        """The sound has ended: gives the last events. Nothing more is heard, and finishing again gives none."""
+        """End the sound. Returns the last events, and nothing the second time."""
         sound, self._sound = self._sound, None
         if sound is None:
             return []
@@ -139,7 +143,7 @@ class SpeechCaptions:
         return [event]
 
     def _final(self, text: str) -> list[CaptionEvent]:
-        """The end of a segment; a pause in which nothing was said is none."""
+        """End the segment. A pause without a word before it has no event."""
         events = [self._event(text, final=True)] if text or self._revision else []
         self._segment += len(events)
         self._revision, self._text, self._begun = 0, "", self._heard
@@ -159,9 +163,9 @@ class SpeechCaptions:
 
 
 def listen(file: PcmFile, speech: SpeechCaptions) -> Iterator[CaptionEvent]:
-    """Events from raw sound, 16-bit signed little-endian samples of one channel at `speech.sample_rate`, as it comes.
+    """Events from raw sound as it comes, until the file ends. Then it finishes `speech`.
 
-    Ends with the file, and finishes `speech`.
+    The sound is 16-bit signed little-endian samples of one channel at `speech.sample_rate`.
     """
     rest = b""
     while True:
@@ -178,20 +182,20 @@ def listen(file: PcmFile, speech: SpeechCaptions) -> Iterator[CaptionEvent]:
 def open_recognizer(folder: Union[str, os.PathLike[str]], threads: int = 1) -> Recognizer:
     """A streaming recogniser of the model in `folder`, on the CPU, with endpoint detection.
 
-    The folder holds ``tokens.txt`` and ``encoder*.onnx``, ``decoder*.onnx`` and, of a transducer, ``joiner*.onnx``, as
-    sherpa-onnx's models come; of two precisions the ``.int8.onnx`` is taken. Raises `EngineError` where sherpa-onnx is
-    not installed, the folder is no such model, or it cannot be loaded; `UsageError` for fewer threads than one.
+    The folder holds the files of a sherpa-onnx model: ``tokens.txt``, ``encoder*.onnx``, ``decoder*.onnx`` and, for a
+    transducer, ``joiner*.onnx``. If there are two precisions, ``.int8.onnx`` is used. Raises `EngineError` if
+    sherpa-onnx is not installed or the model cannot be used, `UsageError` for fewer threads than one.
     """
     if threads < 1:
         raise UsageError(f"threads is {threads}, expected 1 or more")
     folder = Path(folder)
     tokens = folder / "tokens.txt"
     if not tokens.is_file():
-        raise EngineError(f"{folder} has no tokens.txt, so is no sherpa-onnx model; take a streaming one: {_MODELS}")
+        raise EngineError(f"{folder} is not a sherpa-onnx model: it has no tokens.txt; take one of {_MODELS}")
     files = {"tokens": str(tokens), "encoder": _find(folder, "encoder"), "decoder": _find(folder, "decoder")}
     kind = "transducer" if any(folder.glob("joiner*.onnx")) else "paraformer"
     if not _mentions(Path(files["encoder"]), _STREAMING[kind]):
-        raise EngineError(f"the encoder in {folder} is of no streaming {kind}; take one of {_MODELS}")
+        raise EngineError(f"the encoder in {folder} is not a streaming {kind}; take one of {_MODELS}")
     try:
         import sherpa_onnx
     except ImportError as error:
@@ -203,7 +207,7 @@ def open_recognizer(folder: Union[str, os.PathLike[str]], threads: int = 1) -> R
             recognizer = sherpa_onnx.OnlineRecognizer.from_transducer(**files, **options)
         else:
             recognizer = sherpa_onnx.OnlineRecognizer.from_paraformer(**files, **options)
-    except Exception as error:  # what its C++ raises is of no class of its own
+    except Exception as error:  # its C++ code raises no class of its own
         raise EngineError(
             f"the model in {folder} cannot be loaded ({error}); take a streaming one, see {_MODELS}"
         ) from error
@@ -212,7 +216,7 @@ def open_recognizer(folder: Union[str, os.PathLike[str]], threads: int = 1) -> R
 
 
 def _mentions(file: Path, names: tuple[bytes, ...]) -> bool:
-    """Whether one of the names stands anywhere in the file."""
+    """Whether the file contains one of the names."""
     if file.stat().st_size == 0:
         return False
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -220,7 +224,7 @@ def _mentions(file: Path, names: tuple[bytes, ...]) -> bool:
 
 
 def _find(folder: Path, part: str) -> str:
-    """The one file of a model's part."""
+    """The file of a model's part."""
     files = sorted(folder.glob(f"{part}*.onnx"))
     small = [file for file in files if file.name.endswith(".int8.onnx")]
     chosen = small or files

@@ -1,4 +1,4 @@
-"""What a caption says, word by word, so that two captions can be told apart by more than their spelling."""
+"""The words of a caption, so that two captions can be compared by meaning and not only by spelling."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# Articles, forms of "to be" and "to have", fillers of speech, and what an apostrophe leaves behind. Not here, because
-# they change what is seen: he and she, numbers, not, no, with, without, on, off, up, down.
+# Articles, forms of "to be" and "to have", fillers of speech, and what an apostrophe leaves behind. Words that change
+# the picture are not here: he and she, numbers, not, no, with, without, on, off, up, down.
 FUNCTION_WORDS = frozenset(
     "a an the is are am was were be being been has have had this that these there it its who which and of to in at by "
     "for as please um uh er erm hmm s re m ve d ll".split()
@@ -17,13 +17,13 @@ FUNCTION_CHARACTERS = frozenset("的了着地得在是一个個位名正有这�
 
 # Scripts without spaces count by character: Han, kana, and the marks that repeat a character.
 _UNSPACED = "\u3005\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-# Pictographs say something too, one each, as words do.
+# Each pictograph counts as a word.
 _PICTURES = "\u2600-\u27bf\U0001f000-\U0001faff"
 _UNITS = re.compile(f"([{_UNSPACED}])|([{_PICTURES}]|[^\\W_{_UNSPACED}{_PICTURES}]+)")
 
 
 class WordingChange(NamedTuple):
-    """How far one wording is from another, in words and in characters of scripts without spaces."""
+    """The difference between two wordings, in words and in characters of scripts without spaces."""
 
     words: int
     characters: int
@@ -31,26 +31,27 @@ class WordingChange(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Wording:
-    """A text as it is compared. `said`: every word and unspaced character, in order, without case or punctuation.
+    """The words of a text, for comparison.
 
-    `words`, `characters`: how often each of those that carry meaning stands in it.
+    units: every word and unspaced character, in order, without case or punctuation.
+    words, characters: those that carry meaning, with their counts.
     """
 
-    said: tuple[str, ...]
+    units: tuple[str, ...]
     words: Counter[str]
     characters: Counter[str]
 
     @classmethod
     def of(cls, text: str) -> Wording:
-        """The wording of a text; linear in its length."""
-        said, words, characters = [], Counter[str](), Counter[str]()
+        """The wording of a text, in time linear in its length."""
+        units, words, characters = [], Counter[str](), Counter[str]()
         for character, word in _UNITS.findall(text.casefold()):
-            said.append(character or word)
+            units.append(character or word)
             if character and character not in FUNCTION_CHARACTERS:
                 characters[character] += 1
             elif word and word not in FUNCTION_WORDS:
                 words[word] += 1
-        return cls(tuple(said), words, characters)
+        return cls(tuple(units), words, characters)
 
     @property
     def says_something(self) -> bool:
@@ -58,10 +59,9 @@ class Wording:
         return bool(self.words or self.characters)
 
     def change_to(self, other: Wording, only_added: bool = False) -> WordingChange:
-        """What `other` adds or leaves out, whichever is more; a word exchanged for another is one.
+        """How many words `other` adds, or leaves out if that is more. An exchanged word counts once.
 
-        Other meaning-carrying words in another order ("dog bites man") count as one word. only_added: leave out of
-        account what `other` does not repeat.
+        The same words in another order ("dog bites man") count as one word. only_added: ignore what `other` leaves out.
         """
         words = _larger(other.words - self.words, self.words - other.words, only_added)
         characters = _larger(other.characters - self.characters, self.characters - other.characters, only_added)
@@ -70,7 +70,7 @@ class Wording:
         return WordingChange(words, characters)
 
     def _order(self) -> tuple[str, ...]:
-        return tuple(unit for unit in self.said if unit in self.words or unit in self.characters)
+        return tuple(unit for unit in self.units if unit in self.words or unit in self.characters)
 
 
 def _larger(added: Counter[str], removed: Counter[str], only_added: bool) -> int:

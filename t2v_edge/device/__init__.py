@@ -1,1 +1,1 @@
-"""The device: profiles, what this system has, its power rails, and an estimate of speed."""
+"""Devices: their profiles, facts of this system, its power, and estimates of speed."""

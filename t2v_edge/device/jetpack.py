@@ -1,6 +1,6 @@
-"""JetPack releases: which Jetson Linux (L4T) each stands on, and which TensorRT it brings.
+"""JetPack releases, with their Jetson Linux (L4T) and their TensorRT.
 
-From NVIDIA's JetPack archive and the release notes of each; where both name more than one point release, the first.
+Source: NVIDIA's JetPack archive and release notes. If they name several point releases, the first is here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Version = tuple[int, ...]
 
 @dataclass(frozen=True)
 class JetPack:
-    """A release: its Jetson Linux, its TensorRT and CUDA, and the Python that the system and TensorRT's module have."""
+    """A release. l4t: its Jetson Linux. python: the Python of the system and of TensorRT's module."""
 
     version: str
     l4t: Version
@@ -46,21 +46,19 @@ RELEASES = (
 
 
 def version_of(text: Optional[str]) -> Version:
-    """The leading numbers of ``10.3.0.30-1+cuda12.5`` as (10, 3, 0, 30); empty where there are none."""
+    """The leading numbers of ``10.3.0.30-1+cuda12.5`` as (10, 3, 0, 30). Empty without numbers."""
     found = re.match(r"\s*v?(\d{1,6}(?:\.\d{1,6}){0,5})", text or "")
     return tuple(int(part) for part in found[1].split(".")) if found else ()
 
 
 def release_of(l4t: Optional[str], jetpack: Optional[str]) -> Optional[JetPack]:
-    """The newest release that is not newer than this JetPack or, where that is not known, than this Jetson Linux.
+    """The newest release that is not newer than this JetPack, or than this Jetson Linux if JetPack is not known.
 
-    None where neither is known or both are older or of a line that is not listed.
+    None if neither is known, or no release of that major version is as old.
     """
-    if version_of(jetpack):
-        wanted, key = version_of(jetpack), [version_of(r.version) for r in RELEASES]
-        lines = [version[:1] for version in key]
-    else:
-        wanted, key = version_of(l4t), [r.l4t for r in RELEASES]
-        lines = [version[:1] for version in key]
-    found = [r for r, version, line in zip(RELEASES, key, lines) if line == wanted[:1] and version <= wanted]
+    wanted = version_of(jetpack)
+    versions = [version_of(r.version) for r in RELEASES]
+    if not wanted:
+        wanted, versions = version_of(l4t), [r.l4t for r in RELEASES]
+    found = [r for r, version in zip(RELEASES, versions) if version[:1] == wanted[:1] and version <= wanted]
     return found[-1] if found else None

@@ -1,7 +1,7 @@
-"""Power, where the device tells: tegrastats on a Jetson, nvidia-smi where there is a desktop GPU.
+"""Measurement of power with the device's tool: tegrastats on a Jetson, nvidia-smi for a desktop GPU.
 
-Either is started as a process that writes a line every `INTERVAL_MS`. A thread reads them while something else is
-measured, and the process is ended afterwards. A tool that is absent, fails or says nothing costs the figure, no more.
+The tool runs as a process and writes a line every `INTERVAL_MS`. A thread reads the lines during another measurement,
+and the process is ended afterwards. Without a working tool there is no figure, and no error.
 """
 
 from __future__ import annotations
@@ -14,35 +14,37 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import IO, Any, Callable, Optional
 
 INTERVAL_MS = 200
 STOP_S = 2.0
-"""How long a tool is given to end when it is told to, before it is killed."""
+"""Seconds that a tool has to end before it is killed."""
 
 MAX_LINE = 4096
 MAX_RAILS = 32
 
-# Name, then milliwatts now; the mean and, from JetPack 7.2 on, the highest follow. JetPack 5 and later write the unit.
+# Name, then milliwatts now. The mean follows and, from JetPack 7.2, the highest. JetPack 5 and later write the unit.
 _RAIL = re.compile(r"\b([A-Z][A-Z0-9_]{1,31}) (-?\d{1,7})mW(?:/-?\d{1,7}mW){0,2}(?!\S)")
 _RAM = re.compile(r"\bRAM (\d{1,8})/\d{1,8}MB")
 
 NOT_CONNECTED = "NC"
 TOTALS = ("VIN", "VDD_IN")
-"""Rails that feed all others: the carrier board's input (AGX Thor's kit), the module's (Orin NX and Nano). An AGX Orin
-has neither: its rails are given one by one, and no total is made of them."""
+"""Rails that feed all others: the carrier board's input (AGX Thor's kit), the module's input (Orin NX and Nano). An AGX
+Orin has neither. Its rails are reported one by one, without a total."""
 
 BOARD = "board"
-"""What nvidia-smi's one figure is called: the whole graphics board's; from Ampere on a mean over a second."""
+"""The name of nvidia-smi's figure, the power of the graphics board. From Ampere on it is a mean over a second."""
 
 _QUERY = "power.draw,memory.used"
 
 
 @dataclass(frozen=True)
 class PowerReading:
-    """One line of a tool. rails_w: watts by rail. memory_mib: memory in use on the device, by all processes; on a
-    Jetson that is the system's."""
+    """One line of a tool.
+
+    rails_w: watts by rail.
+    memory_mib: memory of the device that all processes use. On a Jetson it is the system's memory.
+    """
 
     rails_w: Mapping[str, float]
     memory_mib: Optional[float] = None
@@ -50,7 +52,7 @@ class PowerReading:
 
 @dataclass(frozen=True)
 class PowerTool:
-    """A program that writes readings. totals: rails that stand for the whole device, the widest first."""
+    """A program that writes readings. totals: rails of the whole device, the widest first."""
 
     name: str
     command: tuple[str, ...]
@@ -60,9 +62,13 @@ class PowerTool:
 
 @dataclass(frozen=True)
 class Power:
-    """Readings of one run: how many, mean and highest watts by rail, and the highest memory in use on the device.
+    """The power of one run.
 
-    total: the rail that feeds all others, None where there is none. tool: None where nothing tells power here.
+    tool: None if no tool is available.
+    readings: the number of readings.
+    mean_w, max_w: mean and highest watts by rail.
+    total: the rail that feeds all others, if there is one.
+    device_memory_mib: the highest memory in use on the device.
     """
 
     tool: Optional[str] = None
@@ -74,7 +80,7 @@ class Power:
 
     @property
     def total_w(self) -> Optional[float]:
-        """Mean watts of the whole device, where one rail tells."""
+        """Mean watts of the whole device, if one rail feeds all others."""
         return None if self.total is None else self.mean_w[self.total]
 
     def to_json(self) -> dict[str, Any]:
@@ -90,9 +96,9 @@ class Power:
 
 
 def parse_tegrastats(line: str) -> Optional[PowerReading]:
-    """Read a line of tegrastats of JetPack 5, 6 or 7; None where it names no rail.
+    """Read a line of tegrastats of JetPack 5, 6 or 7. None if it names no rail.
 
-    ``VDD_IN 3462mW/3522mW/3582mW`` is watts now, their mean and, where given, their highest since it was started.
+    ``VDD_IN 3462mW/3522mW/3582mW`` is the power now, the mean and the highest since the start (not in all versions).
     """
     rails = {name: int(now) / 1000 for name, now in _RAIL.findall(line)[:MAX_RAILS] if name != NOT_CONNECTED}
     if not rails:
@@ -102,7 +108,7 @@ def parse_tegrastats(line: str) -> Optional[PowerReading]:
 
 
 def parse_nvidia_smi(line: str) -> Optional[PowerReading]:
-    """Read a line of `_QUERY` as csv without units; what the GPU does not tell is ``[N/A]`` or the like."""
+    """Read a line of `_QUERY` as csv without units. A figure that the GPU lacks is ``[N/A]`` or the like."""
     values = [_number(part) for part in line.split(",")]
     if len(values) != len(_QUERY.split(",")) or values == [None, None]:
         return None
@@ -115,12 +121,11 @@ def _number(text: str) -> Optional[float]:
 
 
 def find_tool(gpu: bool, which: Callable[[str], Optional[str]] = shutil.which) -> Optional[PowerTool]:
-    """The tool for this device, or None. gpu: whether engines run on a desktop GPU; without it nvidia-smi would tell of
-    a GPU that does nothing."""
+    """The tool for this device, or None. gpu: whether engines run on a desktop GPU; otherwise nvidia-smi is no use."""
     if which("tegrastats"):
         return PowerTool("tegrastats", ("tegrastats", "--interval", str(INTERVAL_MS)), parse_tegrastats, TOTALS)
     if gpu and which("nvidia-smi"):
-        # CUDA's first device; where CUDA_VISIBLE_DEVICES names one, that one.
+        # The first device that CUDA sees.
         device = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
         command = (
             "nvidia-smi",
@@ -134,7 +139,7 @@ def find_tool(gpu: bool, which: Callable[[str], Optional[str]] = shutil.which) -
 
 
 def own_gpu_memory_mib(which: Callable[[str], Optional[str]] = shutil.which) -> Optional[float]:
-    """This process's memory on GPUs by nvidia-smi; None where it does not tell, as from inside most containers."""
+    """This process's memory on GPUs, from nvidia-smi. None if it does not say, as inside most containers."""
     if not which("nvidia-smi"):
         return None
     command = ("nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits")
@@ -155,31 +160,30 @@ def own_gpu_memory_mib(which: Callable[[str], Optional[str]] = shutil.which) -> 
 
 
 def sum_own_memory(text: str, pid: int) -> Optional[float]:
-    """Add up what lines of ``pid, MiB``, one for each GPU that a process uses, say of `pid`; None where none does."""
-    found = [
-        _number(memory)
-        for number, _, memory in (line.partition(",") for line in text.splitlines())
-        if number.strip() == str(pid)
-    ]
-    told = [value for value in found if value is not None]
-    return sum(told) if told else None
+    """The sum of a process's lines ``pid, MiB``. There is one for each GPU that it uses. None without any."""
+    lines = (line.partition(",") for line in text.splitlines())
+    found = [_number(memory) for number, _, memory in lines if number.strip() == str(pid)]
+    known = [value for value in found if value is not None]
+    return sum(known) if known else None
 
 
 class PowerSampler:
-    """Reads a tool's lines from entry to exit; `power` is what it found. Nothing here raises: a tool that cannot be
-    started or says nothing of use leaves a `Power` without readings."""
+    """A reader of a tool's lines, from the entry of its ``with`` block to the exit.
+
+    It raises nothing. If the tool cannot be started or says nothing useful, `power` has no readings.
+    """
 
     def __init__(self, tool: Optional[PowerTool]) -> None:
         self._tool = tool
         self._process: Optional[subprocess.Popen[str]] = None
         self._thread: Optional[threading.Thread] = None
         self._readings = 0
-        self._rails: dict[str, tuple[int, float, float]] = {}  # how many, their sum, the highest
+        self._rails: dict[str, tuple[int, float, float]] = {}  # count, sum and highest by rail
         self._memory: Optional[float] = None
 
     @property
     def power(self) -> Power:
-        """All readings up to now; complete after the exit."""
+        """All readings so far. Complete after the exit."""
         if self._tool is None:
             return Power()
         rails = dict(self._rails)
@@ -233,9 +237,7 @@ class PowerSampler:
             if reading is not None:
                 self.add(reading)
 
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         process = self._process
         if process is None:
             return
@@ -246,6 +248,6 @@ class PowerSampler:
                 break
         if self._thread is not None:
             self._thread.join(STOP_S)
-        # A child of the tool's that still holds the pipe keeps the thread waiting; closing would then wait as well.
+        # If a child of the tool still holds the pipe, the thread waits, and closing would wait as well.
         if process.stdout is not None and self._thread is not None and not self._thread.is_alive():
             process.stdout.close()

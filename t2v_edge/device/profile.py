@@ -1,7 +1,7 @@
-"""Device profiles: what a device can hold and do, as data, with the source of every number.
+"""Device profiles: the memory, rates and software of a device as data, with the source of every number.
 
-A profile is a TOML file: ``devices/NAME.toml`` in this project, or a user's own. Every table that holds numbers
-names its source, and a number without one is refused. What could not be sourced is left out and reads as None.
+A profile is a TOML file: ``devices/NAME.toml`` in this project, or a user's own. Every table with numbers names its
+source, and numbers without a source are refused. A number that nobody could source is left out, and reads as None.
 `devices/README.md` describes the format.
 """
 
@@ -31,7 +31,7 @@ MAX_ROWS = 64
 
 @dataclass(frozen=True)
 class PowerMode:
-    """One power mode: `nvpmodel` id and the clocks it allows. `watts` is None where the mode has no budget."""
+    """A power mode. id: nvpmodel's. watts: its budget, None for no budget. The rest are its limits."""
 
     name: str
     id: int
@@ -45,7 +45,7 @@ class PowerMode:
 
 @dataclass(frozen=True)
 class Software:
-    """A software line the device runs, for example JetPack 6.2, and the newest ONNX opset its engine parses right."""
+    """A software release of the device, such as JetPack 6.2. opset_cap: the newest ONNX opset its engine parses."""
 
     name: str
     engine: str
@@ -55,13 +55,14 @@ class Software:
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """What is known of a device.
+    """The facts of a device. None means that no source was found.
 
-    Rates are dense (no structured sparsity), of the GPU or CPU alone (no DLA or NPU), in 10^12 operations a second,
-    by precision; a multiply-add counts as two. `memory_bytes` is all the memory CPU and GPU share, or the GPU's own
-    on a card, which `link_gb_s` joins to the CPU's, one way. `precisions` are those an engine of this device runs, most
-    exact first. `sources` cites, for each table of the file, where its numbers come from; a row with a source of its
-    own is named ``TABLE.ROW``. None means: no source was found.
+    precisions: those that an engine of this device runs, most exact first.
+    memory_bytes: the memory that CPU and GPU share, or a graphics card's own.
+    link_gb_s: the link between a card and the CPU's memory, one way.
+    dense_tops: 10^12 operations a second by precision, without sparsity, of the GPU or CPU (no DLA or NPU). A
+        multiply-add counts as two.
+    sources: the source of each table of the file. A row with its own source is named ``TABLE.ROW``.
     """
 
     name: str
@@ -87,19 +88,18 @@ class DeviceProfile:
 
     @property
     def shares_memory(self) -> bool:
-        """Whether what computes a frame and the CPU have one memory, so that a frame need not be copied."""
+        """Whether the CPU reads frames in the memory where they are computed, without a copy."""
         return self.kind in ("cpu", "jetson", "headset")
 
     @property
     def opset_cap(self) -> int:
-        """The newest ONNX opset that every software line of this device parses."""
+        """The newest ONNX opset that every software release of this device parses."""
         return min(line.opset_cap for line in self.software)
 
     def at_mode(self, mode_name: str) -> DeviceProfile:
-        """This device in one power mode: dense rates scaled by GPU clock and TPCs, bandwidth by memory clock.
+        """This device in one power mode, named ``NAME@MODE``. Raises `DeviceError` for an unknown mode.
 
-        Such a profile is named ``NAME@MODE``, has the mode's clocks and no further modes. Raises `DeviceError` where
-        the mode is unknown.
+        Dense rates scale with GPU clock and TPCs, and bandwidth with the memory clock.
         """
         modes = {mode.name: mode for mode in self.power_modes}
         if mode_name not in modes:
@@ -125,7 +125,7 @@ class DeviceProfile:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All of the profile as plain JSON values."""
+        """The profile as plain JSON values."""
         data = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
         data["dense_tops"], data["sources"] = dict(self.dense_tops), dict(self.sources)
         data["power_modes"] = [dict(vars(mode)) for mode in self.power_modes]
@@ -135,19 +135,19 @@ class DeviceProfile:
 
 
 def _rounded(value: float) -> float:
-    """To four digits, more than any data sheet has."""
+    """The value with four digits, more than any data sheet has."""
     return float(f"{value:.4g}")
 
 
 def list_profiles() -> tuple[str, ...]:
-    """Names of the profiles that come with the package, sorted."""
+    """The names of the package's profiles, sorted."""
     return tuple(sorted(path.stem for path in _profile_folder().glob("*.toml")))
 
 
 def load_profile(name: str) -> DeviceProfile:
     """Read a profile: a name from `list_profiles`, ``NAME@MODE`` for one power mode, or the path of a ``.toml`` file.
 
-    Raises `DeviceError` where the name is unknown (naming near matches) or the file is malformed.
+    Raises `DeviceError` for an unknown name (with similar ones) or a malformed file.
     """
     if name.endswith(".toml"):
         return parse_profile(_read(Path(name)), name)
@@ -162,7 +162,7 @@ def load_profile(name: str) -> DeviceProfile:
 
 
 def parse_profile(text: str, where: str) -> DeviceProfile:
-    """Parse a profile's TOML; `where` names it in errors. Raises `DeviceError` where anything is amiss."""
+    """Parse a profile's TOML. where: its name in errors. Raises `DeviceError`."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -235,18 +235,18 @@ def _power_mode(row: _Table, reader: _CitationReader) -> PowerMode:
 
 
 class _Table:
-    """A TOML table being read: hands out checked values, and at the end refuses keys nobody asked for."""
+    """A reader of a TOML table. It checks values, and `finish` refuses unknown keys."""
 
     def __init__(self, data: Mapping[str, Any], where: str, path: str) -> None:
         self.data, self.where, self.path = data, where, path
-        self.asked: list[str] = []
+        self.known: list[str] = []
 
     def fail(self, key: str, message: str) -> DeviceError:
         place = f"{self.path}.{key}" if self.path else key
         return DeviceError(f"device profile {self.where}: {place} {message}; devices/README.md describes the format")
 
     def get(self, key: str, required: bool) -> Any:
-        self.asked.append(key)
+        self.known.append(key)
         if required and key not in self.data:
             raise self.fail(key, "is missing")
         return self.data.get(key)
@@ -309,8 +309,8 @@ class _Table:
 
     def finish(self) -> None:
         for key in self.data:
-            if key not in self.asked:
-                near = difflib.get_close_matches(key, self.asked, n=1)
+            if key not in self.known:
+                near = difflib.get_close_matches(key, self.known, n=1)
                 raise self.fail(key, "is not known" + (f": did you mean {near[0]}?" if near else ""))
 
     def _checked(self, key: str, value: Any, low: float, high: float, integer: bool) -> float:
@@ -323,13 +323,13 @@ class _Table:
 
 @dataclass(frozen=True)
 class _CitationReader:
-    """The file's citations by key, and those used so far by the table that used them."""
+    """The file's citations by key, and the used ones by table."""
 
     citations: Mapping[str, str]
     used: dict[str, str]
 
     def sourced(self, table: _Table) -> _Table:
-        """Check that a table that holds anything names a source the file cites."""
+        """Check that a table with values names a source that the file cites."""
         if table.data:
             key = table.text("source")
             if key not in self.citations:
@@ -341,7 +341,7 @@ class _CitationReader:
 
 
 def _profile_folder() -> Path:
-    """The profiles lie inside an installed package, and beside it in the source tree."""
+    """The folder of the profiles: inside an installed package, next to it in the source tree."""
     here = Path(__file__).resolve().parents[1]
     inside = here / "devices"
     return inside if inside.is_dir() else here.parent / "devices"

@@ -1,13 +1,13 @@
-"""What a bundle can be expected to do on a device that is not at hand: an estimate, and it says so.
+"""Estimates of a bundle's speed on a device that is not here.
 
-A stage takes as long as its arithmetic or its memory traffic, whichever is longer, and something for each kernel:
+A stage takes the longer of its arithmetic and its memory traffic, plus a time for each kernel:
 
     max(operations / (share x dense rate), bytes / bandwidth) + kernels x time of the shortest kernel
 
 The first term is the roofline of S. Williams, A. Waterman and D. Patterson (Roofline: an insightful visual performance
-model for multicore architectures, 2009); the last binds where networks are small and run one frame at a time. Costs
-come from the manifest, rates from the device's profile, and the few constants from measurements, each named below. A
-profile that lacks a number gets no estimate: what is missing is said instead.
+model for multicore architectures, 2009). The last dominates if networks are small and run one frame at a time. Costs
+come from the manifest, rates from the device's profile, and a few constants from the measurements named below. If a
+profile lacks a number, the estimate names what is missing.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ from t2v_edge.spec import STAGES
 ARITHMETIC, BANDWIDTH, LAUNCHES, COPY, RUNTIME = "arithmetic", "bandwidth", "launches", "copy", "runtime"
 FRAME_STAGES = ("motion", "render")
 BUFFERS = 2
-"""Frames in flight: one is copied while the next is rendered."""
+"""Frames in memory: one is copied while the next is rendered."""
 
 MARGIN = 0.95
-"""A less exact variant must be estimated this much faster before it is preferred."""
+"""A less exact variant is preferred if its time is below this share of the more exact one's."""
 
 
 @dataclass(frozen=True)
 class RooflineConstants:
-    """How engines stay below the limits of a device's kind.
+    """The limits of engines on one kind of device.
 
-    `shares`: of the dense rate that the layers of one frame attain, by rate. `launch_cycles`: GPU clocks of the
-    shortest kernel in a replayed CUDA graph; `launch_us`: the same where it goes by no clock. `runtime_us`: the
-    runtime's own time for a frame; `caption_us`: for a new caption, its tokens and the text stage's arrays.
+    shares: the share of the dense rate that the layers of one frame attain, by rate.
+    launch_cycles: GPU clocks of the shortest kernel in a replayed CUDA graph.
+    launch_us: the part of the shortest kernel's time that depends on no clock.
+    runtime_us: the runtime's own time for a frame.
+    caption_us: the runtime's own time for a new caption: its tokens, and the text stage's arrays.
     """
 
     shares: Mapping[str, float]
@@ -49,24 +51,19 @@ class RooflineConstants:
 GPU = RooflineConstants(
     {"fp32": 0.5, "fp16": 0.1, "int8": 0.05}, launch_cycles=4200, launch_us=0, runtime_us=50, caption_us=600
 )
-"""Measured on one H200 with TensorRT 8.6.0 and CUDA graphs (tests/t2v_edge/device/test_roofline.py has the figures): an
-encoder of six layers, 73 kernels of little arithmetic, takes 157 us, which is 2.2 us or 4,000 clocks of 1.83 GHz a
-kernel, a GRU step of five kernels 11 us, and a renderer of 77 of which few compute much 190 us. What renderers of 1.4
-and 2.0 GMAC take besides in float16 is 9 % of the dense rate, for narrow layers leave Tensor cores idle, and in INT8
-half that share: INT8 was no faster than float16 at batch 1. In float32, on ordinary cores, it is half. Enqueueing from
-Python cost 20 to 60 us on that host, a caption 0.44 to 0.77 ms besides its stages on two, and both cost more on a
-board's cores. A smaller GPU is easier to fill, so its arithmetic is cautious."""
+"""From one H200 with TensorRT 8.6.0 and CUDA graphs; tests/t2v_edge/device/test_roofline.py has the figures. Narrow
+layers leave Tensor cores idle, so the shares of float16 and INT8 are low. INT8 was no faster than float16 at batch 1,
+so its share is half. A smaller GPU is easier to fill, so its estimate is cautious. A board's slower cores take longer
+for `runtime_us` and `caption_us`."""
 
 CPU = RooflineConstants({"fp32": 0.6, "int8": 0.6}, launch_cycles=0, launch_us=12, runtime_us=150, caption_us=1000)
-"""Measured on two AVX2 cores (benchmarks/results/peers.json): ONNX Runtime and OpenVINO attain a half to three
-quarters of the machine's best matrix product in the larger renderer, and the motion step, 33 kernels' worth of little
-arithmetic, takes 0.45 to 0.75 ms; a base frame takes 0.1 to 0.2 ms more than its stages, the first of a caption 1.1 to
-2.9 ms."""
+"""From two AVX2 cores with ONNX Runtime and OpenVINO; benchmarks/results/peers.json has the figures. The share is that
+of the machine's best matrix product in the larger renderer. The time of a kernel is from the motion step."""
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One run of a stage in milliseconds: `ms` is the longer of arithmetic and bandwidth, and launches besides."""
+    """An estimate of one run of a stage. ms: the longer of arithmetic and bandwidth, plus launches."""
 
     stage: str
     variant: str
@@ -81,7 +78,7 @@ class StageEstimate:
         return _largest(self.terms())
 
     def terms(self) -> dict[str, float]:
-        """What `ms` is made of."""
+        """The terms whose sum is `ms`."""
         roof = ARITHMETIC if self.arithmetic_ms >= self.bandwidth_ms else BANDWIDTH
         return {roof: max(self.arithmetic_ms, self.bandwidth_ms), LAUNCHES: self.launches_ms}
 
@@ -91,11 +88,13 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What to expect of a bundle on a device; all numbers are None where `missing` names what is not known.
+    """An estimate of a bundle on a device. All numbers are None if `missing` names something.
 
-    fps: base frames a second, each a motion step and a render; copies run beside rendering. first_frame_ms: from a
-    caption to its first pixels in the CPU's memory. memory_bytes: the graphs and what passes between kernels,
-    without the engine's own libraries. binds: the resource that a frame spends most of its time on.
+    fps: base frames a second. A frame is a motion step and a render; copies run in parallel.
+    first_frame_ms: from a caption to its first pixels in the CPU's memory.
+    memory_bytes: the graphs and the values between kernels, without the engine's libraries.
+    binds: the resource that takes most of a frame's time.
+    missing: the numbers that the profile or the bundle lacks.
     """
 
     device: str
@@ -121,7 +120,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class RooflineCheck:
-    """One stage of one variant, estimated and measured; `ratio` is estimate over measurement."""
+    """The estimate and the measurement of one stage in one variant. ratio: estimate over measurement."""
 
     variant: str
     stage: str
@@ -134,12 +133,12 @@ class RooflineCheck:
 
     @property
     def factor(self) -> float:
-        """How far off, either way: at least 1."""
+        """The ratio or its inverse, whichever is at least 1."""
         return max(self.ratio, 1 / self.ratio)
 
 
 def estimate(profile: DeviceProfile, manifest: Manifest) -> Estimate:
-    """What to expect of a bundle on a device, each stage in its best variant there."""
+    """Estimate a bundle on a device, with each stage in its best variant there."""
     missing = list(_missing(profile))
     stages = []
     for stage in STAGES:
@@ -177,17 +176,17 @@ def estimate(profile: DeviceProfile, manifest: Manifest) -> Estimate:
 
 
 def require_costs(manifest: Manifest) -> None:
-    """Raise `BundleError` where a stage's graphs say nothing of what they cost, so that no device has an estimate."""
+    """Raise `BundleError` if no graph of a stage has its costs. Then no device has an estimate."""
     for stage in STAGES:
         if all(_uncounted(graphs[stage]) for graphs in manifest.variants.values() if stage in graphs):
             raise BundleError(
-                f"the bundle {manifest.name} does not say what its {stage} graphs cost a run: export it "
-                "again with this version; operators that are not understood stay uncounted"
+                f"the bundle {manifest.name} lacks the costs of its {stage} graphs; export it again with this "
+                "version (graphs with unknown operators have no costs)"
             )
 
 
 def estimate_stage(profile: DeviceProfile, stage: str, entry: GraphEntry) -> Optional[StageEstimate]:
-    """One run of a graph on a device; None where the profile or the entry lacks a number that it takes."""
+    """Estimate one run of a graph on a device. None if the profile or the entry lacks a number."""
     constants, precision = _constants(profile), rate_of(entry.precision)
     rate, share = profile.dense_tops.get(precision), constants.shares.get(precision)
     bandwidth = profile.bandwidth_gb_s
@@ -204,7 +203,7 @@ def estimate_stage(profile: DeviceProfile, stage: str, entry: GraphEntry) -> Opt
 
 
 def best_variant(profile: DeviceProfile, manifest: Manifest, stage: str) -> Optional[StageEstimate]:
-    """The stage's fastest variant that the device runs; a more exact one where it is about as fast."""
+    """The stage's fastest variant that the device runs, or a more exact one that is about as fast."""
     best: Optional[StageEstimate] = None
     for variant in profile.precisions:
         entry = manifest.variants.get(variant, {}).get(stage)
@@ -219,9 +218,9 @@ def check_against(
     graphs: Mapping[str, Mapping[str, GraphEntry]],
     measured_ms: Mapping[str, Mapping[str, float]],
 ) -> tuple[RooflineCheck, ...]:
-    """Estimates beside measured medians, both by variant and stage. `graphs` is a manifest's `variants`.
+    """Compare estimates with measured medians, by variant and stage. graphs: a manifest's `variants`.
 
-    What was measured and cannot be estimated raises `ValueError`, so that no check passes by checking nothing.
+    Raises `ValueError` if a measured stage cannot be estimated.
     """
     checks = []
     for variant, stages in measured_ms.items():
@@ -235,7 +234,7 @@ def check_against(
 
 
 def rate_of(precision: str) -> str:
-    """The dense rate that a variant's arithmetic goes by."""
+    """The name of the dense rate for a variant's arithmetic."""
     return "int8" if precision.startswith("int8") else precision
 
 
@@ -244,7 +243,7 @@ def _constants(profile: DeviceProfile) -> RooflineConstants:
 
 
 def _missing(profile: DeviceProfile) -> tuple[str, ...]:
-    """Numbers of a profile that every estimate needs and that no source was found for."""
+    """The numbers that every estimate needs and the profile lacks."""
     absent = []
     if not profile.dense_tops:
         absent.append("dense_tops")
@@ -262,7 +261,7 @@ def _uncounted(entry: GraphEntry) -> bool:
 
 
 def _why_not(profile: DeviceProfile, manifest: Manifest, stage: str) -> list[str]:
-    """Why no variant of a stage can be estimated, beside what `_missing` says of the profile."""
+    """The reasons why no variant of a stage can be estimated, without those of `_missing`."""
     entries = {v: g[stage] for v, g in manifest.variants.items() if stage in g and v in profile.precisions}
     if not entries:
         return [f"a variant of the {stage} stage that it runs ({', '.join(profile.precisions)})"]

@@ -1,8 +1,8 @@
-"""What a machine is and has, read from its files: for `doctor`, and for a report that others can act on.
+"""Facts of a machine, read from its files, for `doctor` and its report.
 
-Nothing is run and nothing heavy is imported. Every read is bounded; a file that is missing, unreadable or nonsense
-means None. What belongs to the running interpreter is in `PythonFacts`, so that a system recorded elsewhere can be read
-here: `System.read(root, python=...)`.
+No program is run and no heavy module is imported. Every read is bounded. A file that is missing, unreadable or
+malformed gives None. The facts of the running interpreter are apart, in `PythonFacts`. So the files of another system
+can be read here: `System.read(root, python=...)`.
 """
 
 from __future__ import annotations
@@ -43,31 +43,34 @@ PACKAGES = (
     "opencv-python-headless",
     "av",
 )
-"""Python packages whose versions matter here."""
+"""Python packages whose versions are reported."""
 
 _DPKG = re.compile(r"nvidia-jetpack|nvidia-l4t-core|libnvinfer\d+|python3-libnvinfer|cuda-cudart-\d+-\d+")
 
 
 @dataclass(frozen=True)
 class PythonModule:
-    """A Python module that can be imported: its version, None where it does not say, and the folder it lies in."""
+    """A Python module that can be imported. version: None if it has none. folder: where its file is."""
 
     version: Optional[str]
     folder: str
 
     @property
     def of_system(self) -> bool:
-        """Whether a package of the distribution brought it, and not pip."""
+        """Whether the distribution installed it, and not pip."""
         return "dist-packages" in self.folder and self.folder.startswith("/usr/lib/")
 
 
 @dataclass(frozen=True)
 class PythonFacts:
-    """The running interpreter. `machine`: architecture, such as aarch64. `prefix`: its environment's folder.
+    """Facts of a Python interpreter.
 
-    `venv`: whether it is a virtual environment; `system_site`: whether it sees the system's packages, as it does
-    outside of one. `packages`: versions by name, of `PACKAGES` those installed. `tensorrt`, `tensorrt_rtx`: their
-    modules.
+    machine: the architecture, such as aarch64.
+    prefix: its environment's folder.
+    venv: whether it is a virtual environment.
+    system_site: whether it sees the system's packages. Always true outside a virtual environment.
+    packages: the versions of the installed `PACKAGES`, by name.
+    tensorrt, tensorrt_rtx: their modules.
     """
 
     version: tuple[int, int, int]
@@ -85,7 +88,7 @@ class PythonFacts:
 
     @classmethod
     def read(cls) -> PythonFacts:
-        """Of the interpreter that runs this."""
+        """Read the facts of the running interpreter."""
         venv = sys.prefix != sys.base_prefix
         settings = _read(Path(sys.prefix) / "pyvenv.cfg") or ""
         seen = re.search(r"^\s*include-system-site-packages\s*=\s*true\s*$", settings, re.IGNORECASE | re.MULTILINE)
@@ -112,12 +115,16 @@ class NvpModelMode:
 
 @dataclass(frozen=True)
 class System:
-    """A machine. Sizes in bytes; None where it is not known, or does not exist there.
+    """Facts of a machine. Sizes in bytes. None means unknown, or that the machine has no such thing.
 
-    `l4t`: Jetson Linux release, such as 36.4.3; `jetpack`: of the package nvidia-jetpack. `board`: the device tree's
-    model, `compatible` its list. `power_modes` and `power_mode`: nvpmodel's. `cuda`: toolkit. `tensorrt`: of the
-    distribution's package (libnvinfer), `tensorrt_bindings` of its Python module. `driver`, `gpus`: NVIDIA's.
-    `system_python`: what /usr/bin/python3 is.
+    l4t: the release of Jetson Linux, such as 36.4.3.
+    jetpack: the version of the package nvidia-jetpack.
+    board, compatible: model and list of compatible devices, from the device tree.
+    power_modes, power_mode: nvpmodel's modes, and the present one.
+    cuda: the toolkit's version.
+    tensorrt, tensorrt_bindings: the distribution's packages of libnvinfer and of its Python module.
+    driver, gpus: NVIDIA's.
+    system_python: the version of /usr/bin/python3.
     """
 
     python: PythonFacts
@@ -146,18 +153,18 @@ class System:
 
     @property
     def release(self) -> Optional[JetPack]:
-        """The JetPack release that this is, by its package or else by its Jetson Linux."""
+        """The JetPack release, by its package or else by its Jetson Linux."""
         return release_of(self.l4t, self.jetpack)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """The facts as plain JSON values."""
         found = asdict(self)
         found["release"] = None if self.release is None else self.release.version
         return found
 
     @classmethod
     def read(cls, root: Path = Path("/"), python: Optional[PythonFacts] = None) -> System:
-        """Read the files under `root`; `python` defaults to the running interpreter."""
+        """Read the files under `root`. python: by default the running interpreter."""
         packages = _dpkg(_read(root / "var/lib/dpkg/status", MAX_DPKG_BYTES) or "")
         memory = _pairs(_read(root / "proc/meminfo") or "")
         cpuinfo = _read(root / "proc/cpuinfo", MAX_CPUINFO_BYTES) or ""
@@ -190,7 +197,7 @@ class System:
 
 
 def _read(path: Path, limit: int = MAX_BYTES) -> Optional[str]:
-    """The first `limit` bytes of a regular file as text; None where there is none."""
+    """The first `limit` bytes of a regular file as text. None without such a file."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return None
@@ -206,7 +213,7 @@ def _first(pattern: str, text: Optional[str]) -> Optional[str]:
 
 
 def _clean(text: str) -> Optional[str]:
-    """Printable text of bounded length, None where nothing is left: it goes onto terminals and into reports."""
+    """Printable text of bounded length, for terminals and reports. None if nothing is left."""
     kept = "".join(c if c.isprintable() else " " for c in text[:MAX_TEXT])
     return " ".join(kept.split()).replace("\ufffd", "?") or None
 
@@ -217,7 +224,7 @@ def _plain(version: Optional[str]) -> Optional[str]:
 
 
 def _texts(path: Path) -> tuple[str, ...]:
-    """The zero-ended texts of a device tree property."""
+    """The NUL-terminated texts of a device tree property."""
     return tuple(text for part in (_read(path, 4096) or "").split("\0")[:MAX_GPUS] if (text := _clean(part)))
 
 
@@ -233,7 +240,7 @@ def _kilobytes(value: Optional[str]) -> Optional[int]:
 
 
 def _dpkg(status: str) -> dict[str, str]:
-    """Versions of the installed packages that matter, by name, from dpkg's status file."""
+    """The versions of the installed packages in `_DPKG`, by name, from dpkg's status file."""
     found = {}
     for name in re.finditer(r"^Package: ([a-z0-9][a-z0-9.+-]{0,99})$", status, re.MULTILINE):
         if _DPKG.fullmatch(name[1]) is None:
@@ -246,13 +253,13 @@ def _dpkg(status: str) -> dict[str, str]:
 
 
 def _l4t(release: str, packages: Mapping[str, str]) -> Optional[str]:
-    """36.4.3 of ``# R36 (release), REVISION: 4.3, ...``, or of the package nvidia-l4t-core."""
+    """36.4.3 from ``# R36 (release), REVISION: 4.3, ...``, or from the package nvidia-l4t-core."""
     found = re.search(r"R(\d{1,3}) \(release\), REVISION: (\d{1,3}(?:\.\d{1,3}){0,2})", release)
     return f"{found[1]}.{found[2]}" if found else _plain(packages.get("nvidia-l4t-core"))
 
 
 def _cuda(text: str, packages: Mapping[str, str]) -> Optional[str]:
-    """The toolkit's version, of its version.json or of the package with its runtime library."""
+    """The toolkit's version, from its version.json or from the package with its runtime library."""
     try:
         version = json.loads(text)["cuda"]["version"]
         if isinstance(version, str) and version_of(version):
@@ -264,12 +271,11 @@ def _cuda(text: str, packages: Mapping[str, str]) -> Optional[str]:
 
 
 def _power_modes(text: str) -> tuple[tuple[NvpModelMode, ...], Optional[int]]:
-    """The modes of nvpmodel.conf and the number of the one it starts with."""
-    modes = re.findall(r"^\s*<\s*POWER_MODEL\s+ID=(\d{1,4})\s+NAME=([\w.-]{1,64})\s*>", text, re.MULTILINE)
+    """The modes of nvpmodel.conf, and the number of the first one after a boot."""
+    found = re.findall(r"^\s*<\s*POWER_MODEL\s+ID=(\d{1,4})\s+NAME=([\w.-]{1,64})\s*>", text, re.MULTILINE)
+    modes = tuple(NvpModelMode(int(number), name) for number, name in found[:MAX_GPUS])
     default = _first(r"^\s*<\s*PM_CONFIG\s+DEFAULT=(\d{1,4})\s*>", text)
-    return tuple(NvpModelMode(int(number), name) for number, name in modes[:MAX_GPUS]), int(
-        default
-    ) if default else None
+    return modes, int(default) if default else None
 
 
 def _gpus(folder: Path) -> Iterator[str]:
@@ -284,7 +290,7 @@ def _gpus(folder: Path) -> Iterator[str]:
 
 
 def _system_python(path: Path) -> Optional[tuple[int, ...]]:
-    """(3, 10) where the link /usr/bin/python3 leads to python3.10."""
+    """(3, 10) if the link /usr/bin/python3 points to python3.10."""
     try:
         return version_of(_first(r"python(\d\.\d{1,3})$", os.readlink(path))) or None
     except (OSError, ValueError):
@@ -292,7 +298,7 @@ def _system_python(path: Path) -> Optional[tuple[int, ...]]:
 
 
 def _cpu(cpuinfo: str) -> Optional[str]:
-    """The processor's name; Arm's cores have a part number instead."""
+    """The processor's name, or the part number of an Arm core."""
     name = _first(r"^model name\s*:\s*(\S.*)$", cpuinfo)
     part = _first(r"^CPU part\s*:\s*(0x[0-9a-f]{1,6})$", cpuinfo)
     return name or (f"Arm part {part}" if part else None)
@@ -306,13 +312,13 @@ def _package(name: str) -> Optional[str]:
 
 
 def _module(engine: str) -> Optional[PythonModule]:
-    """The module that holds an engine, found without importing it."""
+    """The module of an engine, found without importing it."""
     for name in MODULES[engine]:
         try:
             spec = importlib.util.find_spec(name)
         except (ImportError, ValueError, AttributeError):
             continue
         if spec is not None and spec.origin:
-            said = _first(r'^__version__\s*=\s*[\'"]([\w.+-]+)', _read(Path(spec.origin)))
-            return PythonModule(said or _package(engine) or _package(name), str(Path(spec.origin).parent))
+            version = _first(r'^__version__\s*=\s*[\'"]([\w.+-]+)', _read(Path(spec.origin)))
+            return PythonModule(version or _package(engine) or _package(name), str(Path(spec.origin).parent))
     return None

@@ -1,9 +1,11 @@
 """An asyncio client of the live server (docs/protocol.md). Needs the ``[serve]`` extra.
 
-async with await AsyncClient.connect("ws://127.0.0.1:8765/live") as client:
-    await client.caption("a person is waving")
-    async for frame in client.frames():
-        show(frame.pixels)
+Example::
+
+    async with await AsyncClient.connect("ws://127.0.0.1:8765/live") as client:
+        await client.caption("a person is waving")
+        async for frame in client.frames():
+            show(frame.pixels)
 """
 
 from __future__ import annotations
@@ -14,28 +16,25 @@ import random
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import dataclass
 from fractions import Fraction
-from types import TracebackType
 from typing import Any, Callable, Optional, TypeVar, Union
 
-import numpy as np
-import numpy.typing as npt
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from t2v_edge.errors import ClientError, ProtocolError
 from t2v_edge.play.clock import exact
+from t2v_edge.remote.frame_header import FrameHeader
+from t2v_edge.remote.live_frame import LiveFrame
+from t2v_edge.remote.options import ClientOptions
 from t2v_edge.remote.protocol import (
     CLOSE_CODES,
     MAX_PAYLOAD_BYTES,
-    RAW,
     Bye,
     Caption,
     ClientMessage,
     Control,
     Error,
-    FrameHeader,
     Hello,
     ServerMessage,
     Settings,
@@ -59,56 +58,14 @@ T = TypeVar("T")
 C = TypeVar("C", bound="AsyncClient")
 
 
-@dataclass(frozen=True, eq=False)
-class LiveFrame:
-    """A frame as it came. header: its generation, sequence, pts and size. caption: the one that was shown last."""
-
-    header: FrameHeader
-    payload: memoryview
-    caption: str
-
-    @property
-    def pixels(self) -> npt.NDArray[np.uint8]:
-        """uint8 (H, W, 3), RGB, read-only where the format is raw. Decodes at each call; raises `ClientError`."""
-        shape = (self.header.height, self.header.width, 3)
-        if self.header.format == RAW:
-            return np.frombuffer(self.payload, np.uint8).reshape(shape)
-        try:
-            import cv2
-        except ImportError as error:
-            raise ClientError("frames that are not raw need OpenCV: pip install 't2v-edge[serve]'") from error
-        pixels = cv2.imdecode(np.frombuffer(self.payload, np.uint8), cv2.IMREAD_COLOR)
-        if pixels is None or pixels.shape != shape:
-            raise ClientError(f"a frame is no {self.header.format} of {shape[1]}x{shape[0]}; ask for the format raw")
-        return np.ascontiguousarray(pixels[:, :, ::-1])
-
-    @property
-    def seconds(self) -> Fraction:
-        """When to show it, in exact seconds since the stream's start."""
-        return self.header.pts * self.header.time_base
-
-
-@dataclass(frozen=True)
-class ClientOptions:
-    """Where to connect and how. url: ``ws://host:port/live``, or wss. tls: for wss, None for the system's trust.
-
-    timeout_s: for a connection and for each answer. retry_s: for how long a connection that is lost is tried again,
-    from 0.25 to 8 seconds apart; 0 for not at all.
-    """
-
-    url: str
-    token: Optional[str] = None
-    settings: Settings = Settings()
-    tls: Optional[ssl.SSLContext] = None
-    timeout_s: float = 10.0
-    retry_s: float = 0.0
-
-
 class AsyncClient:
-    """One session, and, with `retry_s`, the ones after it: settings, pause and caption are kept; frames start anew.
+    """A client of the live server for asyncio. Use it on the event loop that connected it.
 
-    Of frames that are not taken in time the newest is kept. welcome: what the server said first. errors: the newest
-    that were not fatal, for example of a caption that could not be read. Use it on the loop that connected it.
+    It keeps the newest frame only. With `retry_s` a lost connection is opened again. The new session gets the
+    same settings, pause and caption, and its frames start from the beginning.
+
+    welcome: the server's first message.
+    errors: the newest errors that did not end the session, for example a caption that the model cannot read.
     """
 
     def __init__(self, options: ClientOptions) -> None:
@@ -146,7 +103,10 @@ class AsyncClient:
         timeout_s: float = 10.0,
         retry_s: float = 0.0,
     ) -> C:
-        """Connect and be welcomed; what is None is as the server likes it. Raises `ClientError` or `ProtocolError`."""
+        """Open a session (see `ClientOptions`). The server chooses each setting that is None.
+
+        Raises `ClientError` if there is no server, `ProtocolError` if the server refuses the session.
+        """
         settings = Settings(None if fps is None else exact(fps, "fps"), size, seed, format, quality)
         client = cls(ClientOptions(url, token, settings, tls, timeout_s, retry_s))
         await client._retry(client._open)
@@ -154,9 +114,9 @@ class AsyncClient:
         return client
 
     async def caption(self, text: str, *, final: bool = True, segment: Optional[int] = None, revision: int = 0) -> None:
-        """Show `text`. Without `segment` it revises the one before, if that was not final, or is a new one.
+        """Show `text`. Without `segment` it replaces the caption before if that was not final, else it is a new one.
 
-        While a lost connection is tried again the newest caption is kept for it.
+        While a lost connection is being opened again, the newest caption is kept and sent later.
         """
         if segment is not None:
             self._segment, self._revision = segment, revision
@@ -168,14 +128,14 @@ class AsyncClient:
         await self._send(self._last, later=True)
 
     async def pause(self) -> State:
-        """Once this returns no frame is given until `resume`."""
+        """Pause. After this returns, no frame comes until `resume`."""
         return await self._control("pause")
 
     async def resume(self) -> State:
         return await self._control("resume")
 
     async def reset(self, seed: Optional[int] = None) -> State:
-        """Start the motion anew."""
+        """Start the motion again from the beginning, with `seed` if it is given."""
         return await self._control("reset", Settings(seed=seed))
 
     async def set(
@@ -186,17 +146,19 @@ class AsyncClient:
         format: Optional[str] = None,
         quality: Optional[int] = None,
     ) -> State:
-        """Change settings; gives all of them. Raises `ProtocolError` where the server cannot."""
+        """Change settings and return all of them. Raises `ProtocolError` if the server cannot."""
         rate = None if fps is None else exact(fps, "fps")
         return await self._control("set", Settings(rate, size, None, format, quality))
 
     async def stats(self) -> Stats:
-        """What the server counts of this session."""
+        """The server's figures of this session."""
         return await self._ask(StatsRequest(), self._stats)
 
     async def frames(self) -> AsyncIterator[LiveFrame]:
-        """Frames as they come; ends when the client is closed or the server stops. Raises `ClientError` where the
-        connection is lost for good, `ProtocolError` where the server ended the session."""
+        """Frames as they come, until the client is closed or the server stops.
+
+        Raises `ClientError` if the connection is lost for good, `ProtocolError` if the server ended the session.
+        """
         while True:
             frame = await self.next_frame()
             if frame is None:
@@ -204,7 +166,7 @@ class AsyncClient:
             yield frame
 
     async def next_frame(self) -> Optional[LiveFrame]:
-        """The newest frame that was not given yet; None when there will be no more."""
+        """The newest frame not returned yet. None when no more will come. Raises like `frames`."""
         while self._frame is None:
             if self._closed:
                 return None
@@ -218,7 +180,7 @@ class AsyncClient:
         return frame
 
     async def close(self) -> None:
-        """Say goodbye. May be called often."""
+        """End the session. A second call does nothing."""
         self._closed = True
         self._changed.set()
         if self._reader is not None:
@@ -237,15 +199,13 @@ class AsyncClient:
     async def __aenter__(self: C) -> C:
         return self
 
-    async def __aexit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     # The connection.
 
     async def _open(self) -> None:
-        """Connect, say hello, be welcomed, and say again what the server has to know."""
+        """Open a connection, exchange hello and welcome, and send the pause and the caption of the session before."""
         options, more = self.options, {} if self.options.tls is None else {"ssl": self.options.tls}
         try:
             socket = await connect(
@@ -290,7 +250,7 @@ class AsyncClient:
         self.welcome, self._socket, self._newest = first, socket, 0
 
     async def _retry(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Do it until it works, for `retry_s` at most, as long as another try may work."""
+        """Repeat `work` until it succeeds or `retry_s` is over. An error that would come again is raised at once."""
         loop = asyncio.get_running_loop()
         end_s, wait_s = loop.time() + self.options.retry_s, _FIRST_WAIT_S
         while True:
@@ -301,12 +261,12 @@ class AsyncClient:
                 if lasting or loop.time() + wait_s > end_s:
                     raise
                 _LOG.info("%s; trying again in %.2f s", error, wait_s)
-            # Clients of one server that went away do not come back in step.
+            # Random waits, so that a server's clients do not all return at the same moment.
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     async def _run(self) -> None:
-        """Read what comes, over one connection after the other; ends with `_ended`."""
+        """Read messages, over one connection after the other. An error that ends this is kept in `_ended`."""
         try:
             while True:
                 why = await self._read()
@@ -320,7 +280,7 @@ class AsyncClient:
             self._changed.set()
 
     async def _read(self) -> Union[ClientError, ProtocolError]:
-        """Read until the connection ends; why it did."""
+        """Read until the connection ends, and return why it ended."""
         why: Union[ClientError, ProtocolError, None] = None
         try:
             async for data in self._socket:
@@ -332,7 +292,7 @@ class AsyncClient:
                 except ProtocolError as error:
                     if error.code != "unknown_type":
                         raise
-                    continue  # a later version's: it is not for us
+                    continue  # a message of a later version
                 if isinstance(message, Bye):
                     why = why or ProtocolError("stopping", message.reason or "the server says goodbye", "connect again")
                 elif isinstance(message, Error) and message.fatal:
@@ -341,13 +301,13 @@ class AsyncClient:
                     self._take(message)
         except ConnectionClosed:
             pass
-        except ProtocolError as error:  # the server does not speak as it should
+        except ProtocolError as error:  # the server breaks the protocol
             await self._socket.close(CLOSE_CODES.get(error.code, 1002), error.code)
             why = error
         return why or self._why_closed()
 
     def _why_closed(self) -> Union[ClientError, ProtocolError]:
-        """By what the close frame says: older versions of websockets drop messages that were not read before it."""
+        """The reason in the close frame. Older versions of websockets drop the messages not read before it."""
         code, colon, message = (self._socket.protocol.close_reason or "").partition(": ")
         if colon and code in CLOSE_CODES:
             return ProtocolError(code, message, "connect again")
@@ -380,7 +340,7 @@ class AsyncClient:
                 _LOG.warning("%s; %s", message.message, message.remedy)
 
     async def _send(self, message: ClientMessage, later: bool = False) -> None:
-        """later: whether the next connection will do where this one is lost."""
+        """Send a message. later: if the connection is lost, the message can wait for the next one."""
         if self._ended is not None or self._closed:
             raise ClientError(f"there is no connection to {self.options.url}; connect again") from self._ended
         try:
@@ -410,7 +370,7 @@ class AsyncClient:
 
 
 def _answer(waiters: deque[asyncio.Future[T]], message: T) -> None:
-    """Give the answer to who asked first."""
+    """Give the answer to the first request that waits."""
     if waiters:
         waiter = waiters.popleft()
         if not waiter.done():
@@ -418,8 +378,8 @@ def _answer(waiters: deque[asyncio.Future[T]], message: T) -> None:
 
 
 def _refuse(waiters: deque[asyncio.Future[T]], why: Exception) -> None:
-    """Raise it where the first answer is waited for."""
+    """Raise the error in the first request that waits."""
     waiter = waiters.popleft()
     if not waiter.done():
         waiter.set_exception(why)
-        waiter.exception()  # whoever asked may have gone
+        waiter.exception()  # marks it as seen: the caller may have gone

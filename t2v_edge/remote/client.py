@@ -1,4 +1,4 @@
-"""A client of the live server (docs/protocol.md). Needs the ``[serve]`` extra.
+"""A client of the live server for ordinary threads (docs/protocol.md). Needs the ``[serve]`` extra.
 
     with Client.connect("ws://127.0.0.1:8765/live") as client:
         client.caption("a person is waving")
@@ -14,11 +14,11 @@ import asyncio
 import ssl
 import threading
 from collections.abc import Coroutine, Iterator
-from types import TracebackType
 from typing import Any, Optional, TypeVar
 
 from t2v_edge.errors import ClientError
-from t2v_edge.remote.async_client import AsyncClient, LiveFrame, Rate
+from t2v_edge.remote.async_client import AsyncClient, Rate
+from t2v_edge.remote.live_frame import LiveFrame
 from t2v_edge.remote.protocol import Error, State, Stats, Welcome
 
 __all__ = ["AsyncClient", "Client", "LiveFrame"]
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Client:
-    """An `AsyncClient` on a thread of its own; methods may be called from any thread, also while another iterates."""
+    """An `AsyncClient` on its own thread. Any thread may call its methods, also while another reads frames."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, thread: threading.Thread, inner: AsyncClient) -> None:
         self._loop = loop
@@ -48,11 +48,7 @@ class Client:
         timeout_s: float = 10.0,
         retry_s: float = 0.0,
     ) -> Client:
-        """Connect and be welcomed; what is None is as the server likes it.
-
-        retry_s: for how long a connection that is lost is tried again, 0 for not at all. tls: for wss, None for the
-        system's trust. timeout_s: for a connection and each answer. Raises `ClientError` or `ProtocolError`.
-        """
+        """Open a session, see `AsyncClient.connect`."""
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name="t2v-edge-client", daemon=True)
         thread.start()
@@ -79,27 +75,27 @@ class Client:
 
     @property
     def welcome(self) -> Welcome:
-        """What the server said first."""
+        """The server's first message."""
         return self._inner.welcome
 
     @property
     def errors(self) -> tuple[Error, ...]:
-        """The newest errors that were not fatal, for example of a caption that could not be read."""
+        """The newest errors that did not end the session, for example a caption that the model cannot read."""
         return tuple(self._inner.errors)
 
     def caption(self, text: str, *, final: bool = True, segment: Optional[int] = None, revision: int = 0) -> None:
-        """Show `text`. Without `segment` it revises the one before, if that was not final, or is a new one."""
+        """Show `text`. Without `segment` it replaces the caption before if that was not final, else it is a new one."""
         self._do(self._inner.caption(text, final=final, segment=segment, revision=revision))
 
     def pause(self) -> State:
-        """Once this returns no frame is given until `resume`."""
+        """Pause. After this returns, no frame comes until `resume`."""
         return self._do(self._inner.pause())
 
     def resume(self) -> State:
         return self._do(self._inner.resume())
 
     def reset(self, seed: Optional[int] = None) -> State:
-        """Start the motion anew."""
+        """Start the motion again from the beginning, with `seed` if it is given."""
         return self._do(self._inner.reset(seed))
 
     def set(
@@ -110,17 +106,17 @@ class Client:
         format: Optional[str] = None,
         quality: Optional[int] = None,
     ) -> State:
-        """Change settings; gives all of them. Raises `ProtocolError` where the server cannot."""
+        """Change settings and return all of them. Raises `ProtocolError` if the server cannot."""
         return self._do(self._inner.set(fps=fps, size=size, format=format, quality=quality))
 
     def stats(self) -> Stats:
-        """What the server counts of this session."""
+        """The server's figures of this session."""
         return self._do(self._inner.stats())
 
     def frames(self) -> Iterator[LiveFrame]:
-        """The newest frame, as they come; ends when the client is closed or the server stops.
+        """Frames as they come, the newest only, until the client is closed or the server stops.
 
-        Raises `ClientError` where the connection is lost for good, `ProtocolError` where the server ended the session.
+        Raises `ClientError` if the connection is lost for good, `ProtocolError` if the server ended the session.
         """
         while not self._loop.is_closed():
             frame = self._do(self._inner.next_frame())
@@ -129,7 +125,7 @@ class Client:
             yield frame
 
     def close(self) -> None:
-        """Say goodbye. May be called often."""
+        """End the session. A second call does nothing."""
         if not self._loop.is_closed():
             self._do(self._inner.close())
             _end(self._loop, self._thread)
@@ -137,9 +133,7 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
@@ -150,7 +144,7 @@ class Client:
         try:
             return waiting.result()
         except BaseException:
-            waiting.cancel()  # Ctrl-C in this thread is no reason for the other to go on
+            waiting.cancel()  # after Ctrl-C in this thread the other must not go on
             raise
 
 

@@ -1,15 +1,14 @@
-"""The live protocol, version 1: messages as JSON texts, frames as binary messages. Pure: no sockets (docs/protocol.md).
+"""The messages of the live protocol, version 1, as JSON texts (docs/protocol.md). No sockets here.
 
-What arrives is not trusted: every malformed input raises `ProtocolError` with a code and a remedy, and nothing else, in
-time that `MAX_MESSAGE_BYTES` bounds. Keys that are not known are ignored, so that later versions may add some.
+Input is not trusted. Every malformed input raises `ProtocolError` with a code and a remedy, and nothing else.
+`MAX_MESSAGE_BYTES` bounds the time. Unknown keys are ignored, so that later versions may add some.
 """
 
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, ClassVar, Optional, Union
 
@@ -47,17 +46,20 @@ CLOSE_CODES = {
     "internal": 1011,
     "stopping": 1001,
 }
-"""Error code -> WebSocket close code. An error whose code is not here leaves the connection open."""
+"""Error code -> WebSocket close code. An error with another code leaves the connection open."""
 
 _DEPTH = 8
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How frames shall be; None leaves a value as it is.
+    """Settings of the frames. None leaves a setting unchanged.
 
-    fps: 1 to 240, exact. size: (width, height) in pixels. seed: of every random draw. format: ``raw`` (RGB, 8 bits),
-    ``jpeg`` or ``webp``. quality: 1 to 100, of jpeg and webp.
+    fps: frames a second, 1 to 240, exact.
+    size: (width, height) in pixels, each 1 to `MAX_SIDE`.
+    seed: for every random draw.
+    format: ``raw`` (RGB, 8 bits), ``jpeg`` or ``webp``.
+    quality: 1 to 100, for jpeg and webp.
     """
 
     fps: Optional[Fraction] = None
@@ -76,10 +78,15 @@ class Settings:
             fields.optional_whole("quality", 1, 100),
         )
 
+    def changed_by(self, changes: Settings) -> Settings:
+        """These settings, with the values of `changes` that are not None."""
+        given = {field.name: getattr(changes, field.name) for field in fields(changes)}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
 
 @dataclass(frozen=True)
 class Hello:
-    """The client's first message. versions: those it speaks. token: where the server asks for one."""
+    """The client's first message. versions: those the client speaks. token: the server's token, if it has one."""
 
     type: ClassVar[str] = "hello"
     versions: tuple[int, ...] = VERSIONS
@@ -93,7 +100,12 @@ class Hello:
 
 @dataclass(frozen=True)
 class Welcome:
-    """The server's answer. version: what is spoken from here on. bundle: the model's name. base_fps: its own rate."""
+    """The server's answer to `Hello`.
+
+    version: the protocol's version from here on.
+    bundle: the model's name.
+    base_fps: the model's own frames a second.
+    """
 
     type: ClassVar[str] = "welcome"
     version: int
@@ -118,9 +130,9 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Caption:
-    """What is being said. A higher revision of a segment replaces a lower one; `final` ends it.
+    """A caption. A higher revision of a segment replaces a lower one, and `final` ends the segment.
 
-    start, end: seconds in the speaker's own time, where they are known.
+    start, end: seconds in the speaker's own time, if known.
     """
 
     type: ClassVar[str] = "caption"
@@ -145,7 +157,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Control:
-    """pause, resume, reset (the motion starts anew, from `seed` where it is given), or set (`settings`)."""
+    """A command: pause, resume, reset (restart the motion, with `seed` if given) or set (apply `settings`)."""
 
     type: ClassVar[str] = "control"
     action: str
@@ -158,7 +170,7 @@ class Control:
 
 @dataclass(frozen=True)
 class StatsRequest:
-    """Asks for `Stats`."""
+    """A request for `Stats`."""
 
     type: ClassVar[str] = "stats"
 
@@ -169,7 +181,7 @@ class StatsRequest:
 
 @dataclass(frozen=True)
 class Bye:
-    """The sender is about to close the connection."""
+    """The last message: its sender is about to close the connection."""
 
     type: ClassVar[str] = "bye"
     reason: str = ""
@@ -181,7 +193,10 @@ class Bye:
 
 @dataclass(frozen=True)
 class Showing:
-    """A caption has been taken: its frames are those of `generation` and later. `text`: as the model reads it."""
+    """The server's notice that a caption is in use, in frames of `generation` and later.
+
+    text: the caption as the model reads it.
+    """
 
     type: ClassVar[str] = "showing"
     generation: int
@@ -201,7 +216,7 @@ class Showing:
 
 @dataclass(frozen=True)
 class State:
-    """Answers every control: what is in force now. Frames of a lower generation than `generation` are out of date."""
+    """The settings in force, as the answer to every `Control`. Frames of a lower generation are out of date."""
 
     type: ClassVar[str] = "state"
     paused: bool
@@ -215,11 +230,13 @@ class State:
 
 @dataclass(frozen=True)
 class Stats:
-    """The session up to now.
+    """Figures of the session so far.
 
-    fps: frames sent a second, over the last seconds. dropped: frames that this client was too slow for. latency_ms,
-    latency_p95_ms: from a caption being taken to its first frame being sent, the median and the 95th percentile; None
-    before there is one. divisor: every so many frames one is made, more than 1 where the server does not keep up.
+    fps: frames sent a second, over the last seconds.
+    dropped: frames that this client was too slow for.
+    latency_ms, latency_p95_ms: median and 95th percentile of the time from a caption's arrival to its first frame
+        sent. None before the first.
+    divisor: one frame in so many is made. More than 1 if the server is too slow to make all.
     """
 
     type: ClassVar[str] = "stats"
@@ -250,7 +267,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class Error:
-    """Something was refused. code: for programs. fatal: the connection is about to be closed."""
+    """A refusal. code: for programs. fatal: the connection is about to be closed."""
 
     type: ClassVar[str] = "error"
     code: str
@@ -279,7 +296,7 @@ _FROM_SERVER: dict[str, Any] = {kind.type: kind for kind in (Welcome, Showing, S
 
 
 def read_client(data: Union[str, bytes]) -> ClientMessage:
-    """What a client sent; raises `ProtocolError`."""
+    """Read a client's message. Raises `ProtocolError`."""
     if not isinstance(data, str):
         raise ProtocolError("binary", "a client's message is binary", "send JSON as a text message")
     message: ClientMessage = _read(data, _FROM_CLIENT)
@@ -287,7 +304,7 @@ def read_client(data: Union[str, bytes]) -> ClientMessage:
 
 
 def read_server(data: Union[str, bytes]) -> ServerMessage:
-    """What a server sent as text; raises `ProtocolError`, with code ``unknown_type`` for what a client may skip."""
+    """Read a server's text message. Raises `ProtocolError`; a client may skip those with the code ``unknown_type``."""
     if not isinstance(data, str):
         raise ProtocolError(
             "bad_frame",
@@ -299,7 +316,7 @@ def read_server(data: Union[str, bytes]) -> ServerMessage:
 
 
 def write(message: Union[ClientMessage, ServerMessage]) -> str:
-    """The text of a message; values that are None are left out."""
+    """The JSON text of a message. Values that are None are left out."""
     values = {"type": message.type}
     for field in fields(message):
         value = getattr(message, field.name)
@@ -312,7 +329,7 @@ def write(message: Union[ClientMessage, ServerMessage]) -> str:
 
 
 def negotiate(versions: Sequence[int]) -> int:
-    """The highest version that both sides speak; raises `ProtocolError` where there is none."""
+    """The highest version that both sides speak. Raises `ProtocolError` if they share none."""
     shared = set(versions) & set(VERSIONS)
     if not shared:
         mine, theirs = (", ".join(map(str, sorted(v))) for v in (VERSIONS, versions))
@@ -323,7 +340,7 @@ def negotiate(versions: Sequence[int]) -> int:
 
 
 def _read(text: str, kinds: dict[str, Any]) -> Any:
-    # A character is at least a byte, so the long ones need not be encoded to be refused.
+    # A character is at least a byte, so a text that is too long is refused without encoding it.
     if len(text) > MAX_MESSAGE_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_MESSAGE_BYTES:
         raise ProtocolError("too_large", f"the message has more than {MAX_MESSAGE_BYTES} bytes", "send less at once")
     try:
@@ -344,85 +361,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Fraction):
         return value.numerator if value.denominator == 1 else str(value)
     return list(value) if isinstance(value, tuple) else value
-
-
-_HEADER = struct.Struct("<4sBBHIIQIIHHI")
-MAGIC = b"T2VF"
-HEADER_BYTES = _HEADER.size
-_MAX_32 = (1 << 32) - 1
-
-
-@dataclass(frozen=True)
-class FrameHeader:
-    """What stands before a frame's payload: 40 bytes, little-endian.
-
-    generation: counts caption changes and resets. sequence: counts the frames made for this session, so that a gap is
-    frames that were dropped. pts * time_base: seconds since the stream's start, exact. width, height: in pixels, rows
-    from the top. payload_bytes: of what follows. Raises `ProtocolError` for values out of range.
-    """
-
-    format: str
-    generation: int
-    sequence: int
-    pts: int
-    time_base: Fraction
-    width: int
-    height: int
-    payload_bytes: int
-
-    def __post_init__(self) -> None:
-        ranges = (
-            ("generation", self.generation, 0, _MAX_32),
-            ("sequence", self.sequence, 0, _MAX_32),
-            ("pts", self.pts, 0, MAX_WHOLE),
-            ("numerator", self.time_base.numerator, 1, _MAX_32),
-            ("denominator", self.time_base.denominator, 1, _MAX_32),
-            ("width", self.width, 1, MAX_SIDE),
-            ("height", self.height, 1, MAX_SIDE),
-            ("payload_bytes", self.payload_bytes, 1, MAX_PAYLOAD_BYTES),
-        )
-        for name, value, low, high in ranges:
-            if not low <= value <= high:
-                raise _bad_frame(f"{name} of a frame is {value}, expected {low} to {high}")
-        if self.format not in FORMATS:
-            raise _bad_frame(f"a frame's format is {self.format!r}, expected one of: {', '.join(FORMATS)}")
-        if self.format == RAW and self.payload_bytes != 3 * self.width * self.height:
-            raise _bad_frame(f"a raw frame of {self.width}x{self.height} has {self.payload_bytes} bytes")
-
-    def pack(self) -> bytes:
-        """The 40 bytes."""
-        return _HEADER.pack(
-            MAGIC,
-            VERSION,
-            FORMATS.index(self.format),
-            HEADER_BYTES,
-            self.generation,
-            self.sequence,
-            self.pts,
-            self.time_base.numerator,
-            self.time_base.denominator,
-            self.width,
-            self.height,
-            self.payload_bytes,
-        )
-
-    @classmethod
-    def unpack(cls, message: bytes) -> tuple[FrameHeader, memoryview]:
-        """The header of a binary message, and a view of its payload; raises `ProtocolError`."""
-        if len(message) < HEADER_BYTES:
-            raise _bad_frame(f"a binary message has {len(message)} bytes, less than a header's {HEADER_BYTES}")
-        (magic, version, kind, start, generation, sequence, pts, numerator, denominator, width, height, size) = (
-            _HEADER.unpack_from(message)
-        )
-        if magic != MAGIC or version != VERSION:
-            raise _bad_frame(f"a binary message starts with {magic!r}, version {version}: it is no frame of version 1")
-        if kind >= len(FORMATS) or denominator == 0:
-            raise _bad_frame(f"a frame has format {kind} and a time base of {numerator}/{denominator}")
-        if start < HEADER_BYTES or len(message) != start + size:
-            raise _bad_frame(f"a frame has {len(message)} bytes, its header says {start} + {size}")
-        header = cls(FORMATS[kind], generation, sequence, pts, Fraction(numerator, denominator), width, height, size)
-        return header, memoryview(message)[start:]
-
-
-def _bad_frame(what: str) -> ProtocolError:
-    return ProtocolError("bad_frame", what, "use a client and a server of one version of the protocol")

@@ -1,4 +1,4 @@
-"""Who may connect: loopback, tokens, and the pages whose scripts may (their origin)."""
+"""Rules of who may connect: loopback addresses, tokens, and the origins of web pages."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class Access:
-    """The rule of one server.
+    """The rules of one server. Raises `UsageError`.
 
-    token: what clients must know, 16 to 512 printable ASCII characters, or None: then only this machine may connect,
-    and `host` must be a loopback address. origins: pages allowed besides the server's own, as "https://host:port".
-    Raises `UsageError`.
+    host: the address to bind. Without a token it must be a loopback address.
+    token: the clients' secret, 16 to 512 printable ASCII characters. None admits this machine only.
+    origins: pages allowed besides the server's own, as "https://host:port".
     """
 
     host: str = "127.0.0.1"
@@ -50,16 +50,16 @@ class Access:
                 raise UsageError(f"{origin!r} is no origin; write https://HOST or http://HOST:PORT, without a path")
 
     def knows(self, token: Optional[str]) -> bool:
-        """Whether `token` is the server's; takes as long for a wrong one as for the right one."""
+        """Whether `token` is the server's. A wrong one takes as long as the right one."""
         if self.token is None:
             return True
         return token is not None and hmac.compare_digest(token.encode("utf-8"), self.token.encode("utf-8"))
 
     def allows_origin(self, origin: Optional[str], host: Optional[str]) -> bool:
-        """Whether a page of `origin` may connect, by a request that was sent to `host` (the Host header).
+        """Whether a page of `origin` may connect with a request to `host` (the Host header).
 
-        Programs send no origin and may. Browsers do: the server's own pages may, where they came from an address or
-        from localhost. A name may point at this machine and be a stranger's (DNS rebinding): names must be listed.
+        Programs send no origin and may connect. Browsers send one. The server's own pages may connect if their host is
+        an address or localhost. A host name must be listed, because a stranger's may point here (DNS rebinding).
         """
         if origin is None:
             return True
@@ -72,7 +72,7 @@ class Access:
         return page == here and _is_address(page[1])
 
     def allows_host(self, host: str) -> bool:
-        """Whether a request to `host` (the Host header) may be a page's own: an address, localhost, or listed."""
+        """Whether `host` (the Host header) is an address, localhost, or the host of a listed origin."""
         here = _split(f"http://{host}")
         if here is None:
             return False
@@ -81,7 +81,7 @@ class Access:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what is bound to `host`."""
+    """Whether only this machine can reach a server bound to `host`."""
     if host == "localhost":
         return True
     try:
@@ -91,7 +91,10 @@ def is_loopback(host: str) -> bool:
 
 
 def read_token(path: Optional[Path]) -> Optional[str]:
-    """The token in a file, else in the environment, else None; raises `ServerError`. Arguments others can see."""
+    """The token in a file, else in the environment, else None. Raises `ServerError`.
+
+    It is not an argument of the command line, because other users can see those.
+    """
     if path is None:
         return os.environ.get(TOKEN_VARIABLE) or None
     try:
@@ -103,7 +106,7 @@ def read_token(path: Optional[Path]) -> Optional[str]:
 
 
 def open_tls(certificate: Optional[Path], key: Optional[Path]) -> Optional[ssl.SSLContext]:
-    """TLS with these PEM files, or None where there are none; raises `UsageError` or `ServerError`."""
+    """TLS with these PEM files, None without a certificate. Raises `UsageError` or `ServerError`."""
     if certificate is None:
         if key is not None:
             raise UsageError("--tls-key without --tls-cert; give both")
@@ -111,7 +114,7 @@ def open_tls(certificate: Optional[Path], key: Optional[Path]) -> Optional[ssl.S
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        # An empty password instead of a question on the terminal, which nobody may be at.
+        # An empty password, because a question on the terminal may have nobody to answer it.
         context.load_cert_chain(certificate, key, password="")
     except (OSError, ValueError) as error:
         raise ServerError(
@@ -122,7 +125,7 @@ def open_tls(certificate: Optional[Path], key: Optional[Path]) -> Optional[ssl.S
 
 
 def _split(origin: str) -> Optional[tuple[str, str, int]]:
-    """(scheme, host, port) of an origin; None where it is none, as "null" is not."""
+    """(scheme, host, port) of an origin. None for any other text, such as "null"."""
     try:
         parts = urlsplit(origin)
         port = parts.port

@@ -1,4 +1,4 @@
-"""What one client, and all of them together, may take of a server."""
+"""Limits of what one client, and all clients together, may take from a server."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from t2v_edge.errors import UsageError
 
 @dataclass(frozen=True)
 class Limits:
-    """Each is positive; raises `UsageError`.
+    """The limits of a server. All are positive; raises `UsageError`.
 
-    clients: sessions at once. waiting: connections that have not said hello yet. messages_per_s, burst: of one client;
-    more ends its session, whose place stays taken for `penalty_s`, so that who comes straight back has to wait as well.
-    hello_s: for the handshake, and then for the hello. stall_s: how long one message may wait
-    for a client to read. ping_s: between pings, and how long an answer may take. stop_s: for clients to leave when the
-    server stops.
+    clients: sessions at once.
+    waiting: connections that have not sent their hello yet.
+    messages_per_s, burst: messages of one client, in the long run and at once. More ends its session.
+    hello_s: seconds for the handshake, and again for the hello.
+    stall_s: seconds that a message may wait until the client reads it.
+    ping_s: seconds between pings, and seconds for an answer.
+    stop_s: seconds for clients to leave when the server stops.
+    penalty_s: seconds that the place of a session ended for too many messages stays taken.
     """
 
     clients: int = 8
@@ -35,7 +38,7 @@ class Limits:
 
 
 class RateLimit:
-    """A token bucket: `burst` messages at once, `per_s` a second in the long run. Reads no clock."""
+    """A token bucket: `burst` messages at once, `per_s` a second in the long run. It reads no clock."""
 
     def __init__(self, per_s: float, burst: int, now_s: float) -> None:
         self._per_s = per_s
@@ -44,7 +47,7 @@ class RateLimit:
         self._then_s = now_s
 
     def take(self, now_s: float) -> bool:
-        """Whether one more message may come now."""
+        """Take a message's token. False if there is none."""
         self._tokens = min(self._burst, self._tokens + self._per_s * max(0.0, now_s - self._then_s))
         self._then_s = max(self._then_s, now_s)
         if self._tokens < 1:

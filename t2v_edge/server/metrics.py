@@ -1,4 +1,4 @@
-"""Counts and times of a server, as text for Prometheus (exposition format 0.0.4)."""
+"""Counters and times of a server as text for Prometheus (exposition format 0.0.4)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _HELP = {
 
 
 class Metrics:
-    """Counters and windows of times. `time` may be called from any thread, the rest is the event loop's."""
+    """Counters and recent times of each stage. Any thread may call `time`; the rest belongs to the event loop."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -56,7 +56,7 @@ class Metrics:
         self._sums: Counter[str] = Counter()
         self._sums_ms: dict[str, float] = {}
         for name in ("t2v_sessions_total", "t2v_captions_total", "t2v_frames_sent_total", "t2v_bytes_sent_total"):
-            self._counters[name, ()] = 0  # a counter that is 0 is there, one that is absent is a mistake
+            self._counters[name, ()] = 0  # a counter of 0 is shown as well
 
     def count(self, name: str, amount: int = 1, **labels: str) -> None:
         self._counters[name, tuple(labels.items())] += amount
@@ -71,7 +71,10 @@ class Metrics:
             self._sums_ms[stage] = self._sums_ms.get(stage, 0.0) + elapsed_ms
 
     def to_text(self, gauges: Mapping[tuple[str, Labels], float]) -> str:
-        """All of it; `gauges`: (name, labels) -> what is true now. Quantiles are of the last 1,024 times."""
+        """All metrics as text. Quantiles are of the last 1,024 times.
+
+        gauges: (name, labels) -> present value.
+        """
         samples: dict[str, list[str]] = {}
         for values in (self._counters, gauges):
             for (name, labels), value in values.items():
@@ -98,7 +101,7 @@ class Metrics:
 
 
 def frame_gauges(counts: LiveCounts, unsent: int) -> dict[tuple[str, Labels], float]:
-    """What became of frames; unsent: of those that streams gave, how many were not sent."""
+    """Counts of frames. unsent: frames that the streams gave and that were not sent."""
     dropped = {**{reason: count for reason, count in counts.dropped.items() if reason != SKIPPED}, "unsent": unsent}
     return {
         ("t2v_frames_made_total", ()): counts.rendered,
@@ -109,7 +112,7 @@ def frame_gauges(counts: LiveCounts, unsent: int) -> dict[tuple[str, Labels], fl
 
 
 def process_gauges() -> dict[tuple[str, Labels], float]:
-    """This process's memory and processor time, by the names that Prometheus gives them everywhere."""
+    """This process's memory and processor time, under Prometheus's usual names."""
     return {
         ("process_resident_memory_bytes", ()): process_memory().resident_bytes,
         ("process_cpu_seconds_total", ()): round(time.process_time(), 3),
@@ -117,7 +120,7 @@ def process_gauges() -> dict[tuple[str, Labels], float]:
 
 
 class EventRate:
-    """Events a second over the last `window_s` seconds."""
+    """A meter of events a second over the last `window_s` seconds."""
 
     def __init__(self, window_s: float = 5.0) -> None:
         self._window_s = window_s
@@ -140,6 +143,6 @@ class EventRate:
 
 
 def _labels(labels: Iterable[tuple[str, str]]) -> str:
-    # Values are codes and stage names of this package: nothing in them needs to be escaped.
+    # Values are codes and stage names of this package, so nothing needs an escape.
     text = ",".join(f'{name}="{value}"' for name, value in labels)
     return f"{{{text}}}" if text else ""

@@ -1,4 +1,4 @@
-"""What waits to be sent to one client: its messages in order, and of its frames the newest."""
+"""The queue of one client: its messages in order, and the newest of its frames."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ T = TypeVar("T")
 
 
 class Outbox(Generic[T]):
-    """Messages go first and none is lost; a frame that is not taken in time makes room for the next. On the event loop.
+    """A queue of messages and one frame, for the event loop. Messages come first. A new frame replaces the one before.
 
-    dropped: frames that made room. texts, frames: how much waits.
+    dropped: frames that were replaced.
+    texts, frames: how many messages and frames wait.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,7 @@ class Outbox(Generic[T]):
         return int(self._frame is not None)
 
     def put_text(self, text: str) -> bool:
-        """Queue a message; False where `MAX_TEXTS` wait already, which means that the client does not read."""
+        """Queue a message. False if `MAX_TEXTS` wait already: then the client does not read."""
         if len(self._texts) >= MAX_TEXTS:
             return False
         self._texts.append(text)
@@ -44,7 +45,7 @@ class Outbox(Generic[T]):
         self._wake.set()
 
     async def get(self) -> Union[str, T]:
-        """The next message, else the newest frame; waits for one."""
+        """Wait for the next message, or else the newest frame, and take it."""
         while True:
             if self._texts:
                 return self._texts.popleft()
@@ -55,7 +56,7 @@ class Outbox(Generic[T]):
             await self._wake.wait()
 
     def drain(self) -> list[str]:
-        """Take all messages that wait."""
+        """Take all messages."""
         texts = list(self._texts)
         self._texts.clear()
         return texts

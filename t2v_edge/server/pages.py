@@ -1,4 +1,4 @@
-"""The page that the live server shows, and the rules of plain HTTP: what may be asked for, and how it is answered."""
+"""The web page of the live server, and its answers to plain HTTP requests."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ FILES: Mapping[str, tuple[str, str]] = {
     "/view.js": ("view.js", "text/javascript; charset=utf-8"),
     "/speech.js": ("speech.js", "text/javascript; charset=utf-8"),
     "/t2v-edge.js": ("t2v-edge.js", "text/javascript; charset=utf-8"),
-    "/tally.js": ("tally.js", "text/javascript; charset=utf-8"),
+    "/statistics.js": ("statistics.js", "text/javascript; charset=utf-8"),
     "/wire.js": ("wire.js", "text/javascript; charset=utf-8"),
     "/xr.js": ("xr.js", "text/javascript; charset=utf-8"),
     "/xr-scene.js": ("xr-scene.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-"""Paths that are answered -> file of ``t2v_edge/web`` and its type. No other file is ever read."""
+"""Path -> file of ``t2v_edge/web`` and its type. No other file is ever read."""
 
 HEADERS: Mapping[str, str] = {
-    # Scripts and styles of this server alone, none inline; connections to it alone; no page may frame this one.
+    # Scripts, styles and connections of this server only, nothing inline, and no page may frame this one.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'",
@@ -36,7 +36,7 @@ HEADERS: Mapping[str, str] = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(self), xr-spatial-tracking=(self)",
-    # Kept, but asked for again each time: after an upgrade no old script meets a new page.
+    # Browsers ask again each time, so that no old script meets a new page after an upgrade.
     "Cache-Control": "no-cache",
 }
 _METHODS = ("GET", "HEAD")
@@ -50,7 +50,7 @@ class _Page:
 
 
 class Pages:
-    """The page and its files, read once, so that all are of one version. Raises `ServerError` where one is missing."""
+    """The page and its files. They are read once, so all are of one version. Raises `ServerError` if one is missing."""
 
     def __init__(self) -> None:
         try:
@@ -59,7 +59,7 @@ class Pages:
             raise ServerError(f"the server's page is not whole ({error}); install t2v-edge again") from error
 
     def answer(self, connection: Any, request: Any) -> Any:
-        """The response to a request for one of the files; None for any other path."""
+        """The response to a request for one of the files. None for any other path."""
         page = self._pages.get(request.path.partition("?")[0])
         if page is None:
             return None
@@ -82,9 +82,9 @@ class Pages:
 
 
 def only_reading(answer: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """`answer` for GET and HEAD, whose responses have no body; 405 for every other method.
+    """Wrap `answer`: it serves GET and HEAD, without a body for HEAD. Any other method gets a 405.
 
-    Versions of websockets that know no method but GET close the connection of any other themselves.
+    Versions of websockets that know only GET close other connections themselves.
     """
 
     def handle(connection: Any, request: Any) -> Any:
@@ -95,7 +95,7 @@ def only_reading(answer: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]
             return response
         response = answer(connection, request)
         if response is not None and method == "HEAD":
-            response.body = b""  # its length is said all the same
+            response.body = b""  # Content-Length stays
         return response
 
     return handle

@@ -1,11 +1,11 @@
-"""The stream of one client: opened, steered, and made anew where its rate or size changes."""
+"""The stream of one client. It is replaced by a new stream when its rate or size changes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from concurrent.futures import Executor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Optional, Protocol, TypeVar
 
 from t2v_edge.errors import EngineError
@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 
 class PlayableStream(Protocol):
-    """What a session plays: `t2v_edge.LiveStream`, or a test's own. Everything but iterating may take a while.
+    """A stream that a session plays: `t2v_edge.LiveStream`, or a test's own. Every call but iteration may block.
 
-    Once `set_caption` or `reset` has returned a generation, no frame of an older one is given.
+    After `set_caption` or `reset` returns a generation, no frame of an older one comes.
     """
 
     def __aiter__(self) -> AsyncIterator[Frame]: ...
@@ -39,13 +39,13 @@ class PlayableStream(Protocol):
     def counts(self) -> LiveCounts: ...
 
     def tell_times(self, tell: Callable[[str, float], None]) -> None:
-        """Tell each (stage, milliseconds) from now on, from any thread."""
+        """Call `tell(stage, milliseconds)` for each measured time from now on, from any thread."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class SessionFrame:
-    """A frame, its generation and its sequence in the session, and the format it is to be sent in."""
+    """A frame of a session, with its generation and sequence there, and the format to send it in."""
 
     frame: Frame
     generation: int
@@ -55,11 +55,17 @@ class SessionFrame:
 
 
 class Playback:
-    """Lives on the event loop; what may take a while runs in `callers`, one thing at a time, as it was asked for.
+    """A client's stream on the event loop. Calls that may block run in `callers`, one at a time, in order.
 
-    settings: in force; all are given. generation: the newest; frames of a lower one are out of date. made: frames given
-    to `take` up to now. wanted: while it is not set, no frame is asked for. failed: set where the stream fails. Its
-    methods raise what `open_stream` and the stream raise.
+    Its methods raise what `open_stream` and the stream raise.
+
+    open_stream: makes a stream of the given settings.
+    take: gets each frame.
+    wanted: while it is not set, no frame is made.
+    settings: the settings in force. None of them is None.
+    generation: the newest. Frames of a lower one are out of date.
+    made: the number of frames given to `take`.
+    failed: gets the error if the stream fails.
     """
 
     def __init__(
@@ -88,25 +94,25 @@ class Playback:
         self._past = LiveCounts()
 
     async def open(self) -> None:
-        """Open the first stream, which waits for a caption."""
+        """Open the first stream. It waits for a caption."""
         check_format(self.settings.format or "")
         self._start(await self._call(self._open_stream, self.settings))
 
     async def show(self, caption: str) -> int:
-        """Change the caption; the generation of its frames."""
+        """Change the caption. Returns the generation of its frames."""
         return await self._finish(self._show(caption))
 
-    async def steer(self, control: Control) -> None:
-        """Do what a control message asks for; once this is done no frame comes that it rules out."""
-        await self._finish(self._steer(control))
+    async def control(self, control: Control) -> None:
+        """Carry out a control message. After this returns, no frame comes that the message rules out."""
+        await self._finish(self._control(control))
 
     async def close(self) -> None:
-        """Close the stream, once what was begun is done."""
+        """Close the stream, after the calls that have begun."""
         await self._finish(self._close())
 
     @property
     def counts(self) -> LiveCounts:
-        """Of all its streams up to now."""
+        """The counts of all its streams so far."""
         return self._past if self._stream is None else self._stream.counts.after(self._past)
 
     def is_current(self, made: SessionFrame) -> bool:
@@ -114,7 +120,7 @@ class Playback:
         return not self.paused and made.generation >= self.generation
 
     async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do it to its end, whoever waits for it is cancelled or not: else a stream just opened would stay open."""
+        """Finish `work` even if the caller is cancelled. Otherwise a stream just opened would stay open."""
 
         async def locked() -> T:
             async with self._lock:
@@ -128,7 +134,7 @@ class Playback:
         self.generation = max(self.generation, generation)
         return generation
 
-    async def _steer(self, control: Control) -> None:
+    async def _control(self, control: Control) -> None:
         stream = self._open_one
         if control.action == "pause":
             self.paused = True
@@ -164,8 +170,7 @@ class Playback:
             self.settings = replace(self.settings, seed=seed)
 
     async def _set(self, wanted: Settings) -> None:
-        changed = {f.name: getattr(wanted, f.name) for f in fields(wanted) if getattr(wanted, f.name) is not None}
-        settings = replace(self.settings, **changed)
+        settings = self.settings.changed_by(wanted)
         check_format(settings.format or "")
         if (settings.fps, settings.size) != (self.settings.fps, self.settings.size):
             await self._restart(settings)
@@ -174,7 +179,7 @@ class Playback:
         self.settings = settings
 
     async def _restart(self, settings: Settings) -> None:
-        """A new stream in place of the old one, which goes on where the new one cannot be made."""
+        """Replace the stream by a new one. If that cannot be made, the old one goes on."""
         stream = await self._call(self._open_stream, settings)
         try:
             shown = None if self._caption is None else await self._call(stream.set_caption, self._caption)
@@ -207,7 +212,7 @@ class Playback:
                 )
                 self.made += 1
                 await self._wanted.wait()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this session and no other
+        except Exception as error:  # noqa: BLE001 - any error ends this session, and no other
             if not self.failed.done():
                 self.failed.set_result(error)
 

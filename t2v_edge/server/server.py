@@ -1,4 +1,4 @@
-"""The live server: accepts clients, refuses what it must, ends well."""
+"""The live server: it accepts clients, or refuses them, and runs their sessions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import secrets
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from http import HTTPStatus
-from types import TracebackType
 from typing import Any, Callable, Optional
 
 from websockets.asyncio.server import serve
@@ -41,17 +40,19 @@ from t2v_edge.server.session import BYE, GONE, Session, SharedServices
 from t2v_edge.server.sockets import keep_short
 
 PATH = "/live"
-FLOOD_PARTS_S = 0.5
+FLOOD_CLOSE_S = 0.5
 _LOG = logging.getLogger(__name__)
 _STOPPING = ProtocolError("stopping", "the server stops", "connect again later")
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where and how to serve.
+    """The server's address, rules and limits.
 
-    settings: what clients get that ask for nothing else; all of them are given. port: 0 for any free one. tls: None for
-    plain TCP. mjpeg_port: where MJPEG over HTTP is served as well, 0 for any free port, None for not at all.
+    settings: for clients that ask for nothing else. None of them is None.
+    port: 0 for any free one.
+    tls: None for plain TCP.
+    mjpeg_port: also serve MJPEG over HTTP there. 0 for any free port, None for no MJPEG.
     """
 
     settings: Settings
@@ -63,10 +64,12 @@ class ServerOptions:
 
 
 class LiveServer:
-    """Serves streams to clients. An asynchronous context manager: entered it accepts clients, left it has let them go.
+    """A server of streams. It accepts clients from the entry of its ``async with`` block to the exit.
 
-    open_stream: makes a stream of given settings, called in a worker thread. bundle, base_fps: told to clients.
-    Raises `ServerError` where the address cannot be bound.
+    Entering raises `ServerError` if the address cannot be bound.
+
+    open_stream: makes a stream of the given settings. Worker threads call it.
+    bundle, base_fps: the model's name and frames a second, for the welcome.
     """
 
     def __init__(
@@ -79,23 +82,23 @@ class LiveServer:
         self._bundle = bundle[:256]
         self._base_fps = base_fps
         self._sessions: set[Session] = set()
-        self._partings: set[asyncio.Future[Any]] = set()
+        self._running: set[asyncio.Future[Any]] = set()
         self._waiting = 0
-        # Of sessions that have ended: what their streams counted, and frames that were not sent.
+        # Of the sessions that ended: the counts of their streams, and the frames not sent.
         self._past, self._past_unsent = LiveCounts(), 0
         self._stopping = False
         self._server: Any = None
-        self._shop: Optional[SharedServices] = None
+        self._services: Optional[SharedServices] = None
         self.mjpeg = None if options.mjpeg_port is None else MjpegListener(self, options.mjpeg_port)
 
     async def __aenter__(self) -> LiveServer:
         limits, access = self.options.limits, self.options.access
         workers = max(2, min(8, os.cpu_count() or 2))
-        self._shop = SharedServices(
+        self._services = SharedServices(
             self._open, ThreadPoolExecutor(workers, "encode"), ThreadPoolExecutor(workers, "call"), limits, self.metrics
         )
         try:
-            # Frames are compressed already. A write limit of one byte: a message is sent when the kernel has all of it.
+            # Frames are compressed already. With a write limit of one byte, `send` waits until the kernel has it all.
             self._server = await serve(
                 self._handle,
                 access.host,
@@ -122,19 +125,17 @@ class LiveServer:
             try:
                 await self.mjpeg.open()
             except ServerError:
-                await self.__aexit__(None, None, None)
+                await self.__aexit__()
                 raise
         return self
 
-    async def __aexit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        """Say goodbye to the clients, wait for them a while, and let go of everything."""
+    async def __aexit__(self, *_: object) -> None:
+        """End all sessions, wait a limited time for the clients, and close everything."""
         self._stopping = True
         for session in list(self._sessions):
             session.stop(_STOPPING)
-        if self._partings:
-            await asyncio.wait(self._partings, timeout=2 * self.options.limits.stop_s)
+        if self._running:
+            await asyncio.wait(self._running, timeout=2 * self.options.limits.stop_s)
         if self.mjpeg is not None:
             await self.mjpeg.close()
         self._server.close()
@@ -143,30 +144,30 @@ class LiveServer:
 
     @property
     def client_count(self) -> int:
-        """Sessions that are open."""
+        """The number of open sessions."""
         return len(self._sessions)
 
     @property
     def waiting_count(self) -> int:
-        """Connections that have not said hello."""
+        """The number of connections without a hello yet."""
         return self._waiting
 
     @property
     def port(self) -> int:
-        """The port that is bound."""
+        """The bound port."""
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """The address for clients."""
         host = self.options.access.host
         shown = f"[{host}]" if ":" in host else host
         return f"{'ws' if self.options.tls is None else 'wss'}://{shown}:{self.port}{PATH}"
 
     @property
     def page_url(self) -> str:
-        """Where a browser on this machine finds the page."""
+        """The page's address for a browser on this machine."""
         return (
             self.url.replace("ws", "http", 1)[: -len(PATH)]
             .replace("//0.0.0.0:", "//127.0.0.1:")
@@ -174,10 +175,10 @@ class LiveServer:
             + "/"
         )
 
-    # Plain HTTP, and whether a WebSocket may be opened at all.
+    # Plain HTTP requests, among them those to open a WebSocket.
 
     def _answer(self, connection: Any, request: Any) -> Any:
-        """A response that refuses or answers the request; None to open the WebSocket."""
+        """The response to a request. None opens the WebSocket."""
         path = request.path.partition("?")[0]
         headers = {name.lower(): value for name, value in request.headers.raw_items()}
         bearer = headers.get("authorization")
@@ -188,10 +189,10 @@ class LiveServer:
                 "stopping\n" if self._stopping else "ok\n",
             )
         if bearer is not None and self.options.access.token is not None and not known:
-            return self._turn_away(connection, HTTPStatus.UNAUTHORIZED, "token", "the token is wrong")
+            return self._refuse(connection, HTTPStatus.UNAUTHORIZED, "token", "the token is wrong")
         if path == "/metrics":
             if self.options.access.token is not None and not known:
-                return self._turn_away(connection, HTTPStatus.UNAUTHORIZED, "token", "send Authorization: Bearer TOKEN")
+                return self._refuse(connection, HTTPStatus.UNAUTHORIZED, "token", "send Authorization: Bearer TOKEN")
             response = connection.respond(HTTPStatus.OK, self._metrics_text())
             del response.headers["Content-Type"]
             response.headers["Content-Type"] = CONTENT_TYPE
@@ -201,22 +202,22 @@ class LiveServer:
                 HTTPStatus.NOT_FOUND, f"not here; the page is at / and the stream at {PATH}\n"
             )
         if not self.options.access.allows_origin(headers.get("origin"), headers.get("host")):
-            return self._turn_away(
+            return self._refuse(
                 connection,
                 HTTPStatus.FORBIDDEN,
                 "origin",
                 "this page may not connect; start the server with --origin and the page's own",
             )
         if self._stopping:
-            return self._turn_away(connection, HTTPStatus.SERVICE_UNAVAILABLE, "stopping", "the server stops")
+            return self._refuse(connection, HTTPStatus.SERVICE_UNAVAILABLE, "stopping", "the server stops")
         if len(self._sessions) >= self.options.limits.clients or self._waiting >= self.options.limits.waiting:
-            response = self._turn_away(connection, HTTPStatus.SERVICE_UNAVAILABLE, "capacity", str(self._full()))
+            response = self._refuse(connection, HTTPStatus.SERVICE_UNAVAILABLE, "capacity", str(self._full()))
             response.headers["Retry-After"] = "5"
             return response
         connection.t2v_known = known
         return None
 
-    def _turn_away(self, connection: Any, status: HTTPStatus, code: str, why: str) -> Any:
+    def _refuse(self, connection: Any, status: HTTPStatus, code: str, why: str) -> Any:
         self.metrics.count("t2v_refused_total", code=code)
         return connection.respond(status, f"{why}\n")
 
@@ -234,9 +235,9 @@ class LiveServer:
         for session in self._sessions:
             live = session.live
             counts, unsent = live.after(counts), unsent + session.counts[1]
-            tallies = {("t2v_queue_depth", (("stage", stage),)): depth for stage, depth in session.depths.items()}
-            tallies["t2v_quality_clients", (("divisor", str(live.divisor)),)] = 1
-            for key, value in tallies.items():
+            shares = {("t2v_queue_depth", (("stage", stage),)): depth for stage, depth in session.depths.items()}
+            shares["t2v_quality_clients", (("divisor", str(live.divisor)),)] = 1
+            for key, value in shares.items():
                 gauges[key] = gauges.get(key, 0) + value
         return self.metrics.to_text({**gauges, **frame_gauges(counts, unsent), **process_gauges()})
 
@@ -245,7 +246,7 @@ class LiveServer:
         stream.tell_times(self.metrics.time)
         return stream
 
-    # A WebSocket, from its opening to its end.
+    # A WebSocket from its opening to its end.
 
     async def _handle(self, socket: Any) -> None:
         keep_short(socket.transport.get_extra_info("socket"))
@@ -262,14 +263,14 @@ class LiveServer:
         await self.play(socket, *opened)
 
     async def play(self, socket: Any, session: Session, version: int) -> None:
-        """Run an admitted session to its end, and say goodbye."""
-        parting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._partings.add(parting)
+        """Run an admitted session to its end, and close its connection."""
+        running: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._running.add(running)
         try:
             await self._play(socket, session, version)
         finally:
-            self._partings.discard(parting)
-            parting.cancel()
+            self._running.discard(running)
+            running.cancel()
 
     async def _play(self, socket: Any, session: Session, version: int) -> None:
         try:
@@ -281,10 +282,10 @@ class LiveServer:
             self._past = session.live.after(self._past)
             self._past_unsent += session.counts[1]
         _LOG.info("session %s ended: %s", session.name, why.code)
-        await self._close(socket, why, session.farewell())
+        await self._close(socket, why, session.take_unsent())
 
     async def _welcome(self, socket: Any) -> tuple[Session, int]:
-        """Hear the hello; the session that is to be run, which holds its place from here on."""
+        """Read the hello, and admit the client. Returns its session and the protocol's version."""
         try:
             data = await asyncio.wait_for(socket.recv(), self.options.limits.hello_s)
         except asyncio.TimeoutError as error:
@@ -298,34 +299,33 @@ class LiveServer:
         return self.admit(socket, hello.settings), version
 
     def admit(self, socket: Any, asked: Settings) -> Session:
-        """A session that is to be run, which holds its place from here on; raises `ProtocolError`."""
+        """A new session. It holds its place from here on. Raises `ProtocolError`."""
         if self._stopping:
             raise _STOPPING
         if len(self._sessions) >= self.options.limits.clients:
             raise self._full()
-        assert self._shop is not None
-        wanted = {f.name: getattr(asked, f.name) for f in fields(asked)}
-        settings = replace(self.options.settings, **{k: v for k, v in wanted.items() if v is not None})
-        session = Session(socket, secrets.token_hex(4), self._shop, settings)
+        assert self._services is not None
+        settings = self.options.settings.changed_by(asked)
+        session = Session(socket, secrets.token_hex(4), self._services, settings)
         self._sessions.add(session)
         self.metrics.count("t2v_sessions_total")
         return session
 
     async def _close(self, socket: Any, why: ProtocolError, texts: list[str]) -> None:
-        """Say why, and close; a client that does not listen is cut off."""
+        """Send the reason, and close. A client that does not read is cut off."""
         if why.code not in (BYE, GONE, _STOPPING.code):
             self.metrics.count("t2v_refused_total", code=why.code)
-        # What a flood has sent is not read any more, so that its answer to a farewell would never be seen.
+        # After a flood the client's messages are not read any more, so its close frame would never be seen.
         stop_s = self.options.limits.stop_s
-        patience_s = min(FLOOD_PARTS_S, stop_s) if why.code == "too_fast" else stop_s
+        limit_s = min(FLOOD_CLOSE_S, stop_s) if why.code == "too_fast" else stop_s
         try:
-            await asyncio.wait_for(self._part(socket, why, texts), patience_s)
+            await asyncio.wait_for(self._send_end(socket, why, texts), limit_s)
         except (asyncio.TimeoutError, ConnectionClosed):
             pass
         finally:
             socket.transport.abort()
 
-    async def _part(self, socket: Any, why: ProtocolError, texts: list[str]) -> None:
+    async def _send_end(self, socket: Any, why: ProtocolError, texts: list[str]) -> None:
         if why.code == GONE:
             return
         for text in texts:
@@ -337,12 +337,12 @@ class LiveServer:
         if why.code == _STOPPING.code:
             await socket.send(write(Bye(why.message)))
         else:
-            # The connection is closed after this error, whatever its code says of others.
+            # The connection closes after this error, even if its code is not a fatal one elsewhere.
             await socket.send(write(replace(Error.of(why), fatal=True)))
         await socket.close(CLOSE_CODES.get(why.code, 1008), f"{why.code}: {why.message}"[:100])
 
     def _close_pools(self) -> None:
-        if self._shop is not None:
+        if self._services is not None:
             with suppress(RuntimeError):
-                self._shop.encoders.shutdown(wait=False)
-                self._shop.callers.shutdown(wait=False)
+                self._services.encoders.shutdown(wait=False)
+                self._services.callers.shutdown(wait=False)

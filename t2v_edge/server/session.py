@@ -1,4 +1,4 @@
-"""One client of the live server: what it says, and what it is sent."""
+"""The session of one client of the live server."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from websockets.exceptions import ConnectionClosed
 from t2v_edge.captions.merger import CaptionEvent, CaptionMerger
 from t2v_edge.errors import CaptionError, ProtocolError, T2VError, UsageError
 from t2v_edge.live.stats import LiveCounts
+from t2v_edge.remote.frame_header import FrameHeader
 from t2v_edge.remote.protocol import (
     Bye,
     Caption,
     Control,
     Error,
-    FrameHeader,
     Hello,
     ServerMessage,
     Settings,
@@ -40,22 +40,23 @@ from t2v_edge.server.playback import PlayableStream, Playback, SessionFrame
 from t2v_edge.util.timing import Latency
 
 BYE, GONE = "bye", "gone"
-"""How a session ends without an error: the client said so, or its connection is gone."""
+"""Codes of an end without an error: the client left, or its connection is gone."""
 _LOG = logging.getLogger(__name__)
 _LATENCIES = 1024
 _AWAITED = 256
 TAKE_S = 0.05
-"""From taking one caption of a client to taking the next, the newest: all clients share the text stage."""
+"""Seconds between two captions of a client, because all clients share the text stage. The newest caption is taken."""
 SLOW_S = 1.0
-"""When a message has waited that long for its client to read, no more frames are asked for until it has gone."""
+"""Seconds that a message waits for its client to read, before frames stop until it is gone."""
 
 
 @dataclass(frozen=True)
 class SharedServices:
-    """What the sessions of a server share.
+    """The objects that all sessions of a server share.
 
-    open_stream: makes a stream of these settings, called in a worker thread. encoders: threads that encode frames.
-    callers: threads that captions and controls run in.
+    open_stream: makes a stream of the given settings. Worker threads call it.
+    encoders: threads that encode frames.
+    callers: threads that run captions and controls.
     """
 
     open_stream: Callable[[Settings], PlayableStream]
@@ -67,7 +68,7 @@ class SharedServices:
 
 @dataclass(frozen=True)
 class _PendingCaption:
-    """A caption that is to be shown."""
+    """A caption to be shown."""
 
     text: str
     segment: int
@@ -76,22 +77,24 @@ class _PendingCaption:
 
 
 class Session:
-    """Runs one client from its welcome to its end. Lives on the event loop; motion, rendering and encoding do not.
+    """One client from its welcome to its end. It runs on the event loop; motion, rendering and encoding do not.
 
-    name: for logs. fps: frames sent a second. depths: what waits in each stage.
+    name: for logs.
+    fps: frames sent a second.
+    depths: what waits before each stage.
     """
 
-    def __init__(self, socket: Any, name: str, shop: SharedServices, settings: Settings) -> None:
+    def __init__(self, socket: Any, name: str, services: SharedServices, settings: Settings) -> None:
         self.name = name
         self._socket = socket
-        self._shop = shop
+        self._services = services
         self._loop = asyncio.get_running_loop()
         self._start_s = self._loop.time()
         self._outbox: Outbox[SessionFrame] = Outbox()
         self._reads = asyncio.Event()
         self._reads.set()
-        self._playback = Playback(shop.open_stream, shop.callers, settings, self._outbox.put_frame, self._reads)
-        self._rate = RateLimit(shop.limits.messages_per_s, shop.limits.burst, self._start_s)
+        self._playback = Playback(services.open_stream, services.callers, settings, self._outbox.put_frame, self._reads)
+        self._rate = RateLimit(services.limits.messages_per_s, services.limits.burst, self._start_s)
         self._merger = CaptionMerger()
         self._newest = (0, 0)
         self._poll: Optional[asyncio.TimerHandle] = None
@@ -105,11 +108,14 @@ class Session:
         self._end: asyncio.Future[ProtocolError] = self._loop.create_future()
 
     async def run(self, version: int, bundle: str, base_fps: Any) -> ProtocolError:
-        """Play until the client leaves (``bye`` or ``gone``), is refused, or `stop` is called; gives why it ended."""
+        """Play until the client leaves, is refused, or `stop` is called. Returns why the session ended.
+
+        The code is `BYE` or `GONE` if the client left.
+        """
         tasks: list[asyncio.Future[Any]] = []
         try:
             await self._playback.open()
-            self._say(Welcome(version, self.name, bundle, base_fps, self._playback.settings))
+            self._queue(Welcome(version, self.name, bundle, base_fps, self._playback.settings))
             tasks = [asyncio.ensure_future(work) for work in (self._receive(), self._send(), self._take_captions())]
             ends: list[asyncio.Future[Any]] = [self._end, self._playback.failed]
             await asyncio.wait([*ends, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -144,24 +150,24 @@ class Session:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Frames made, and frames made and not sent."""
+        """The number of frames made, and of those not sent."""
         return self._playback.made, self._playback.made - self._sent
 
     @property
     def live(self) -> LiveCounts:
-        """What its streams count."""
+        """The counts of its streams."""
         return self._playback.counts
 
-    def farewell(self) -> list[str]:
-        """Messages that were not sent yet."""
+    def take_unsent(self) -> list[str]:
+        """Take the messages that were not sent yet."""
         return self._outbox.drain()
 
-    # What comes in.
+    # Messages from the client.
 
     async def _receive(self) -> None:
         async for data in self._socket:
             if not self._rate.take(self._loop.time()):
-                most = self._shop.limits.messages_per_s
+                most = self._services.limits.messages_per_s
                 raise ProtocolError(
                     "too_fast",
                     f"more than {most:g} messages a second came",
@@ -176,10 +182,10 @@ class Session:
         if isinstance(message, Caption):
             self._accept(message)
         elif isinstance(message, Control):
-            await self._playback.steer(message)
-            self._say(State(self._playback.paused, self._playback.generation, self._playback.settings))
+            await self._playback.control(message)
+            self._queue(State(self._playback.paused, self._playback.generation, self._playback.settings))
         elif isinstance(message, StatsRequest):
-            self._say(self._stats())
+            self._queue(self._stats())
         elif isinstance(message, Bye):
             raise ProtocolError(BYE, "the client is done", "connect again")
         else:
@@ -188,7 +194,7 @@ class Session:
     def _accept(self, caption: Caption) -> None:
         now = self._loop.time()
         self._captions += 1
-        self._shop.metrics.count("t2v_captions_total")
+        self._services.metrics.count("t2v_captions_total")
         event = CaptionEvent(
             self.name, caption.segment, caption.revision, caption.text, caption.final, caption.start, caption.end, now
         )
@@ -196,7 +202,7 @@ class Session:
         self._want(self._merger.accept(event), now)
 
     def _want(self, text: Optional[str], now: float) -> None:
-        """Show `text`, and look again when the merger says so."""
+        """Let `text` be shown next, and ask the merger again when its next caption is due."""
         if text:
             self._wanted = _PendingCaption(text, *self._newest, now)
             self._wanted_event.set()
@@ -210,7 +216,7 @@ class Session:
         self._want(self._merger.poll(now), now)
 
     async def _take_captions(self) -> None:
-        """Encode captions, the newest when there is more than one, and not faster than `TAKE_S`."""
+        """Encode captions, at most one in `TAKE_S`. Of several that wait, only the newest is taken."""
         while True:
             await self._wanted_event.wait()
             self._wanted_event.clear()
@@ -228,9 +234,9 @@ class Session:
         generation = await self._playback.show(wanted.text)
         if generation > before or not (self._awaited or self._latencies):
             self._awaited.append((generation, wanted.received_s))
-        self._say(Showing(generation, wanted.segment, wanted.revision, wanted.text))
+        self._queue(Showing(generation, wanted.segment, wanted.revision, wanted.text))
 
-    # What goes out.
+    # Messages and frames to the client.
 
     async def _send(self) -> None:
         while True:
@@ -241,12 +247,14 @@ class Session:
                 await self._send_frame(item)
 
     async def _send_frame(self, made: SessionFrame) -> None:
-        metrics, frame = self._shop.metrics, made.frame
+        metrics, frame = self._services.metrics, made.frame
         start = time.perf_counter()
-        payload = await self._loop.run_in_executor(self._shop.encoders, encode, frame.pixels, made.format, made.quality)
+        payload = await self._loop.run_in_executor(
+            self._services.encoders, encode, frame.pixels, made.format, made.quality
+        )
         metrics.time("encode", 1000 * (time.perf_counter() - start))
         if not self._playback.is_current(made):
-            return  # out of date meanwhile: not worth sending, though the answer that says so is behind it
+            return  # it went out of date while it was encoded
         height, width = frame.pixels.shape[:2]
         header = FrameHeader(
             made.format, made.generation, made.sequence, frame.pts, frame.time_base, width, height, len(payload)
@@ -265,13 +273,13 @@ class Session:
             metrics.time("caption", elapsed_ms)
 
     async def _push(self, data: Union[str, bytes]) -> None:
-        """Send; for a client that does not read make no more frames, and after a while cut its connection.
+        """Send. If the client does not read, stop its frames after `SLOW_S`, and cut its connection after `stall_s`.
 
-        websockets' own pings cannot see to that: they wait in the same queue, behind what is not read.
+        The pings of websockets cannot do that. They wait in the same queue, behind the unread data.
         """
         guards = (
             self._loop.call_later(SLOW_S, self._reads.clear),
-            self._loop.call_later(self._shop.limits.stall_s, self._abort),
+            self._loop.call_later(self._services.limits.stall_s, self._abort),
         )
         try:
             await self._socket.send(data)
@@ -284,17 +292,17 @@ class Session:
         self.stop(ProtocolError("too_slow", "the client does not read what it is sent", "read faster, or ask for less"))
         self._socket.transport.abort()
 
-    def _say(self, message: ServerMessage) -> None:
+    def _queue(self, message: ServerMessage) -> None:
         if not self._outbox.put_text(write(message)):
             self._abort()
 
     def _refuse(self, error: T2VError) -> None:
-        """Tell the client what was refused, or, where that ends the session, raise it."""
+        """Report a refusal to the client. Raise it if it ends the session."""
         refusal = _refusal(error)
         if refusal.code == BYE or Error.of(refusal).fatal:
             raise refusal from error
-        self._shop.metrics.count("t2v_refused_total", code=refusal.code)
-        self._say(Error.of(refusal))
+        self._services.metrics.count("t2v_refused_total", code=refusal.code)
+        self._queue(Error.of(refusal))
 
     def _stats(self) -> Stats:
         latency = Latency.of(list(self._latencies))
@@ -311,7 +319,7 @@ class Session:
         )
 
     def _why(self, tasks: list[asyncio.Future[Any]]) -> ProtocolError:
-        """Why the session's tasks ended."""
+        """The reason why the session's tasks ended."""
         errors = [task.exception() for task in tasks if task.done() and not task.cancelled()]
         if self._playback.failed.done():
             errors.append(self._playback.failed.result())
@@ -325,7 +333,7 @@ class Session:
 
 
 def _refusal(error: T2VError) -> ProtocolError:
-    """An error of this package as one of the protocol."""
+    """An error of this package as an error of the protocol."""
     if isinstance(error, ProtocolError):
         return error
     code = "internal"

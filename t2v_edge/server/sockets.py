@@ -1,4 +1,4 @@
-"""Queues of the operating system, kept short: what waits there is old when it arrives."""
+"""Options of sockets: short queues, because frames that wait there are old when they arrive."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ UNSENT_BYTES = 32768
 
 
 def keep_short(connection: Optional[socket.socket]) -> None:
-    """Let the kernel take at most about `UNSENT_BYTES` that it cannot send yet (Linux, macOS), and send at once.
+    """Send at once, and let the kernel hold at most about `UNSENT_BYTES` (Linux, macOS).
 
-    Left alone its send buffer grows to megabytes: seconds of small frames for a client that does not keep up.
+    Without this its send buffer grows to megabytes. For a slow client that is seconds of small frames.
     """
     if connection is None:
         return
@@ -24,7 +24,7 @@ def keep_short(connection: Optional[socket.socket]) -> None:
 
 
 def keep_alive(connection: Optional[socket.socket], idle_s: float) -> None:
-    """Let the kernel find out within about two times `idle_s` that the other side is gone, though nothing is sent."""
+    """Let the kernel notice within about two times `idle_s` that an idle connection's other side is gone."""
     if connection is None:
         return
     with suppress(OSError):

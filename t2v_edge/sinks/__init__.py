@@ -1,4 +1,4 @@
-"""Where frames go: MP4, GIF, PNG sequence, raw RGB on stdout, a window. Files appear whole or not at all."""
+"""Sinks of frames: MP4, GIF, PNG sequence, raw RGB on stdout, a window. Files appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ WINDOW = "window"
 
 
 def open_sink(target: str, fps: Fraction, size: tuple[int, int]) -> Sink:
-    """A sink for `target`: ``x.mp4``, ``x.gif``, ``frames/%04d.png``, ``-`` for raw RGB on stdout, or `WINDOW`.
+    """A sink for `target`. Use it as a context manager; see `Sink`. Raises `SinkError` if the target cannot be served.
 
-    fps: frames a second, exact. size: (width, height). Raises `SinkError` naming the remedy where the target cannot
-    be served. Use the sink as a context manager: leaving it well finishes the file, an exception removes it.
+    target: ``x.mp4``, ``x.gif``, ``frames/%04d.png``, ``-`` for raw RGB on stdout, or `WINDOW`.
+    fps: frames a second, exact.
+    size: (width, height) in pixels.
     """
     kind = _kind(target)
     try:
@@ -38,4 +39,4 @@ def _kind(target: str) -> str:
     for suffix, kind in ((".mp4", "mp4"), (".gif", "gif"), (".png", "png")):
         if lowered.endswith(suffix):
             return kind
-    raise SinkError(f"{target}: this kind is not written; use x.mp4, x.gif, frames/%04d.png, or - for stdout")
+    raise SinkError(f"{target}: this kind of file is not supported; use x.mp4, x.gif, frames/%04d.png or - for stdout")

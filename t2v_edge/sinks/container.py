@@ -1,24 +1,23 @@
-"""What the PyAV sinks share: one video stream in a container that is renamed into place when it is whole."""
+"""The base of the sinks that use PyAV: one video stream in a file that is renamed into place when it is whole."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Optional
 
 import av
 
 from t2v_edge.errors import SinkError
 from t2v_edge.frame import Frame
-from t2v_edge.sinks.base import check_frame
+from t2v_edge.sinks.base import Sink, check_frame
 from t2v_edge.util.files import atomic_file
 
 
-class ContainerSink(ABC):
-    """Base of the sinks that mux with PyAV. A subclass gives `_start` (add the stream) and `_packets`."""
+class ContainerSink(Sink):
+    """The base of the sinks that mux with PyAV. A subclass has `_start`, which adds the stream, and `_packets`."""
 
     def __init__(self, target: str, size: tuple[int, int], options: Mapping[str, str]) -> None:
         if Path(target).is_dir():
@@ -45,7 +44,7 @@ class ContainerSink(ABC):
 
     @abstractmethod
     def _packets(self, frame: Optional[Frame]) -> Any:
-        """Packets of `frame`, or for None those still held back."""
+        """The packets of `frame`. None: the packets that the encoder still holds."""
 
     def write(self, frame: Frame) -> bool:
         check_frame(frame, self._size, self._target)
@@ -60,12 +59,7 @@ class ContainerSink(ABC):
         except (OSError, ValueError) as error:  # PyAV's FFmpegError is one or the other
             raise SinkError(f"{self._target} cannot be written ({error}); check the space on the disk") from error
 
-    def __enter__(self) -> ContainerSink:
-        return self
-
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Any) -> None:
         try:
             with self._exits:
                 try:
@@ -76,13 +70,13 @@ class ContainerSink(ABC):
                 if error is not None:
                     raise _Abandoned
         except _Abandoned:
-            pass  # the temporary is gone, and the exception that brought us here goes on
+            pass  # the temporary file is gone, and the caller's exception goes on
         except OSError as failure:
             raise SinkError(f"{self._target} cannot be finished ({failure}); check its folder") from failure
 
     def _complete(self) -> None:
         if not self._frames:
-            raise SinkError(f"{self._target}: no frame came, nothing is written; ask for more seconds")
+            raise SinkError(f"{self._target}: no frame came, so nothing is written; ask for more seconds")
         self._mux(None)
 
     def _close(self, quietly: bool) -> None:
@@ -94,4 +88,4 @@ class ContainerSink(ABC):
 
 
 class _Abandoned(Exception):
-    """Tells the atomic file to remove its temporary."""
+    """Makes the atomic file remove its temporary."""

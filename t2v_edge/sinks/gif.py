@@ -1,4 +1,4 @@
-"""Looped GIF, a palette a frame."""
+"""A sink for looped GIFs, with a palette for each frame."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from t2v_edge.sinks.container import ContainerSink
 
 TICKS = 100
 MIN_TICKS = 2
-"""GIF counts in 1/100 s, and browsers slow down frames shorter than 2/100 s."""
+"""Browsers slow down frames shorter than 2/100 s. A tick is 1/100 s, the unit of GIF."""
 
 
 def gif_ticks(seconds: Fraction) -> int:
-    """The tick nearest to an exact time: rounding times, not delays, keeps the whole as long as it should be."""
+    """The tick nearest to an exact time. Times are rounded, not delays, so that the errors do not add up."""
     return math.floor(seconds * TICKS + Fraction(1, 2))
 
 
 class GifSink(ContainerSink):
-    """Frames at their times to the nearest 1/100 s; above 50 fps those that come too soon are left out."""
+    """A GIF with frames at the nearest 1/100 s. Above 50 fps it leaves out the frames that come too soon."""
 
     def __init__(self, target: str, fps: Fraction, size: tuple[int, int]) -> None:
         self._fps = fps

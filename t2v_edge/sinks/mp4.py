@@ -1,4 +1,4 @@
-"""MP4 with exact timestamps."""
+"""A sink for MP4 files with exact timestamps."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LIMITED = 1
 
 
 def choose_codec() -> tuple[str, dict[str, str]]:
-    """H.264 where FFmpeg has x264, else MPEG-4 part 2, with near-lossless settings that two cores keep up with."""
+    """The codec and its options: H.264 if FFmpeg has x264, else MPEG-4 part 2. Both near lossless, for two cores."""
     if "libx264" in av.codec.codecs_available:
         return "libx264", {"crf": "18", "preset": "veryfast"}
     return "mpeg4", {"q": "2"}
 
 
 class Mp4Sink(ContainerSink):
-    """yuv420p, BT.709, index at the front. A frame's pts goes in as it is, in units of 1/fps seconds."""
+    """An MP4 in yuv420p and BT.709, with its index at the front. Each frame keeps its pts, in units of 1/fps."""
 
     def __init__(self, target: str, fps: Fraction, size: tuple[int, int]) -> None:
         if size[0] % 2 or size[1] % 2:

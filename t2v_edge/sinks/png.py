@@ -1,19 +1,18 @@
-"""A sequence of PNG files."""
+"""A sink for a sequence of PNG files."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Optional
+from typing import Any
 
 import cv2
 import numpy.typing as npt
 
 from t2v_edge.errors import SinkError
 from t2v_edge.frame import Frame
-from t2v_edge.sinks.base import check_frame
+from t2v_edge.sinks.base import Sink, check_frame
 from t2v_edge.util.files import write_atomic
 
 _PATTERN = re.compile(r"[^%]*%(0[1-9])?d[^%]*")
@@ -28,8 +27,8 @@ def encode_png(pixels: npt.NDArray[Any]) -> bytes:
     return bytes(data.tobytes())
 
 
-class PngSink:
-    """Frame k goes to ``pattern % k``, each file whole. What was written stays where a run fails."""
+class PngSink(Sink):
+    """A sequence with frame k in ``pattern % k``. Each file appears whole. Files stay if the run fails later."""
 
     def __init__(self, pattern: str, size: tuple[int, int]) -> None:
         if _PATTERN.fullmatch(Path(pattern).name) is None or "%" in str(Path(pattern).parent):
@@ -44,14 +43,6 @@ class PngSink:
         except OSError as error:
             raise SinkError(f"{self._pattern} cannot be written ({error}); check the space and permissions") from error
         return True
-
-    def __enter__(self) -> PngSink:
-        return self
-
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        """Every file is already whole."""
 
 
 def open_sink(target: str, fps: Fraction, size: tuple[int, int]) -> PngSink:

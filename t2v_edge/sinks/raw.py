@@ -1,23 +1,22 @@
-"""Raw RGB on standard output, for ffmpeg or GStreamer:
+"""A sink for raw RGB on standard output, for ffmpeg or GStreamer.
 
-t2v-edge run BUNDLE CAPTION -o - | ffmpeg -f rawvideo -pix_fmt rgb24 -s 256x256 -r 16 -i - x.webm
+Example: ``t2v-edge run BUNDLE CAPTION -o - | ffmpeg -f rawvideo -pix_fmt rgb24 -s 256x256 -r 16 -i - x.webm``
 """
 
 from __future__ import annotations
 
 import sys
 from fractions import Fraction
-from types import TracebackType
-from typing import BinaryIO, Optional
+from typing import Any, BinaryIO, Optional
 
 import numpy as np
 
 from t2v_edge.frame import Frame
-from t2v_edge.sinks.base import check_frame
+from t2v_edge.sinks.base import Sink, check_frame
 
 
-class RawSink:
-    """Writes each frame as height x width x 3 bytes. `BrokenPipeError` goes through: the reader has had enough."""
+class RawSink(Sink):
+    """A stream of height x width x 3 bytes a frame. `BrokenPipeError` goes to the caller if the reader closes."""
 
     def __init__(self, out: BinaryIO, size: tuple[int, int]) -> None:
         self._out = out
@@ -28,12 +27,7 @@ class RawSink:
         self._out.write(np.ascontiguousarray(frame.pixels).data)
         return True
 
-    def __enter__(self) -> RawSink:
-        return self
-
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Any) -> None:
         if kind is None:
             self._out.flush()
 

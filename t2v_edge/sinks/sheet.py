@@ -1,4 +1,4 @@
-"""A contact sheet: frames of a stream, evenly spaced in time, side by side in one PNG."""
+"""Contact sheets: frames of a stream, evenly spaced in time, side by side in one PNG."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _PAPER, _INK = 255, (40, 40, 40)
 
 
 class ContactSheet:
-    """Collects about `cells` frames of a stream: of `frame_count`, or of an endless one, ever more widely spaced."""
+    """A sheet of about `cells` frames of a stream.
+
+    frame_count: the stream's length. None for an endless stream: then the kept frames get farther and farther apart.
+    """
 
     def __init__(self, frame_count: Optional[int], cells: int = CELLS) -> None:
         self._cells = cells
@@ -36,7 +39,7 @@ class ContactSheet:
         self._kept: list[tuple[int, str, npt.NDArray[Any]]] = []
 
     def add(self, frame: Frame) -> None:
-        """Keep a frame if it is one of those to show; its pixels are copied."""
+        """Keep a copy of a frame if the sheet shows it."""
         wanted = frame.index % self._stride == 0 if self._wanted is None else frame.index in self._wanted
         if not wanted:
             return
@@ -47,7 +50,7 @@ class ContactSheet:
             self._kept = [kept for kept in self._kept if kept[0] % self._stride == 0]
 
     def pixels(self) -> npt.NDArray[Any]:
-        """The sheet, uint8 (H, W, 3) RGB. Raises `SinkError` where no frame was kept."""
+        """The sheet, uint8 (H, W, 3), RGB. Raises `SinkError` if it has no frame."""
         return contact_sheet([cell for _, _, cell in self._kept], [label for _, label, _ in self._kept])
 
     def save(self, path: Path) -> None:
@@ -62,7 +65,7 @@ class ContactSheet:
 def contact_sheet(
     frames: list[npt.NDArray[Any]], labels: Optional[list[str]] = None, columns: int = COLUMNS
 ) -> npt.NDArray[Any]:
-    """Lay uint8 (H, W, 3) RGB frames of one size out in rows, each over its ASCII label; returns the like."""
+    """A sheet of frames in rows, each above its ASCII label. Frames and sheet are uint8 (H, W, 3), RGB."""
     if not frames:
         raise SinkError("there is no frame for the contact sheet; ask for more seconds")
     height, width = frames[0].shape[:2]
@@ -80,7 +83,7 @@ def contact_sheet(
 
 
 def _cell(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A copy, shrunk where it is larger than a cell should be."""
+    """A copy, at most `MAX_CELL_SIDE` wide and high."""
     height, width = pixels.shape[:2]
     scale = MAX_CELL_SIDE / max(height, width)
     if scale >= 1:

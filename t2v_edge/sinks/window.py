@@ -1,17 +1,16 @@
-"""A window on the screen, in real time."""
+"""A sink that shows frames in a window on the screen, in real time."""
 
 from __future__ import annotations
 
 import time
 from fractions import Fraction
-from types import TracebackType
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import cv2
 
 from t2v_edge.errors import SinkError
 from t2v_edge.frame import Frame
-from t2v_edge.sinks.base import check_frame
+from t2v_edge.sinks.base import Sink, check_frame
 
 TITLE = "t2v-edge (q closes)"
 MAX_LAG_S = 0.25
@@ -19,22 +18,22 @@ _QUIT = (ord("q"), 27)
 
 
 class WindowPacer:
-    """Says how long to wait for a frame. Times are absolute, so errors do not add up; a stall re-anchors them."""
+    """The waiting times between frames. Times are absolute, so errors do not add up. After a stall they start again."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._origin: Optional[float] = None
 
     def wait_s(self, seconds: Fraction) -> float:
-        """Seconds until a frame due at `seconds` after the first one; 0 where it is late."""
+        """Seconds until a frame is due that comes `seconds` after the first. 0 if it is late."""
         now = self._clock()
         if self._origin is None or now - (self._origin + float(seconds)) > MAX_LAG_S:
             self._origin = now - float(seconds)
         return max(0.0, self._origin + float(seconds) - now)
 
 
-class WindowSink:
-    """Shows frames with OpenCV at their times; `write` is False once q or Escape is pressed or the window is closed."""
+class WindowSink(Sink):
+    """A window of OpenCV. `write` returns False after q or Escape is pressed or the window is closed."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self._size = size
@@ -57,12 +56,7 @@ class WindowSink:
         except cv2.error as error:
             raise SinkError(f"the window failed ({error}); write a file with -o instead") from error
 
-    def __enter__(self) -> WindowSink:
-        return self
-
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Any) -> None:
         cv2.destroyWindow(TITLE)
 
 

@@ -1,4 +1,4 @@
-"""The user's cache folder: what can be made again, and is never trusted because it is there."""
+"""The user's cache folder. Everything in it can be made again, and is checked before use."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ VARIABLE = "T2V_EDGE_CACHE"
 
 
 def cache_root() -> Path:
-    """``$T2V_EDGE_CACHE`` where it is set, else the platform's folder for caches, such as ``~/.cache/t2v-edge``.
+    """``$T2V_EDGE_CACHE`` if it is set, else the platform's folder for caches, such as ``~/.cache/t2v-edge``.
 
-    Raises `RuntimeError` where the user has no home. XDG_CACHE_HOME counts where it is absolute, as the XDG Base
-    Directory Specification 0.8 says.
+    XDG_CACHE_HOME counts if it is absolute (XDG Base Directory Specification 0.8). Raises `RuntimeError` if the user
+    has no home.
     """
     chosen = os.environ.get(VARIABLE)
     if chosen:
@@ -32,7 +32,7 @@ def cache_root() -> Path:
 
 
 def cache_folder(name: str) -> Optional[Path]:
-    """The folder `name` in the cache, made with mode 0700; None where it cannot be had (the caller does without)."""
+    """The folder `name` in the cache, made with mode 0700. None if it cannot be made: then do without."""
     try:
         root = cache_root()
         root.parent.mkdir(parents=True, exist_ok=True)

@@ -1,21 +1,26 @@
-"""Values of a message that came from outside: types and ranges, or `ProtocolError`."""
+"""A reader of the values in a message from outside. It checks types and ranges."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, Optional, cast
+from typing import Any, Optional, TypeVar, cast
 
 from t2v_edge.errors import ProtocolError
 
 _SHOWN = 40
-_FRACTION = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
+_FRACTION = re.compile(r"([0-9]{1,7})/([0-9]{1,7})")
 MAX_TERM = 10**6
+T = TypeVar("T")
 
 
 class Fields:
-    """The values of one message of type `kind`. `optional_` getters give None where the key is absent or null."""
+    """The values of one message of type `kind`.
+
+    Every getter raises `ProtocolError` for a wrong value. The `optional_` getters, `fraction` and `size` return None
+    if the key is absent or null.
+    """
 
     def __init__(self, kind: str, values: dict[str, Any]) -> None:
         self._kind = kind
@@ -25,6 +30,11 @@ class Fields:
         shown = "absent" if value is None else repr(str(value)[:_SHOWN])
         return ProtocolError("bad_value", f"{name} of a {self._kind} message is {shown}", f"send {expected}")
 
+    def _required(self, name: str, value: Optional[T], expected: str) -> T:
+        if value is None:
+            raise self.wrong(name, None, expected)
+        return value
+
     def optional_whole(self, name: str, low: int, high: int) -> Optional[int]:
         value = self._values.get(name)
         if value is not None and not _is_whole(value, low, high):
@@ -32,10 +42,7 @@ class Fields:
         return cast(Optional[int], value)
 
     def whole(self, name: str, low: int, high: int) -> int:
-        value = self.optional_whole(name, low, high)
-        if value is None:
-            raise self.wrong(name, None, f"a whole number, {low} to {high}")
-        return value
+        return self._required(name, self.optional_whole(name, low, high), f"a whole number, {low} to {high}")
 
     def wholes(self, name: str, low: int, high: int, most: int) -> tuple[int, ...]:
         """A list of 1 to `most` whole numbers."""
@@ -57,13 +64,10 @@ class Fields:
         return float(value)
 
     def number(self, name: str, low: float, high: float) -> float:
-        value = self.optional_number(name, low, high)
-        if value is None:
-            raise self.wrong(name, None, f"a number, {low:g} to {high:g}")
-        return value
+        return self._required(name, self.optional_number(name, low, high), f"a number, {low:g} to {high:g}")
 
     def fraction(self, name: str, low: int, high: int) -> Optional[Fraction]:
-        """An exact rate: a number, or a text such as "30000/1001"; None where it is absent."""
+        """An exact rate: a number, or a text such as "30000/1001"."""
         value = self._values.get(name)
         if value is None:
             return None
@@ -79,7 +83,7 @@ class Fields:
         return result
 
     def size(self, name: str, most: int) -> Optional[tuple[int, int]]:
-        """[width, height]; None where it is absent."""
+        """(width, height)."""
         value = self._values.get(name)
         if value is None:
             return None
@@ -94,10 +98,7 @@ class Fields:
         return value
 
     def text(self, name: str, most: int) -> str:
-        value = self.optional_text(name, most)
-        if value is None:
-            raise self.wrong(name, None, f"text of at most {most} characters")
-        return value
+        return self._required(name, self.optional_text(name, most), f"text of at most {most} characters")
 
     def optional_choice(self, name: str, choices: Sequence[str]) -> Optional[str]:
         value = self._values.get(name)
@@ -106,10 +107,7 @@ class Fields:
         return cast(Optional[str], value)
 
     def choice(self, name: str, choices: Sequence[str]) -> str:
-        value = self.optional_choice(name, choices)
-        if value is None:
-            raise self.wrong(name, None, f"one of: {', '.join(choices)}")
-        return value
+        return self._required(name, self.optional_choice(name, choices), f"one of: {', '.join(choices)}")
 
     def flag(self, name: str, default: Optional[bool] = None) -> bool:
         value = self._values.get(name, default)
@@ -123,5 +121,5 @@ def _is_whole(value: Any, low: int, high: int) -> bool:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether no half of a surrogate pair stands alone, as JSON's escapes allow: such text cannot be sent on."""
+    """Whether the text has no lone surrogate. JSON's escapes allow one, but it cannot be sent as UTF-8."""
     return not any("\ud800" <= character <= "\udfff" for character in text)

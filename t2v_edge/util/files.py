@@ -1,7 +1,7 @@
-"""Files and folders that appear whole or not at all: temporary sibling, fsync, rename.
+"""Writers of files and folders that appear whole or not at all: temporary sibling, fsync, rename.
 
-A temporary is named ``.NAME.partial-RANDOM`` (with the target's suffix for files) and its writer holds a lock on
-it, so that the next writer of the same target can tell a dead run's leftovers from a live one's work.
+A temporary is named ``.NAME.partial-RANDOM`` plus the target's suffix. Its writer holds a lock on it, so that the next
+writer of the same target can recognise the leftovers of a dead run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Optional
+from typing import Any, Callable, Optional
 
 if sys.platform != "win32":
     import fcntl
@@ -26,21 +26,9 @@ _AT_FDCWD = -100
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; rename it into place on success, remove it on any exception."""
-    target = Path(os.path.realpath(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale(target)
-    temporary = _temporary(target)
-    temporary.touch()
-    lock = _lock(temporary)
-    try:
+    """Yield a temporary file beside `target`. Rename it into place on success, remove it on any exception."""
+    with _atomic(target, Path.touch, fsync_path, os.replace) as temporary:
         yield temporary
-        fsync_path(temporary)
-        os.replace(temporary, target)
-        fsync_path(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-        _unlock(lock)
 
 
 def write_atomic(target: Path, data: bytes) -> None:
@@ -51,29 +39,37 @@ def write_atomic(target: Path, data: bytes) -> None:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target`; swap it into place on success, remove it on any exception.
+    """Yield a temporary folder beside `target`. Swap it into place on success, remove it on any exception.
 
-    On Linux the swap is one atomic exchange (renameat2), so that `target` is always whole. Elsewhere it is two
-    renames, and a run killed between them leaves the old folder as a temporary that the next writer puts back.
+    On Linux the swap is one atomic exchange (renameat2), so `target` is always whole. Elsewhere it is two renames. A
+    run killed between them leaves the old folder as a temporary, which the next writer puts back.
     """
+    with _atomic(target, Path.mkdir, fsync_tree, _swap) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _atomic(
+    target: Path, create: Callable[[Path], Any], flush: Callable[[Path], None], move: Callable[[Path, Path], Any]
+) -> Iterator[Path]:
     target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(target)
-    temporary = _temporary(target)
-    temporary.mkdir()
+    temporary = target.with_name(f".{target.name}{MARK}{secrets.token_hex(6)}{target.suffix}")
+    create(temporary)
     lock = _lock(temporary)
     try:
         yield temporary
-        fsync_tree(temporary)
-        _swap(temporary, target)
+        flush(temporary)
+        move(temporary, target)
         fsync_path(target.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         _unlock(lock)
 
 
 def remove_stale(target: Path) -> None:
-    """Remove temporaries that dead writers of `target` left; put an interrupted swap's old folder back."""
+    """Remove the temporaries of dead writers of `target`, and put back the old folder of an interrupted swap."""
     old = _previous(target)
     if old.exists() and not target.exists():
         os.rename(old, target)
@@ -83,15 +79,12 @@ def remove_stale(target: Path) -> None:
         lock = _lock(path)
         if lock is None:
             continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
         _unlock(lock)
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file or a folder's entries to the disk; a platform that cannot sync folders is let off."""
+    """Flush a file or a folder's entries to the disk. For folders it does nothing if the platform cannot."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError:
@@ -126,7 +119,7 @@ def _swap(new: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names atomically; False where the system cannot."""
+    """Exchange two names atomically. False if the system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -139,8 +132,11 @@ def _previous(target: Path) -> Path:
     return target.with_name(f".{target.name}.previous")
 
 
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}{MARK}{secrets.token_hex(6)}{target.suffix}")
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _escape(name: str) -> str:
@@ -148,7 +144,7 @@ def _escape(name: str) -> str:
 
 
 def _lock(path: Path) -> Optional[int]:
-    """Lock `path` and return the handle; None where another live process holds it or locks do not exist."""
+    """Lock `path` and return the handle. None if another process holds it or the platform has no locks."""
     if sys.platform == "win32":
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a figure was measured on: every report carries it."""
+"""The machine and the software that a figure was measured with, for reports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of Python, this package and those of `packages` that are installed."""
+    """Versions of Python, this package, and the installed ones among `packages`."""
     found = {"python": platform.python_version()}
     for name in ("t2v-edge", "numpy", *packages):
         try:

@@ -1,4 +1,4 @@
-"""How much memory this process holds."""
+"""The memory of this process."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class ProcessMemory:
-    """Resident memory now and at its highest, in bytes."""
+    """Resident memory, now and at its highest, in bytes."""
 
     resident_bytes: int
     peak_bytes: int
 
 
 def process_memory(status: Path = STATUS) -> ProcessMemory:
-    """Of this process, from /proc: a child's `ru_maxrss` starts at its parent's size. Elsewhere the highest stands for
-    both, and zeros where the system does not tell."""
+    """The memory of this process. Zeros if the system does not say.
+
+    It is read from /proc, because a child's `ru_maxrss` starts at its parent's size. Systems without /proc give the
+    highest for both.
+    """
     try:
         found = {}
         for line in status.read_text("ascii", "replace").splitlines():

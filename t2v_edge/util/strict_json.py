@@ -1,4 +1,4 @@
-"""JSON as bundles and messages may hold it: finite numbers, no key twice, bounded depth."""
+"""JSON with strict rules, for bundles and messages: finite numbers, no key twice, bounded depth."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from t2v_edge.errors import BundleError
 
 MAX_DEPTH = 32
 MAX_DIGITS = 64
-"""Of an integer: reading one takes time in the square of its digits."""
+"""The most digits of an integer. The time to read one grows with their square."""
 
 
 def loads(data: bytes, where: str) -> Any:
-    """Parse UTF-8 JSON; raises `BundleError` naming `where` for anything malformed, non-finite or too deep."""
+    """Parse UTF-8 JSON. Raises `BundleError` naming `where` for malformed, non-finite or too deep values."""
     try:
         return parse(data.decode("utf-8"))
     except ValueError as error:
@@ -23,7 +23,7 @@ def loads(data: bytes, where: str) -> Any:
 
 
 def parse(text: str, depth: int = MAX_DEPTH) -> Any:
-    """Parse JSON of at most `depth` levels; raises `ValueError` for anything malformed, non-finite or too deep."""
+    """Parse JSON of at most `depth` levels. Raises `ValueError` for malformed, non-finite or too deep values."""
     try:
         _check_depth(text, depth)
         return json.loads(
@@ -34,7 +34,7 @@ def parse(text: str, depth: int = MAX_DEPTH) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Readable UTF-8 JSON of `value`, the same bytes for the same value; raises `BundleError` for NaN or infinity."""
+    """Readable UTF-8 JSON, the same bytes for the same value. Raises `BundleError` for NaN or infinity."""
     try:
         return (json.dumps(value, ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode("utf-8")
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""How long the stages of a stream take."""
+"""Times of a stream's stages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -16,10 +16,11 @@ WINDOW = 4096
 
 @dataclass(frozen=True)
 class Latency:
-    """How long a thing took, in milliseconds: how often it was done, and percentiles of the times kept.
+    """Percentiles of times, in milliseconds. None if there are too few times.
 
-    jitter_ms: the 95th percentile of how far a time is from the one before it: what a viewer sees, where a slow drift
-    goes unseen (RFC 3550 averages such differences). None where there are too few times.
+    count: how many times were taken. Percentiles may be of fewer, the kept ones.
+    jitter_ms: the 95th percentile of the difference between one time and the next. A viewer sees this, but not a slow
+        drift (RFC 3550 averages such differences).
     """
 
     count: int
@@ -31,7 +32,7 @@ class Latency:
 
     @classmethod
     def of(cls, times_ms: Sequence[float], count: Optional[int] = None) -> Latency:
-        """Of times in the order they were taken; `count` where more were taken than are kept. Interpolates linearly."""
+        """The latency of times in order. count: if more were taken than are kept. Percentiles interpolate linearly."""
         done = len(times_ms) if count is None else count
         if not times_ms:
             return cls(done)
@@ -41,23 +42,20 @@ class Latency:
         return cls(done, median, p95, p99, float(times.max()), jitter)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "count": self.count,
-            "median_ms": self.median_ms,
-            "p95_ms": self.p95_ms,
-            "p99_ms": self.p99_ms,
-            "max_ms": self.max_ms,
-            "jitter_ms": self.jitter_ms,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class StreamStats:
-    """A stream's own time, without what its consumer spends between frames; that counts where frames are made ahead.
+    """Figures of a stream.
 
-    fps: frames made a second of that time. first_frame_ms: from the first caption's tokens to the first pixels.
-    motion_steps: base steps run. stages: latency by stage, percentiles of the last `WINDOW` runs; of frames made ahead,
-    render's is what sending them off and waiting for them took.
+    They leave out the time that its consumer spends between frames, unless frames are made ahead.
+
+    motion_steps: base steps run.
+    fps: frames made a second.
+    first_frame_ms: from the first caption's tokens to the first pixels.
+    stages: latency by stage, of the last `WINDOW` runs. For frames made ahead, render's is the time to start them and
+        to wait for them.
     """
 
     frames: int
@@ -77,8 +75,10 @@ class StreamStats:
 
 
 class Stopwatch:
-    """Collects durations of named stages, in a bounded window each. tell: is told each as well, (stage, milliseconds),
-    in the thread that took it."""
+    """A collector of the durations of named stages, with a bounded window for each.
+
+    tell: is called with each (stage, milliseconds), in the thread that took it.
+    """
 
     tell: Optional[Callable[[str, float], None]] = None
 

@@ -30,7 +30,7 @@ const panel = new XRPanel(() => stream.frame);
 const input = /** @type {HTMLInputElement} */ (find("caption-text"));
 const buttons = { vr: find("enter-vr"), ar: find("enter-ar") };
 
-// Kept until the tab is closed, and only once the server has taken it.
+// The token is kept until the tab is closed, and only after the server accepted it.
 
 function readToken() {
   try {
@@ -43,7 +43,7 @@ function readToken() {
 function keepToken() {
   try {
     if (token) sessionStorage.setItem(TOKEN, token);
-  } catch { /* storage is off: it is asked for again */ }
+  } catch { /* storage is off: the page asks again */ }
 }
 
 // The connection.
@@ -77,7 +77,7 @@ stream.addEventListener("state", () => {
 find("retry").addEventListener("click", () => {
   if (stream.state === "waiting") stream.retry();
   else if (stream.state === "refused") connect();
-  input.focus(); // the button goes
+  input.focus(); // the button disappears
 });
 
 find("token-form").addEventListener("submit", (event) => {
@@ -88,10 +88,10 @@ find("token-form").addEventListener("submit", (event) => {
   input.focus();
 });
 
-stream.addEventListener("problem", (event) => tell(/** @type {CustomEvent} */ (event).detail));
+stream.addEventListener("problem", (event) => report(/** @type {CustomEvent} */ (event).detail));
 
 /** @param {any} error */
-function tell(error) {
+function report(error) {
   if (error instanceof StreamError) {
     if (stream.state === "open") showProblem(error.message, error.remedy);
   } else showProblem(String(error?.message ?? error), "");
@@ -99,7 +99,7 @@ function tell(error) {
 
 // Captions.
 
-/** The caption in all places where it is seen. */
+/** Show the caption in all its places. */
 function caption() {
   if (stream.shown) showCaption(stream.shown);
   panel.setCaption(stream.state === "open" || !welcomed ? stream.shown : `${stream.shown} (trying to reconnect)`);
@@ -115,7 +115,7 @@ find("caption-form").addEventListener("submit", (event) => {
   const text = input.value.trim();
   if (!text) return;
   stream.caption(text);
-  input.select(); // what is typed next takes its place
+  input.select(); // the next text replaces it
 });
 
 for (const kind of ["input", "compositionend"]) {
@@ -167,14 +167,14 @@ if (!without) {
 
 // Playback and settings.
 
-find("pause").addEventListener("click", () => (stream.paused ? stream.resume() : stream.pause()).catch(tell));
-find("reset").addEventListener("click", () => stream.reset().catch(tell));
+find("pause").addEventListener("click", () => (stream.paused ? stream.resume() : stream.pause()).catch(report));
+find("reset").addEventListener("click", () => stream.reset().catch(report));
 
 /** @param {string} id @param {(value: string) => Promise<any>} act */
 function onChoice(id, act) {
   const field = /** @type {HTMLInputElement} */ (find(id));
   field.addEventListener("change", () => {
-    if (field.reportValidity()) act(field.value).catch((error) => { tell(error); settings(); });
+    if (field.reportValidity()) act(field.value).catch((error) => { report(error); settings(); });
   });
 }
 

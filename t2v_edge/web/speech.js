@@ -1,5 +1,5 @@
 /**
- * The browser's speech recognition as captions: what it still guesses is partial, what it is sure of is final.
+ * Captions from the browser's speech recognition. Its guesses are partial captions, its results final ones.
  *
  * @typedef {(text: string, final: boolean) => void} OnCaption
  * @typedef {(listening: boolean, problem: string) => void} OnChange  problem: what is wrong and what to do, or ""
@@ -12,7 +12,7 @@ const REASONS = /** @type {Record<string, string>} */ ({
   "network": "The browser's speech recognition cannot reach its service; type instead.",
   "language-not-supported": "This browser does not recognise this language; choose the other one.",
 });
-const SHORT_MS = 1000; // recognition that ends sooner, three times in a row, will not go better the next time
+const SHORT_MS = 1000; // recognition that ends sooner three times in a row is given up
 const TRIES = 3;
 
 /** The browser's recogniser, or null. @param {any} [scope] */
@@ -20,7 +20,7 @@ export function findRecognition(scope = globalThis) {
   return scope.SpeechRecognition ?? scope.webkitSpeechRecognition ?? null;
 }
 
-/** Why there is none to use, or "". @param {any} [scope] @returns {string} */
+/** Why speech recognition cannot be used, or "". @param {any} [scope] @returns {string} */
 export function whyNoSpeech(scope = globalThis) {
   if (findRecognition(scope) === null) return "Speaking needs a browser with speech recognition, as Chrome, Edge and Safari have.";
   if (scope.isSecureContext === false) return "Speaking needs https or localhost: start the server with --tls-cert and --tls-key.";
@@ -28,14 +28,14 @@ export function whyNoSpeech(scope = globalThis) {
 }
 
 /**
- * Captions of a recogniser's results. Results that are final are given once, one after the other; all that is not final
- * yet is one partial caption, because recognisers cut one sentence into several guesses.
+ * A converter of a recogniser's results to captions. Each final result is one caption. The others make one partial
+ * caption together, because recognisers cut a sentence into several guesses.
  */
 export class Transcript {
   #done = 0;
   #partial = "";
 
-  /** Recognition began anew: its results count from 0. */
+  /** Start a new recognition, whose results count from 0. */
   restart() {
     this.#done = 0;
     this.#partial = "";
@@ -61,7 +61,7 @@ export class Transcript {
   }
 }
 
-/** Listens until it is told to stop: recognisers end by themselves after a silence, and are begun anew. */
+/** A listener. Recognisers end by themselves after a silence; this one starts them again until `stop`. */
 export class Speech {
   listening = false;
   #recognition = /** @type {any} */ (null);
@@ -108,7 +108,7 @@ export class Speech {
     };
     recognition.onerror = (/** @type {any} */ event) => {
       const problem = REASONS[event.error];
-      if (recognition === this.#recognition && problem) this.stop(problem); // a silence, or an abort, is no problem
+      if (recognition === this.#recognition && problem) this.stop(problem); // silence and abort are not problems
     };
     recognition.onend = () => {
       if (recognition !== this.#recognition) return;

@@ -1,5 +1,5 @@
 /**
- * Live captions to video: a client of `t2v-edge serve` for browsers, without dependencies (docs/web.md, docs/protocol.md).
+ * A client of `t2v-edge serve` for browsers, without dependencies (docs/web.md, docs/protocol.md).
  *
  *     import { LiveStream } from "./t2v-edge.js";
  *
@@ -9,14 +9,14 @@
  *     stream.caption("a person is waving");
  *
  * @typedef {{fps?: number|string, size?: [number, number], seed?: number, format?: "raw"|"jpeg"|"webp",
- *   quality?: number}} Settings  What is left out is as the server likes it.
+ *   quality?: number}} Settings  The server chooses what is left out.
  * @typedef {import("./wire.js").Header} Header
- * @typedef {{bitmap: ImageBitmap, header: Header, caption: string}} LiveFrame  `bitmap` is closed when the next comes.
+ * @typedef {{bitmap: ImageBitmap, header: Header, caption: string}} LiveFrame  The next frame closes `bitmap`.
  * @typedef {"closed"|"connecting"|"open"|"waiting"|"refused"} State
- *   waiting: the connection is lost and will be tried again; refused: it will not, see `error`.
+ *   waiting: the connection is lost and will be opened again. refused: it will not, see `error`.
  */
 
-import { Tally } from "./tally.js";
+import { StreamStatistics } from "./statistics.js";
 import {
   FrameGate, StreamError, VERSION, decode, deferred, pick, readFrame, retryDelayMs, whyRefused,
 } from "./wire.js";
@@ -27,7 +27,7 @@ const PARTIAL_MS = 100; // the server takes 30 messages a second
 const FIRST_BEAT_MS = 500;
 
 /**
- * One stream, over one connection after the other: settings, pause and the last caption are kept; frames start anew.
+ * A stream that opens a lost connection again. Then settings, pause and the last caption stay, and frames start from 0.
  *
  * Events: `frame` (`stream.frame` is new), `showing` (`stream.shown`), `state` (`stream.state`, `error`, `retryInMs`),
  * `settings` (`stream.settings`, `paused`), `problem` (detail: a `StreamError` that does not end the connection).
@@ -36,27 +36,27 @@ export class LiveStream extends EventTarget {
   /** @type {State} */ state = "closed";
   /** @type {StreamError|null} */ error = null;
   /** @type {LiveFrame|null} */ frame = null;
-  /** What the server shows. */ shown = "";
-  /** What the server said first: version, session, bundle, base_fps. @type {any} */ welcome = null;
-  /** In force. @type {Settings} */ settings = {};
-  /** Until the next try, in state `waiting`. */ retryInMs = 0;
+  /** The caption that the server shows. */ shown = "";
+  /** The server's first message: version, session, bundle, base_fps. @type {any} */ welcome = null;
+  /** The settings in force. @type {Settings} */ settings = {};
+  /** Time to the next try, in state `waiting`. */ retryInMs = 0;
   paused = false;
 
   #options; #socket = /** @type {WebSocket|null} */ (null); #ready = /** @type {any} */ (null);
-  #wanted = /** @type {Settings} */ ({}); #last = /** @type {any} */ (null); #open = true; // of the current segment
-  #segment = 0; #revision = -1; #attempt = 0; #session = 0; #said = /** @type {StreamError|null} */ (null);
+  #wanted = /** @type {Settings} */ ({}); #last = /** @type {any} */ (null); #open = true; // the current segment
+  #segment = 0; #revision = -1; #attempt = 0; #session = 0; #reported = /** @type {StreamError|null} */ (null);
   #timers = /** @type {Record<string, any>} */ ({}); #partial = /** @type {any} */ (null); #partialAt = -Infinity;
   #states = /** @type {any[]} */ ([]); #counts = /** @type {any[]} */ ([]);
   #gate = new FrameGate(); #next = /** @type {Header|null} */ (null); #decoding = false; #broken = false;
-  #tally = new Tally(); #roundTripMs = /** @type {number|null} */ (null);
+  #statistics = new StreamStatistics(); #roundTripMs = /** @type {number|null} */ (null);
   #online = () => this.retry();
 
   /**
    * @param {string|URL} url  ws://host:port/live, or wss
    * @param {{token?: string, settings?: Settings, retry?: boolean, timeoutMs?: number, heartbeatMs?: number,
    *   WebSocket?: any, decode?: (header: Header) => Promise<any>}} [options]
-   *   retry: whether a connection that is lost is tried again (default), for ever. timeoutMs: for a connection and for an
-   *   answer. heartbeatMs: how often the connection is checked. WebSocket, decode: for tests.
+   *   retry: whether a lost connection is opened again (default), without a limit. timeoutMs: for a connection and for an
+   *   answer. heartbeatMs: between two checks of the connection. WebSocket, decode: for tests.
    */
   constructor(url, options = {}) {
     super();
@@ -66,34 +66,34 @@ export class LiveStream extends EventTarget {
     this.#wanted = { ...options.settings };
   }
 
-  /** For the next connection. @param {string|undefined} token */
+  /** The token for the next connection. @param {string|undefined} token */
   set token(token) {
     this.#options.token = token;
   }
 
-  /** Connect. @returns {Promise<void>} done at the first welcome; rejected with a `StreamError` when it is refused */
+  /** Connect. @returns {Promise<void>} done at the first welcome, rejected with a `StreamError` if refused */
   connect() {
     if (this.#ready !== null) return this.#ready.promise;
     const { promise } = this.#ready = deferred();
     globalThis.addEventListener?.("online", this.#online);
-    this.#dial();
+    this.#connect();
     return promise;
   }
 
   /** Try again now, in state `waiting`. */
   retry() {
-    if (this.state === "waiting") this.#dial();
+    if (this.state === "waiting") this.#connect();
   }
 
-  /** End it. */
+  /** End the stream. */
   close() {
     if (this.#socket?.readyState === 1) this.#send({ type: "bye", reason: "done" });
     this.#end("closed", new StreamError("closed", "the stream is closed", "connect again"));
   }
 
   /**
-   * Say what is to be shown. A partial caption is replaced by the next one; a final one ends its segment. Partial ones
-   * are sent ten times a second at most, the newest each time. The last one is said again after a reconnect.
+   * Show a caption. The next one replaces a partial caption; a final one ends its segment. At most ten partial captions
+   * a second are sent, the newest each time. After a reconnect the last one is sent again.
    * @param {string} text @param {{final?: boolean, start?: number, end?: number}} [options]
    */
   caption(text, { final = true, start, end } = {}) {
@@ -108,42 +108,42 @@ export class LiveStream extends EventTarget {
     else this.#timers.partial ??= setTimeout(() => this.#sendCaption(), wait);
   }
 
-  /** No frame comes after this is done. */
+  /** Pause. After this is done, no frame comes until `resume`. */
   pause() { return this.#control({ action: "pause" }); }
 
   resume() { return this.#control({ action: "resume" }); }
 
-  /** Start the motion anew. @param {number} [seed] */
+  /** Start the motion again from the beginning. @param {number} [seed] */
   reset(seed) { return this.#control({ action: "reset", seed }); }
 
   /** Change settings. @param {Settings} settings */
   set(settings) { return this.#control({ action: "set", ...settings }); }
 
-  /** What the server counts (docs/protocol.md). @returns {Promise<any>} */
+  /** The server's figures (docs/protocol.md). @returns {Promise<any>} */
   stats() { return this.#ask({ type: "stats" }, this.#counts); }
 
   /**
-   * What this side counts. fps: frames handed out a second. latencyMs, medianLatencyMs: from a caption being sent to its
-   * first frame being decoded, of the last one and of up to 64. roundTripMs: of the last check. Frames: `stale` came too
-   * late for their caption, `overtaken` made room for a newer one, `broken` could not be decoded, `missed` never came.
+   * This client's figures. fps: frames shown a second. latencyMs, medianLatencyMs: from sending a caption to decoding its
+   * first frame, of the last one and of up to 64. roundTripMs: of the last check. Frames: `stale` came too late for their
+   * caption, `overtaken` were replaced by a newer one, `broken` could not be decoded, `missed` never came.
    */
   get statistics() {
-    return { ...this.#tally.read(performance.now()), roundTripMs: this.#roundTripMs, generation: this.#gate.generation };
+    return { ...this.#statistics.read(performance.now()), roundTripMs: this.#roundTripMs, generation: this.#gate.generation };
   }
 
   // The connection.
 
-  #dial() {
+  #connect() {
     this.#clear();
-    this.#said = null;
+    this.#reported = null;
     this.#session += 1;
-    this.#become("connecting");
+    this.#setState("connecting");
     let socket;
     try {
       socket = new this.#options.WebSocket(this.url);
-    } catch (error) { // a wrong address, or ws:// from a page of https
+    } catch (error) { // a wrong address, or ws:// from an https page
       this.#end("refused", new StreamError("address", `${this.url}: ${/** @type {Error} */ (error).message}`,
-        "write ws://host:port/live, and wss where the page came by https"));
+        "write ws://host:port/live, or wss:// from an https page"));
       return;
     }
     let opened = false;
@@ -166,43 +166,43 @@ export class LiveStream extends EventTarget {
   async #closed(event, opened) {
     const session = this.#session;
     this.#socket = null;
-    if (this.#said === null && !opened) {
+    if (this.#reported === null && !opened) {
       const why = await whyRefused(this.url, this.#options.timeoutMs);
       if (session !== this.#session || this.state !== "connecting") return;
-      this.#said = why;
+      this.#reported = why;
     }
-    if (this.#said === null) { // the last message may not have come
+    if (this.#reported === null) { // the last message may not have come
       const [code, message] = (event.reason ?? "").split(/: (.*)/s);
-      if (message) this.#said = new StreamError(code, message, "connect again");
+      if (message) this.#reported = new StreamError(code, message, "connect again");
     }
     this.#lost("the connection is lost");
   }
 
-  /** @param {string} why  where the server has not said it */
+  /** @param {string} why  if the server has not said it */
   #lost(why) {
-    const error = this.#said ?? new StreamError("lost", why, "check that the server runs and can be reached");
+    const error = this.#reported ?? new StreamError("lost", why, "check that the server runs and can be reached");
     if (!this.#options.retry || !error.temporary) return this.#end("refused", error);
-    this.#hangUp();
+    this.#disconnect();
     this.#fail(error);
     this.error = error;
     this.retryInMs = retryDelayMs(this.#attempt++);
-    this.#timers.retry = setTimeout(() => this.#dial(), this.retryInMs);
-    this.#become("waiting");
+    this.#timers.retry = setTimeout(() => this.#connect(), this.retryInMs);
+    this.#setState("waiting");
   }
 
   /** @param {State} state @param {StreamError} error */
   #end(state, error) {
-    this.#hangUp();
+    this.#disconnect();
     this.#fail(error);
     globalThis.removeEventListener?.("online", this.#online);
     const ready = this.#ready;
     this.#ready = null;
     this.error = state === "refused" ? error : null;
-    this.#become(state);
+    this.#setState(state);
     ready?.reject(error);
   }
 
-  #hangUp() {
+  #disconnect() {
     this.#clear();
     const socket = this.#socket;
     this.#socket = null;
@@ -222,35 +222,35 @@ export class LiveStream extends EventTarget {
   }
 
   /** @param {State} state */
-  #become(state) {
+  #setState(state) {
     this.state = state;
     this.dispatchEvent(new CustomEvent("state"));
   }
 
-  // What comes in.
+  // Messages from the server.
 
   /** @param {string|ArrayBuffer} data */
   #receive(data) {
     try {
-      if (typeof data === "string") this.#hear(JSON.parse(data));
-      else this.#take(readFrame(data));
+      if (typeof data === "string") this.#receiveText(JSON.parse(data));
+      else this.#receiveFrame(readFrame(data));
     } catch (error) {
       const wrong = error instanceof StreamError ? error : new StreamError("bad_message",
-        `what the server said makes no sense (${error})`, "use the same version of t2v-edge on both sides");
+        `the server's message cannot be read (${error})`, "use the same version of t2v-edge on both sides");
       this.#end("refused", wrong);
     }
   }
 
   /** @param {any} message */
-  #hear(message) {
+  #receiveText(message) {
     const { type } = message;
     if (type === "welcome") this.#begin(message);
     else if (type === "showing") this.#show(message);
-    else if (type === "state") this.#settle(message);
+    else if (type === "state") this.#applyState(message);
     else if (type === "stats") this.#counts.shift()?.resolve(message);
-    else if (type === "bye") this.#said ??= new StreamError("stopping", message.reason || "the server stops", "wait for it");
+    else if (type === "bye") this.#reported ??= new StreamError("stopping", message.reason || "the server stops", "wait for it");
     else if (type === "error") this.#refuse(new StreamError(message.code, message.message, message.remedy), message.fatal);
-    // other types are of later versions, and not for us
+    // other types are of later versions
   }
 
   /** @param {any} welcome */
@@ -262,9 +262,9 @@ export class LiveStream extends EventTarget {
     this.#attempt = 0;
     this.#gate.reset();
     this.#gate.paused = this.paused;
-    this.#tally.restart();
+    this.#statistics.restart();
     if (this.paused) {
-      this.#states.push(deferred()); // the answer is nobody else's
+      this.#states.push(deferred()); // takes this control's answer
       this.#send({ type: "control", action: "pause" });
     }
     if (this.#last !== null) {
@@ -273,7 +273,7 @@ export class LiveStream extends EventTarget {
     }
     this.#timers.beat = setTimeout(() => this.#beat(), Math.min(FIRST_BEAT_MS, this.#options.heartbeatMs));
     this.#timers.heartbeat = setInterval(() => this.#beat(), this.#options.heartbeatMs);
-    this.#become("open");
+    this.#setState("open");
     this.dispatchEvent(new CustomEvent("settings"));
     this.#ready?.resolve();
   }
@@ -282,12 +282,12 @@ export class LiveStream extends EventTarget {
   #show(showing) {
     this.#gate.require(showing.generation);
     this.shown = showing.text;
-    this.#tally.showing(showing);
+    this.#statistics.showing(showing);
     this.dispatchEvent(new CustomEvent("showing", { detail: showing }));
   }
 
   /** @param {any} state */
-  #settle(state) {
+  #applyState(state) {
     this.settings = pick(state);
     this.paused = this.#gate.paused = state.paused;
     this.#gate.require(state.generation);
@@ -297,19 +297,19 @@ export class LiveStream extends EventTarget {
 
   /** @param {StreamError} error @param {boolean} fatal */
   #refuse(error, fatal) {
-    if (fatal) this.#said = error;
+    if (fatal) this.#reported = error;
     else if (error.code === "bad_value" && this.#states.length) this.#states.shift().reject(error);
     else this.dispatchEvent(new CustomEvent("problem", { detail: error }));
   }
 
-  /** One frame is being decoded, one waits; a newer one takes the place of the one that waits. @param {Header} header */
-  #take(header) {
-    this.#tally.counts.received += 1;
+  /** One frame is being decoded, and one waits. A newer one replaces the one that waits. @param {Header} header */
+  #receiveFrame(header) {
+    this.#statistics.counts.received += 1;
     if (!this.#gate.accepts(header)) {
-      this.#tally.counts.stale += 1;
+      this.#statistics.counts.stale += 1;
       return;
     }
-    this.#tally.counts.overtaken += Number(this.#next !== null);
+    this.#statistics.counts.overtaken += Number(this.#next !== null);
     this.#next = header;
     if (!this.#decoding) this.#decodeAll();
   }
@@ -322,13 +322,13 @@ export class LiveStream extends EventTarget {
       this.#next = null;
       try {
         const bitmap = await this.#options.decode(header);
-        if (session === this.#session && this.#socket !== null && this.#gate.accepts(header)) this.#hand(header, bitmap);
+        if (session === this.#session && this.#socket !== null && this.#gate.accepts(header)) this.#deliver(header, bitmap);
         else {
-          this.#tally.counts.stale += 1;
+          this.#statistics.counts.stale += 1;
           bitmap.close();
         }
       } catch {
-        this.#tally.counts.broken += 1;
+        this.#statistics.counts.broken += 1;
         if (!this.#broken) {
           this.dispatchEvent(new CustomEvent("problem", { detail: new StreamError("decode",
             `this browser cannot decode a frame of ${header.format}`, "choose another format") }));
@@ -340,9 +340,9 @@ export class LiveStream extends EventTarget {
   }
 
   /** @param {Header} header @param {ImageBitmap} bitmap */
-  #hand(header, bitmap) {
+  #deliver(header, bitmap) {
     this.#broken = false;
-    this.#tally.frame(header, performance.now());
+    this.#statistics.frame(header, performance.now());
     this.#gate.pass(header);
     const before = this.frame;
     this.frame = { bitmap, header, caption: this.shown };
@@ -350,7 +350,7 @@ export class LiveStream extends EventTarget {
     this.dispatchEvent(new CustomEvent("frame"));
   }
 
-  // What goes out.
+  // Messages to the server.
 
   #sendCaption() {
     clearTimeout(this.#timers.partial);
@@ -359,7 +359,7 @@ export class LiveStream extends EventTarget {
     this.#partial = null;
     if (message === null) return;
     this.#partialAt = performance.now();
-    this.#tally.caption(message, this.#gate.generation, this.#partialAt);
+    this.#statistics.caption(message, this.#gate.generation, this.#partialAt);
     this.#send(message);
   }
 
@@ -372,7 +372,7 @@ export class LiveStream extends EventTarget {
   async #control(control) {
     const { action, ...settings } = control;
     const state = await this.#ask({ type: "control", ...control }, this.#states);
-    Object.assign(this.#wanted, pick(settings)); // what was taken is asked for again after a reconnect
+    Object.assign(this.#wanted, pick(settings)); // asked for again after a reconnect
     return state;
   }
 
@@ -387,7 +387,7 @@ export class LiveStream extends EventTarget {
     return waiter.promise;
   }
 
-  /** A browser tells nothing of a connection that died without a word: ask, and count on an answer. */
+  /** Check the connection with a request. A browser does not report a connection that died without a close. */
   #beat() {
     const asked = performance.now();
     if (this.#counts.length) {

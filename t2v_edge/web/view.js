@@ -1,16 +1,16 @@
-/** What the page shows, without deciding anything: words, numbers, the picture. */
+/** The view of the page: texts, numbers and the picture. It decides nothing. */
 
 const STATES = /** @type {Record<string, string>} */ ({
   closed: "Closed", connecting: "Connecting", open: "Live", waiting: "Trying again", refused: "Not connected",
 });
-const QUIET_MS = 1500; // a screen reader hears of a caption when it has stayed for so long
+const QUIET_MS = 1500; // a screen reader reads a caption when it has stayed this long
 
 /** @template {HTMLElement} T @param {string} id @returns {T} */
 export function find(id) {
   return /** @type {any} */ (document.getElementById(id));
 }
 
-/** zh for text with Chinese characters, else en: so that it gets the right voice and font. @param {string} text */
+/** zh for text with Chinese characters, else en. It selects the voice and the font. @param {string} text */
 export function languageOf(text) {
   return /[\u3400-\u9fff]/.test(text) ? "zh" : "en";
 }
@@ -20,12 +20,12 @@ export function withUnit(value, unit, digits = 0) {
   return value === null || Number.isNaN(value) ? "–" : `${value.toFixed(digits)} ${unit}`.trim();
 }
 
-/** Write only what changed: what is written again is read out again. @param {HTMLElement} element @param {string} text */
+/** Write a text if it changed. A screen reader reads it again otherwise. @param {HTMLElement} element @param {string} text */
 function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Draws the newest frame, when the browser draws. */
+/** The canvas. It draws the newest frame when the browser draws. */
 export class Screen {
   #canvas = /** @type {HTMLCanvasElement} */ (find("video"));
   #context = /** @type {CanvasRenderingContext2D} */ (this.#canvas.getContext("2d", { alpha: false }));
@@ -36,7 +36,7 @@ export class Screen {
     this.source = source;
   }
 
-  /** There is a new frame. */
+  /** Draw the new frame. */
   update() {
     if (this.#asked) return;
     this.#asked = true;
@@ -60,14 +60,14 @@ export class Screen {
   }
 }
 
-/** @param {string} state @param {boolean} paused @param {boolean} again  whether it was connected before */
+/** Show the connection's state. @param {string} state @param {boolean} paused @param {boolean} again  connected before */
 export function showState(state, paused, again) {
   const shown = state === "connecting" && again ? "waiting" : state;
   find("state").dataset.state = shown;
   write(find("state-text"), shown === "open" && paused ? "Paused" : STATES[shown]);
 }
 
-/** What is wrong and what to do; "" for nothing. @param {string} message @param {string} remedy @param {string} [button] */
+/** Show a problem and its remedy, "" for none. @param {string} message @param {string} remedy @param {string} [button] */
 export function showProblem(message, remedy, button = "") {
   find("problem").hidden = !message;
   write(find("problem-message"), sentence(message));
@@ -78,7 +78,7 @@ export function showProblem(message, remedy, button = "") {
 
 let quiet = 0;
 
-/** The caption under the picture, said aloud once it stays. @param {string} text */
+/** Show the caption under the picture. A screen reader reads it when it stays. @param {string} text */
 export function showCaption(text) {
   const shown = find("shown");
   write(shown, text);
@@ -103,7 +103,7 @@ export function showNumbers(statistics, live) {
   write(find("data"), live ? withUnit(bytesPerS / 1000, "kB/s") : "–");
 }
 
-/** Choices, with the one in force, which may be none of them. @param {HTMLSelectElement} select
+/** Show choices and the present one, which may be another. @param {HTMLSelectElement} select
  * @param {{value: string, label: string}[]} choices @param {string} value @param {string} label */
 export function showChoice(select, choices, value, label) {
   const all = choices.some((one) => one.value === value) ? choices : [{ value, label }, ...choices];

@@ -1,8 +1,8 @@
 /**
- * What goes over the wire (docs/protocol.md, version 1), without a connection: frames, their order, errors and retries.
+ * The protocol (docs/protocol.md, version 1) without a connection: frames, their order, errors and retries.
  *
  * @typedef {{format: "raw"|"jpeg"|"webp", generation: number, sequence: number, pts: number, seconds: number,
- *   width: number, height: number, payload: Uint8Array}} Header  A binary message, read; `payload` is a view of it.
+ *   width: number, height: number, payload: Uint8Array}} Header  A binary message. `payload` is a view of it.
  */
 
 export const VERSION = 1;
@@ -15,7 +15,7 @@ const TEMPORARY = new Set(["capacity", "stopping", "internal", "too_slow", "lost
 const FIRST_WAIT_MS = 250;
 const LONGEST_WAIT_MS = 8000;
 
-/** What went wrong and what to do. `code` is the protocol's, or `lost`, `unreachable`, `origin`, `decode`, `closed`. */
+/** An error with a remedy. `code` is the protocol's, or `lost`, `unreachable`, `origin`, `decode`, `closed`. */
 export class StreamError extends Error {
   /** @param {string} code @param {string} message @param {string} remedy */
   constructor(code, message, remedy) {
@@ -35,12 +35,12 @@ export class StreamError extends Error {
  * Read a binary message.
  * @param {ArrayBuffer} buffer
  * @returns {Header}
- * @throws {StreamError} `bad_frame`, where it is none
+ * @throws {StreamError} `bad_frame`
  */
 export function readFrame(buffer) {
   const view = new DataView(buffer);
   const wrong = (/** @type {string} */ why) =>
-    new StreamError("bad_frame", `a binary message is no frame: ${why}`, "use the same version of t2v-edge on both sides");
+    new StreamError("bad_frame", `a binary message is not a frame: ${why}`, "use the same version of t2v-edge on both sides");
   if (view.byteLength < HEADER_BYTES || view.getUint32(0) !== MAGIC) throw wrong("it does not begin as one");
   if (view.getUint8(4) !== VERSION) throw wrong(`its version is ${view.getUint8(4)}`);
   const format = FORMATS[view.getUint8(5)];
@@ -51,7 +51,7 @@ export function readFrame(buffer) {
   const pts = view.getUint32(20, true) * 2 ** 32 + view.getUint32(16, true);
   if (format === undefined) throw wrong(`its format is ${view.getUint8(5)}`);
   if (start < HEADER_BYTES || size < 1 || size > MAX_PAYLOAD_BYTES || start + size !== view.byteLength) {
-    throw wrong("its length is not what it says");
+    throw wrong("its length is not that of its header");
   }
   if (!(width >= 1 && width <= MAX_SIDE && height >= 1 && height <= MAX_SIDE)) throw wrong("its size is out of range");
   if (format === "raw" && size !== width * height * 3) throw wrong("its pixels do not fill its size");
@@ -63,26 +63,26 @@ export function readFrame(buffer) {
 }
 
 /**
- * How long to wait before try number `attempt` (from 0). Between half and all of 0.25 s, doubled each time up to 8 s, so
- * that the clients of one server do not come back in step.
+ * The wait before try number `attempt` (from 0): 0.25 s, doubled each time up to 8 s, times a random factor from 0.5 to 1.
+ * The factor keeps a server's clients from all returning at the same moment.
  * @param {number} attempt @param {() => number} [random] @returns {number} milliseconds
  */
 export function retryDelayMs(attempt, random = Math.random) {
   return Math.min(LONGEST_WAIT_MS, FIRST_WAIT_MS * 2 ** Math.min(attempt, 16)) * (0.5 + 0.5 * random());
 }
 
-/** The rule of what may be shown: nothing older than what is known to be shown, nothing out of order, nothing in pause. */
+/** A filter of frames. It refuses old generations, frames out of order, and all frames in a pause. */
 export class FrameGate {
   generation = -1;
   sequence = -1;
   paused = false;
 
-  /** A new session counts from the start. */
+  /** Start a new session, which counts from 0. */
   reset() {
     this.generation = this.sequence = -1;
   }
 
-  /** From here on only frames of this generation or a newer one. @param {number} generation */
+  /** Refuse frames of generations before this one. @param {number} generation */
   require(generation) {
     this.generation = Math.max(this.generation, generation);
   }
@@ -92,7 +92,7 @@ export class FrameGate {
     return !this.paused && header.generation >= this.generation && header.sequence > this.sequence;
   }
 
-  /** A frame was handed out. @param {Header} header */
+  /** Note that a frame is shown. @param {Header} header */
   pass(header) {
     this.require(header.generation);
     this.sequence = header.sequence;
@@ -100,7 +100,7 @@ export class FrameGate {
 }
 
 /**
- * Decode a payload outside the page's own thread, where the browser does so.
+ * Decode a payload, outside the page's thread if the browser can.
  * @param {Header} header @returns {Promise<ImageBitmap>}
  */
 export async function decode(header) {
@@ -116,7 +116,7 @@ export async function decode(header) {
 }
 
 /**
- * Browsers do not tell why a WebSocket was refused; for a page of the same server a plain request does.
+ * Why a WebSocket was refused. Browsers do not say, but a page of the same server can ask with a plain request.
  * @param {string} url @param {number} timeoutMs @returns {Promise<StreamError|null>}
  */
 export async function whyRefused(url, timeoutMs) {
@@ -138,11 +138,11 @@ export async function whyRefused(url, timeoutMs) {
   }
 }
 
-/** A promise and its ends, and when it was made. */
+/** A promise with its `resolve` and `reject`, and the time when it was made. */
 export function deferred() {
   /** @type {any} */ const one = { at: performance.now() };
   one.promise = new Promise((resolve, reject) => Object.assign(one, { resolve, reject }));
-  one.promise.catch(() => {}); // whoever asked may not care
+  one.promise.catch(() => {}); // the caller may ignore it
   return one;
 }
 

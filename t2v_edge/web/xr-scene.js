@@ -1,7 +1,7 @@
 /**
- * What is drawn in a headset, with WebGL2 alone: the stream as a panel, its caption under it, and a floor to stand on.
+ * The scene in a headset, drawn with WebGL2: the stream as a panel, its caption under it, and a floor.
  *
- * Lengths are metres. Matrices are of 16 numbers, by columns, as WebXR has them.
+ * Lengths are metres. Matrices have 16 numbers, by columns, as in WebXR.
  */
 
 export const DISTANCE = 1.6;
@@ -20,7 +20,7 @@ void main() {
   gl_Position = u_matrix * vec4((corner - 0.5) * u_size + u_centre, 0.0, 1.0);
 }`;
 
-// Colours are premultiplied: that is what a headset blends with the room.
+// Colours are premultiplied, as a headset needs them to blend with the room.
 const PANEL = `#version 300 es
 precision highp float;
 uniform sampler2D u_image;
@@ -61,7 +61,7 @@ export function multiply(a, b) {
   return out;
 }
 
-/** Upright, at eye level, in front of a viewer and facing them. @param {ArrayLike<number>} viewer @returns {Float32Array} */
+/** A place in front of a viewer, upright, at eye level, facing them. @param {ArrayLike<number>} viewer @returns {Float32Array} */
 export function inFrontOf(viewer) {
   let [x, z] = [-viewer[8], -viewer[10]];
   if (Math.hypot(x, z) < 0.2) [x, z] = [viewer[4] * Math.sign(viewer[9]), viewer[6] * Math.sign(viewer[9])]; // up or down
@@ -71,12 +71,12 @@ export function inFrontOf(viewer) {
     viewer[12] + x * DISTANCE, viewer[13], viewer[14] + z * DISTANCE, 1]);
 }
 
-/** Before the eyes, wherever they look. @param {ArrayLike<number>} viewer @returns {Float32Array} */
+/** A place before the eyes that moves with the head. @param {ArrayLike<number>} viewer @returns {Float32Array} */
 export function onHead(viewer) {
   return multiply(viewer, [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, -DISTANCE, 1]);
 }
 
-/** Draws. One of these lives as long as its context does. */
+/** A scene. It lives as long as its context. */
 export class Scene {
   #gl; #panel; #ground; #video; #caption; #empty;
   #size = [0, 0];
@@ -93,7 +93,7 @@ export class Scene {
     gl.texStorage2D(gl.TEXTURE_2D, 1, gl.RGBA8, CAPTION.pixels[0], CAPTION.pixels[1]);
   }
 
-  /** Take a frame's pixels. @param {ImageBitmap} bitmap  decoded: this copies, and waits for nothing */
+  /** Copy a frame's pixels. @param {ImageBitmap} bitmap  decoded, so this does not wait */
   setVideo(bitmap) {
     const gl = this.#gl;
     const { width, height } = bitmap;
@@ -115,7 +115,7 @@ export class Scene {
     this.#hasCaption = true;
   }
 
-  /** Clear all of the frame. @param {boolean} opaque  whether there is no room to be seen behind */
+  /** Clear the frame. @param {boolean} opaque  false if the room is visible behind */
   begin(opaque) {
     const gl = this.#gl;
     gl.clearColor(opaque ? 0.035 : 0, opaque ? 0.045 : 0, opaque ? 0.065 : 0, opaque ? 1 : 0);
@@ -155,14 +155,14 @@ export class Scene {
     gl.uniformMatrix4fv(program.u_matrix, false, matrix);
     gl.uniform2f(program.u_size, size[0], size[1]);
     gl.uniform2f(program.u_centre, centre[0], centre[1]);
-    gl.uniform1f(program.u_radius, radius); // a place of null is passed over
+    gl.uniform1f(program.u_radius, radius); // a location of null is ignored
     gl.drawArrays(gl.TRIANGLE_STRIP, 0, 4);
   }
 }
 
 /**
- * A caption as a picture: white on dark, in as many lines as it needs, at most three.
- * @param {string} text @returns {Promise<ImageBitmap|null>}  null where there is nothing to say
+ * A caption as a picture: white on dark, in at most three lines.
+ * @param {string} text @returns {Promise<ImageBitmap|null>}  null without a 2D canvas
  */
 export async function drawCaption(text) {
   const canvas = document.createElement("canvas");

@@ -1,8 +1,8 @@
 /**
  * The stream in a headset (WebXR): a panel in the room or on the head, in immersive-vr and immersive-ar.
  *
- * The loop of the headset waits for nothing. Frames are decoded and captions drawn outside it; in it the newest picture
- * is copied into a texture, once for each new one, and those that came between are passed over.
+ * The headset's loop never waits. Frames are decoded and captions drawn outside of it. The loop copies the newest picture
+ * into a texture, once for each new one, and skips those between.
  *
  * @typedef {"vr"|"ar"} Mode
  * @typedef {"room"|"head"} Placement
@@ -12,10 +12,10 @@
 import { Scene, drawCaption, inFrontOf, multiply, onHead } from "./xr-scene.js";
 
 const SESSIONS = /** @type {const} */ ({ vr: "immersive-vr", ar: "immersive-ar" });
-const RESTORE_MS = 4000; // of a WebGL context that was lost
+const RESTORE_MS = 4000; // for a lost WebGL context to come back
 
 /**
- * What this browser can do, and where it cannot, why and what would help.
+ * The modes of this browser. reason: why there are none, and what helps.
  * @param {any} [xr] @param {boolean} [secure] @returns {Promise<{vr: boolean, ar: boolean, reason: string}>}
  */
 export async function supportedModes(xr = /** @type {any} */ (globalThis.navigator)?.xr, secure = globalThis.isSecureContext) {
@@ -27,10 +27,10 @@ export async function supportedModes(xr = /** @type {any} */ (globalThis.navigat
   return { vr, ar, reason: vr || ar ? "" : "No headset is connected. Connect one, or open this page in a headset's browser." };
 }
 
-/** One session at a time. Events: `change` (`mode`, `placement`), `problem` (detail: what is wrong and what to do). */
+/** The panel, one session at a time. Events: `change` (`mode`, `placement`), `problem` (detail: text with the remedy). */
 export class XRPanel extends EventTarget {
   /** @type {Mode|null} */ mode = null;
-  /** Headset frames, pictures copied, pictures passed over, and the longest copy. */
+  /** The numbers of headset frames, copied pictures and skipped pictures, and the longest copy. */
   statistics = { frames: 0, uploads: 0, skipped: 0, longestUploadMs: 0 };
 
   #source; #canvas = /** @type {HTMLCanvasElement|null} */ (null); #gl = /** @type {WebGL2RenderingContext|null} */ (null);
@@ -52,18 +52,18 @@ export class XRPanel extends EventTarget {
   /** @param {Placement} placement */
   set placement(placement) {
     this.#placement = placement;
-    this.#place = null; // put before the viewer anew
+    this.#place = null; // placed before the viewer again
     this.#changed();
   }
 
-  /** What is written under the panel. @param {string} text */
+  /** Write a caption under the panel. @param {string} text */
   async setCaption(text) {
     if (text === this.#text) return;
     this.#text = text;
     await this.#writeCaption();
   }
 
-  /** Enter; call it from a click. Problems are said by an event. @param {Mode} mode */
+  /** Enter a mode. Call this from a click. Problems come as an event. @param {Mode} mode */
   async start(mode) {
     if (this.#session !== null || this.#starting) return;
     this.#starting = true;
@@ -106,7 +106,7 @@ export class XRPanel extends EventTarget {
       this.#floor = 0;
     } catch {
       this.#space = await session.requestReferenceSpace("local");
-      this.#floor = -1.6; // its origin is about where the eyes are
+      this.#floor = -1.6; // its origin is about at the eyes
     }
     this.#space.addEventListener?.("reset", () => { this.#place = null; });
     this.#attach();
@@ -117,7 +117,7 @@ export class XRPanel extends EventTarget {
     const gl = canvas.getContext("webgl2", { alpha: true, antialias: true, depth: false });
     if (gl === null) throw new Error("this browser has no WebGL2");
     canvas.addEventListener("webglcontextlost", (event) => {
-      event.preventDefault(); // asks for it back
+      event.preventDefault(); // asks the browser to restore it
       if (gl !== this.#gl) return;
       this.#scene = null;
       clearTimeout(this.#restore);
@@ -138,7 +138,7 @@ export class XRPanel extends EventTarget {
     this.#scene = null;
   }
 
-  /** Give the session what is drawn: made anew where the context is. */
+  /** Give the session its layer, and a new scene if the context is new. */
   #attach() {
     const gl = this.#gl;
     const Layer = /** @type {any} */ (globalThis).XRWebGLLayer;
@@ -148,7 +148,7 @@ export class XRPanel extends EventTarget {
     this.#writeCaption();
   }
 
-  /** Outside the loop; of captions that overtake each other the last one counts. */
+  /** Draw the caption, outside the loop. If captions overtake each other, the last one counts. */
   async #writeCaption() {
     if (this.#session === null) return;
     const number = ++this.#captions;
@@ -177,7 +177,7 @@ export class XRPanel extends EventTarget {
     const opaque = session.environmentBlendMode === undefined ? this.mode === "vr" : session.environmentBlendMode === "opaque";
     gl.viewport(0, 0, layer.framebufferWidth, layer.framebufferHeight);
     scene.begin(opaque);
-    if (!pose) return; // tracking is lost: nothing can be placed
+    if (!pose) return; // without tracking nothing can be placed
     const viewer = pose.transform.matrix;
     this.#place ??= inFrontOf(viewer);
     const panel = this.#placement === "head" ? onHead(viewer) : this.#place;
@@ -190,7 +190,7 @@ export class XRPanel extends EventTarget {
     }
   };
 
-  /** Copy what is new; at most one frame, the newest. @param {Scene} scene */
+  /** Copy the newest frame and the caption if they are new. @param {Scene} scene */
   #upload(scene) {
     const shown = this.#source();
     if (shown !== null) {
@@ -214,7 +214,7 @@ export class XRPanel extends EventTarget {
     }
   }
 
-  /** Presses count while the page has the headset's input. @param {() => void} act */
+  /** Act on a press while the page has the headset's input. @param {() => void} act */
   #press(act) {
     if (this.#session?.visibilityState !== "hidden" && this.#session?.visibilityState !== "visible-blurred") act();
   }

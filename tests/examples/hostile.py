@@ -10,7 +10,8 @@ import threading
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 
-from t2v_edge.remote.protocol import FrameHeader, Settings, Showing, Welcome, write
+from t2v_edge.remote.frame_header import FrameHeader
+from t2v_edge.remote.protocol import Settings, Showing, Welcome, write
 
 WELCOME = write(Welcome(1, "s", "tiny", Fraction(16), Settings(Fraction(30), (8, 6), 0, "raw", 85))).encode()
 PIXELS = bytes(8 * 6 * 3)

@@ -19,7 +19,8 @@ from websockets.asyncio.client import connect
 from t2v_edge.errors import CaptionError, UsageError
 from t2v_edge.frame import Frame
 from t2v_edge.live.stats import LiveCounts
-from t2v_edge.remote.protocol import Caption, FrameHeader, Hello, Settings, Showing, Welcome, read_server, write
+from t2v_edge.remote.frame_header import FrameHeader
+from t2v_edge.remote.protocol import Caption, Hello, Settings, Showing, Welcome, read_server, write
 from t2v_edge.server.server import LiveServer, ServerOptions
 
 DEFAULTS = Settings(Fraction(100), (8, 6), 0, "raw", 85)

@@ -10,7 +10,8 @@ from fractions import Fraction
 
 import pytest
 
-from t2v_edge.remote.protocol import CLOSE_CODES, FORMATS, FrameHeader
+from t2v_edge.remote.frame_header import FrameHeader
+from t2v_edge.remote.protocol import CLOSE_CODES, FORMATS
 from tests.web.web_samples import HERE, modules
 
 WEB = HERE.parents[1] / "t2v_edge/web"

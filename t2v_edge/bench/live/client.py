@@ -10,8 +10,10 @@ from typing import Optional
 from t2v_edge.bench.live.record import ClientRecord
 from t2v_edge.bench.live.script import TimedCaption
 from t2v_edge.errors import ClientError, T2VError
-from t2v_edge.remote.async_client import AsyncClient, ClientOptions
-from t2v_edge.remote.protocol import FrameHeader, ServerMessage, Showing
+from t2v_edge.remote.async_client import AsyncClient
+from t2v_edge.remote.frame_header import FrameHeader
+from t2v_edge.remote.options import ClientOptions
+from t2v_edge.remote.protocol import ServerMessage, Showing
 
 POLL_S = 0.05
 """How often it is looked whether the first frame, and the last caption's, has come: nothing that is measured."""

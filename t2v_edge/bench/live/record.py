@@ -16,7 +16,8 @@ from typing import Optional
 import numpy as np
 import numpy.typing as npt
 
-from t2v_edge.remote.protocol import FrameHeader, Showing
+from t2v_edge.remote.frame_header import FrameHeader
+from t2v_edge.remote.protocol import Showing
 from t2v_edge.util.timing import Latency
 
 KEPT = 256

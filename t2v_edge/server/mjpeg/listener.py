@@ -1,7 +1,7 @@
-"""Streams as MJPEG over HTTP: for players and engines that can show an address and nothing else (docs/protocol.md).
+"""A listener that serves streams as MJPEG over HTTP, for players that can only open an address (docs/protocol.md).
 
-A second port and not another path of the first: websockets answers a plain request with a whole body, and these do not
-end. A reader is a session like any other, with the limits of one; see `viewer`.
+It has its own port, because the library websockets can only answer a plain request with a whole body, and a stream has
+no end. Each reader has a session like any other client, with the same limits; see `MjpegReader`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _NUMBER = re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?")
 
 
 @dataclass(frozen=True)
-class StreamWish:
-    """What an address asks for. caption: None to wait for one. name: of the stream, None for one made up."""
+class StreamRequest:
+    """The query of a stream's address. caption: None to wait for one. name: the stream's, None for a random one."""
 
     settings: Settings
     caption: Optional[str]
@@ -41,7 +41,7 @@ class StreamWish:
 
 
 class MjpegHost(Protocol):
-    """The server that readers are clients of."""
+    """The server that runs the readers' sessions."""
 
     options: Any
     metrics: Any
@@ -52,17 +52,14 @@ class MjpegHost(Protocol):
 
 
 class MjpegListener:
-    """Lets readers in. Opened and closed by the server, on its event loop.
-
-    port: 0 for any free one. Raises `ServerError` where it cannot be bound.
-    """
+    """A listener on the server's event loop. `open` raises `ServerError` if `port` (0: any) cannot be bound."""
 
     def __init__(self, host: MjpegHost, port: int) -> None:
         self._host = host
         self._access: Access = host.options.access
         self._limits = host.options.limits
         self._wanted_port = port
-        self._viewers: dict[str, MjpegReader] = {}
+        self._readers: dict[str, MjpegReader] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
         self._waiting = 0
         self._server: Optional[asyncio.AbstractServer] = None
@@ -71,7 +68,7 @@ class MjpegListener:
         tls = self._host.options.tls
         try:
             self._server = await asyncio.start_server(
-                self._greet,
+                self._serve,
                 self._access.host,
                 self._wanted_port,
                 limit=MAX_HEAD_BYTES,
@@ -85,7 +82,7 @@ class MjpegListener:
             ) from error
 
     async def close(self) -> None:
-        """Take nobody in any more, and cut off whoever is left."""
+        """Accept no more readers, and cut off the present ones."""
         if self._server is not None:
             self._server.close()
             for task in self._tasks:
@@ -95,26 +92,26 @@ class MjpegListener:
 
     @property
     def port(self) -> int:
-        """The port that is bound."""
+        """The bound port."""
         sockets: Any = getattr(self._server, "sockets", None)
         port: int = sockets[0].getsockname()[1]
         return port
 
     @property
     def url(self) -> str:
-        """Where the stream is."""
+        """The stream's address."""
         host = self._access.host
         shown = f"[{host}]" if ":" in host else host
         return f"{'http' if self._host.options.tls is None else 'https'}://{shown}:{self.port}{STREAM}"
 
-    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         try:
             await self._answer(reader, writer)
         except (OSError, asyncio.CancelledError):
-            pass  # the reader is gone, or the server
+            pass  # the reader is gone, or the server stops
         finally:
             self._tasks.discard(task)
             writer.transport.abort()
@@ -132,19 +129,19 @@ class MjpegListener:
             if isinstance(opened, bytes):
                 writer.write(opened)
             else:
-                viewer, session = opened
-                self._viewers[viewer.name] = viewer
+                mjpeg, session = opened
+                self._readers[mjpeg.name] = mjpeg
                 try:
-                    await self._host.play(viewer, session, VERSION)
+                    await self._host.play(mjpeg, session, VERSION)
                 finally:
-                    viewer.release()
-                    del self._viewers[viewer.name]
+                    mjpeg.release()
+                    del self._readers[mjpeg.name]
                 return
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._part(reader, writer), self._limits.stop_s)
+            await asyncio.wait_for(self._finish(reader, writer), self._limits.stop_s)
 
-    async def _part(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Close behind an answer. What is unread is read first: closed over it, the answer would be lost as well."""
+    async def _finish(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """End the connection after an answer. Unread data is read first, or the system would drop the answer."""
         await writer.drain()
         if writer.can_write_eof():
             writer.write_eof()
@@ -152,7 +149,7 @@ class MjpegListener:
             pass
 
     async def _open(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Any:
-        """A whole answer, or a viewer and its session. Raises `ProtocolError`."""
+        """A whole answer, or an `MjpegReader` and its session. Raises `ProtocolError`."""
         if self._waiting >= self._limits.waiting:
             raise ProtocolError("capacity", "too many connections wait", "try again later")
         self._waiting += 1
@@ -165,7 +162,7 @@ class MjpegListener:
         return self._take_caption(request, body) if request.method == "POST" else self._admit(request, reader, writer)
 
     async def _read(self, reader: asyncio.StreamReader) -> tuple[HttpRequest, bytes]:
-        """A request that may be answered, and its body."""
+        """Read a request and its body. Raises `ProtocolError` if it must not be answered."""
         try:
             request = parse_head(await reader.readuntil(b"\r\n\r\n"))
             self._check(request)
@@ -177,21 +174,21 @@ class MjpegListener:
                 "too_large", f"the request's head has more than {MAX_HEAD_BYTES} bytes", "send less"
             ) from error
         except asyncio.IncompleteReadError as error:
-            raise ProtocolError("bad_message", "the request ends in its midst", "send all of it") from error
+            raise ProtocolError("bad_message", "the request is cut off", "send all of it") from error
         return request, body
 
     def _check(self, request: HttpRequest) -> None:
-        """Who asks, and for what; raises `ProtocolError`."""
+        """Check the path, the method, the page and the token. Raises `ProtocolError`."""
         allowed = {STREAM: "GET", CAPTION: "POST"}.get(request.path)
         if allowed is None:
             raise ProtocolError("path", "this is not here", f"the stream is at {STREAM}")
         if request.method != allowed:
-            raise ProtocolError("method", f"{request.path} is no place to {request.method}", f"send {allowed}")
+            raise ProtocolError("method", f"{request.path} does not take {request.method}", f"send {allowed}")
         check_page(self._access, request.headers)
         if "token" in request.query:
             raise ProtocolError(
                 "token",
-                "a token in an address is logged by whoever passes it on",
+                "a token in an address gets into the logs of proxies",
                 "send Authorization: Bearer TOKEN, and make a new token",
             )
         if not self._access.knows(request.bearer):
@@ -200,9 +197,9 @@ class MjpegListener:
     def _admit(
         self, request: HttpRequest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> tuple[MjpegReader, Session]:
-        wanted = read_wanted(request.query)
+        wanted = read_query(request.query)
         name = wanted.name or secrets.token_hex(8)
-        if name in self._viewers:
+        if name in self._readers:
             raise ProtocolError("name", f"there is a stream named {name}", "take another name")
         origin = request.headers.get("origin")
         headers = (
@@ -211,16 +208,16 @@ class MjpegListener:
             else f"Cross-Origin-Resource-Policy: cross-origin\r\nAccess-Control-Allow-Origin: {origin}\r\n"
             "Vary: Origin\r\n"
         )
-        viewer = MjpegReader(reader, writer, name, wanted.caption, self._limits, headers)
+        mjpeg = MjpegReader(reader, writer, name, wanted.caption, self._limits, headers)
         try:
-            return viewer, self._host.admit(viewer, wanted.settings)
+            return mjpeg, self._host.admit(mjpeg, wanted.settings)
         except BaseException:
-            viewer.release()
+            mjpeg.release()
             raise
 
     def _take_caption(self, request: HttpRequest, body: bytes) -> bytes:
-        viewer = self._viewers.get(request.query.get("name", ""))
-        if viewer is None:
+        reader = self._readers.get(request.query.get("name", ""))
+        if reader is None:
             raise ProtocolError(
                 "path", "no stream has this name", f"open {STREAM}?name=NAME, then post to {CAPTION}?name=NAME"
             )
@@ -228,16 +225,16 @@ class MjpegListener:
             text = body.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ProtocolError("bad_value", "the caption is not UTF-8", "send it as UTF-8") from error
-        viewer.post(_check_caption(text))
+        reader.post(_check_caption(text))
         return answer(HTTPStatus.ACCEPTED, "taken")
 
 
 def check_page(access: Access, headers: dict[str, str]) -> None:
-    """Whether whoever sent this may; raises `ProtocolError`.
+    """Check that the page which embeds the stream may do so. Raises `ProtocolError`.
 
-    Programs send neither Origin nor Sec-Fetch-Site. Browsers send one or both, for an <img> on a stranger's page as
-    well. Without a token the Host must be an address: a stranger's name may be made to point here (DNS rebinding), and
-    then its pages are of the same site.
+    Programs send neither Origin nor Sec-Fetch-Site. Browsers send one or both, also for an <img> on a stranger's page.
+    Without a token the Host must be an address. A stranger's name could point here (DNS rebinding), and then its pages
+    would be of the same site.
     """
     origin, host = headers.get("origin"), headers.get("host")
     if origin is not None:
@@ -252,11 +249,11 @@ def check_page(access: Access, headers: dict[str, str]) -> None:
         )
 
 
-def read_wanted(query: dict[str, str]) -> StreamWish:
-    """What the query of an address asks for; raises `ProtocolError`."""
+def read_query(query: dict[str, str]) -> StreamRequest:
+    """Read the query of a stream's address. Raises `ProtocolError`."""
     unknown = sorted(set(query) - set(_KEYS))
     if unknown:
-        raise ProtocolError("bad_value", f"{unknown[0][:40]!r} is no setting of a stream", f"use {', '.join(_KEYS)}")
+        raise ProtocolError("bad_value", f"{unknown[0][:40]!r} is not a stream's setting", f"use {', '.join(_KEYS)}")
     values: dict[str, Any] = {key: _number(query[key]) for key in ("fps", "seed", "quality") if key in query}
     if "size" in query:
         match = _SIZE.fullmatch(query["size"])
@@ -268,11 +265,11 @@ def read_wanted(query: dict[str, str]) -> StreamWish:
         raise ProtocolError("bad_value", f"the name is {name[:40]!r}", "use 1 to 32 letters, digits, - and _")
     caption = query.get("caption")
     settings = replace(Settings.read(Fields(STREAM, values)), format=JPEG)
-    return StreamWish(settings, None if caption is None else _check_caption(caption), name)
+    return StreamRequest(settings, None if caption is None else _check_caption(caption), name)
 
 
 def _number(text: str) -> Any:
-    """A number where it is one, else the text, which is a fraction or refused."""
+    """The number in `text`. Any other text is returned as it is: it may be a fraction."""
     if _NUMBER.fullmatch(text) is None:
         return text
     return float(text) if "." in text else int(text)

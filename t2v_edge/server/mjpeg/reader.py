@@ -1,4 +1,4 @@
-"""One reader of an MJPEG stream, in a WebSocket's place: a session says frames to it, and hears its captions."""
+"""One reader of an MJPEG stream. Its session uses it like a WebSocket: it sends frames and receives captions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Optional, Union
 from websockets.exceptions import ConnectionClosedError
 
 from t2v_edge.errors import ProtocolError
-from t2v_edge.remote.protocol import Caption, Error, FrameHeader, Showing, Welcome, read_server, write
+from t2v_edge.remote.frame_header import FrameHeader
+from t2v_edge.remote.protocol import Caption, Error, Showing, Welcome, read_server, write
 from t2v_edge.server.limits import Limits, RateLimit
 
 BOUNDARY = "t2v-edge-frame"
@@ -30,7 +31,7 @@ STATUS = {
     "capacity": HTTPStatus.SERVICE_UNAVAILABLE,
     "stopping": HTTPStatus.SERVICE_UNAVAILABLE,
 }
-"""The answer to each refusal; to any other 500."""
+"""Error code -> HTTP status. Any other code is answered with 500."""
 _EXTRA = {
     "token": "WWW-Authenticate: Bearer\r\n",
     "capacity": "Retry-After: 5\r\n",
@@ -41,11 +42,14 @@ _NEWEST_CAPTIONS = 8
 
 
 class MjpegReader:
-    """What a `Session` needs of a WebSocket, over one HTTP answer that does not end.
+    """The part of a WebSocket that a `Session` uses, over one HTTP answer without an end.
 
-    name: others change the caption by it. caption: shown first; None waits for `post`. headers: more of the answer's,
-    each with its line end. The answer begins when the first caption is shown or refused, so that a refusal has a
-    status; where neither comes soon, it begins without.
+    The answer begins when the first caption is shown or refused, so that a refusal has its status. If neither comes
+    soon, it begins without.
+
+    name: the stream's name, for posts of captions.
+    caption: the first caption. None waits for `post`.
+    headers: more headers of the answer, each with its line end.
     """
 
     def __init__(
@@ -62,7 +66,7 @@ class MjpegReader:
         self._reader, self._writer = reader, writer
         self._headers = headers
         self._loop = asyncio.get_running_loop()
-        # The session counts the first caption as well, which was not posted.
+        # The session counts the first caption as well, though it was not posted.
         self._rate = RateLimit(limits.messages_per_s, max(1, limits.burst - 1), self._loop.time())
         self._segment = 0
         self._captions: deque[str] = deque(maxlen=_NEWEST_CAPTIONS)
@@ -71,14 +75,14 @@ class MjpegReader:
         self._begun = self._gone = False
         self._timer: Optional[asyncio.TimerHandle] = None
         self._watch = asyncio.ensure_future(self._watch_reader())
-        # Not until its buffer is empty is a frame sent: the newest waits outside of it.
+        # A frame is sent when the buffer is empty. Until then the newest frame waits outside of it.
         self.transport.set_write_buffer_limits(high=0)
         if caption is not None:
             self._put(caption)
             self._timer = self._loop.call_later(limits.hello_s / 2, self._begin)
 
     def post(self, caption: str) -> None:
-        """Show another caption; raises `ProtocolError` where they come too fast."""
+        """Show another caption. Raises `ProtocolError` if captions come too fast."""
         if not self._rate.take(self._loop.time()):
             raise ProtocolError("too_fast", "captions come too fast", "send them as they change, and not more often")
         self._put(caption)
@@ -89,13 +93,13 @@ class MjpegReader:
         self._news.set()
 
     async def _watch_reader(self) -> None:
-        """A reader that goes away, or says more than its request, ends the session."""
+        """End the session if the reader goes away, or sends more than its request."""
         with suppress(OSError):
             await self._reader.read(1)
         self._gone = True
         self._news.set()
 
-    # What a session calls.
+    # Called by the session.
 
     def __aiter__(self) -> MjpegReader:
         return self
@@ -109,7 +113,7 @@ class MjpegReader:
         return self._captions.popleft()
 
     async def send(self, data: Union[str, bytes]) -> None:
-        """A frame as one part; of messages only what makes the answer begin. Raises `ConnectionClosedError`."""
+        """Send a frame as one part. A message is not sent; some begin the answer. Raises `ConnectionClosedError`."""
         if isinstance(data, str):
             message = read_server(data)
             if isinstance(message, Error) and not self._begun:
@@ -127,19 +131,19 @@ class MjpegReader:
             ).encode()
         )
         self._writer.write(payload)
-        # The boundary behind a part, and not before the next: readers show a part when they see where it ends.
+        # The boundary follows its part at once, because readers show a part when they see its end.
         self._writer.write(f"\r\n--{BOUNDARY}\r\n".encode())
         await self._drain()
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """End the answer, once all that was sent is on its way."""
+        """End the answer after all sent data."""
         self.release()
         with suppress(OSError):
             self._writer.close()
             await self._writer.wait_closed()
 
     def release(self) -> None:
-        """Let go of what waits for this reader."""
+        """Cancel the task and the timer of this reader."""
         self._watch.cancel()
         if self._timer is not None:
             self._timer.cancel()
@@ -169,7 +173,7 @@ class MjpegReader:
 
 
 def refusal(error: ProtocolError) -> bytes:
-    """A whole answer that says what is wrong and what to do."""
+    """A whole answer with the error's message and remedy."""
     return answer(
         STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR),
         f"{error.message}; {error.remedy}",
@@ -178,7 +182,7 @@ def refusal(error: ProtocolError) -> bytes:
 
 
 def answer(status: HTTPStatus, text: str, headers: str = "") -> bytes:
-    """A whole answer of plain text. headers: each with its line end."""
+    """A whole answer of plain text. headers: more headers, each with its line end."""
     body = f"{text}\n".encode()
     return (
         f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"

@@ -1,8 +1,8 @@
-"""A plain HTTP request, read strictly: for what is served beside the WebSocket. Pure: no sockets.
+"""A strict parser of plain HTTP requests, for the MJPEG port. No sockets here.
 
-websockets answers plain requests with a whole body or not at all, so that an endless one needs a reader of its own. It
-takes RFC 9112's form and no older one, one request a connection, and what is doubtful is refused: two readings of one
-request are how requests are smuggled past a proxy.
+The library websockets can only answer with a whole body, so an endless answer needs this parser. It takes RFC 9112's
+form and no older one, and one request a connection. Doubtful requests are refused, because two readings of one request
+can smuggle another past a proxy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SENT_ONCE = {"authorization", "content-length", "host", "origin", "sec-fetch-si
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """method: as sent. path: without the query. query: its values. headers: by name in lower case."""
+    """A parsed request. path: without the query. headers: by name in lower case."""
 
     method: str
     path: str
@@ -33,30 +33,30 @@ class HttpRequest:
 
     @property
     def bearer(self) -> Optional[str]:
-        """The token of ``Authorization: Bearer TOKEN``; "" where the header says something else, None without it."""
+        """The token of ``Authorization: Bearer TOKEN``. "" for another scheme, None without the header."""
         value = self.headers.get("authorization")
         return None if value is None else value.partition("Bearer ")[2]
 
     def body_bytes(self, most: int) -> int:
-        """How many bytes of body follow; raises `ProtocolError` where it is not said or more than `most`."""
+        """The size of the body. Raises `ProtocolError` if it is not stated or more than `most`."""
         if "transfer-encoding" in self.headers:
             raise _bad("the body has a transfer encoding", "send Content-Length")
         length = self.headers.get("content-length", "")
         if re.fullmatch("[0-9]{1,9}", length) is None:
-            raise _bad("the length of the body is not said", "send Content-Length")
+            raise _bad("the length of the body is not stated", "send Content-Length")
         if int(length) > most:
             raise ProtocolError("too_large", f"the body has {length} bytes", f"send at most {most}")
         return int(length)
 
 
 def parse_head(data: bytes) -> HttpRequest:
-    """The head of a request, up to and with its empty line; raises `ProtocolError`."""
+    """Parse the head of a request, with its empty line at the end. Raises `ProtocolError`."""
     if len(data) > MAX_HEAD_BYTES:
         raise ProtocolError("too_large", f"the request's head has more than {MAX_HEAD_BYTES} bytes", "send less")
     lines = data.decode("latin-1").split("\r\n")
     match = _LINE.fullmatch(lines[0])
     if match is None or lines[-2:] != ["", ""]:
-        raise _bad("this is no request of HTTP/1.1", "send GET PATH HTTP/1.1")
+        raise _bad("this is not an HTTP/1.1 request", "send GET PATH HTTP/1.1")
     if len(lines) - 3 > _MAX_HEADERS:
         raise ProtocolError("too_large", f"the request has more than {_MAX_HEADERS} headers", "send less")
     headers: dict[str, str] = {}
@@ -73,7 +73,7 @@ def parse_head(data: bytes) -> HttpRequest:
 
 
 def _parse_query(query: str) -> dict[str, str]:
-    """Values of a query, UTF-8 in percent escapes; a name that comes twice is refused."""
+    """The values of a query, UTF-8 in percent escapes. A repeated name is refused."""
     try:
         pairs = parse_qsl(
             query, keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=_MAX_VALUES
@@ -86,5 +86,5 @@ def _parse_query(query: str) -> dict[str, str]:
     return values
 
 
-def _bad(what: str, remedy: str) -> ProtocolError:
-    return ProtocolError("bad_message", what, remedy)
+def _bad(problem: str, remedy: str) -> ProtocolError:
+    return ProtocolError("bad_message", problem, remedy)

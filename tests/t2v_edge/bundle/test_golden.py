@@ -201,7 +201,7 @@ def test_an_array_shorter_or_longer_than_it_says_is_refused(change, arrays, read
     file = io.BytesIO(pack({k: v for k, v in arrays.items() if k != "motion"}))
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("motion.npy", change(plain.getvalue()))
-    with pytest.raises(BundleError, match="motion does not have the 72 bytes that it says"):
+    with pytest.raises(BundleError, match="motion does not have the 72 bytes that its header declares"):
         read(file.getvalue())
 
 

@@ -65,9 +65,9 @@ def test_json_lines_are_events_and_their_own_stamp_is_not_believed():
     [
         (b"{", "not valid JSON"),
         (b'{"text": 1}', "must be a string"),
-        (b'{"segment": 1}', "does not say its text"),
-        (b'{"text": "a", "is_final": true}', "'is_final' is no field"),
-        (b'{"text": "a", "final": false}', "its segment"),
+        (b'{"segment": 1}', "has no text"),
+        (b'{"text": "a", "is_final": true}', "'is_final' is not a field"),
+        (b'{"text": "a", "final": false}', "have a segment"),
         (b'{"text": "a", "segment": 1.5}', "segment must be a whole number"),
         (b'{"text": "a", "start_s": NaN}', "start_s"),
         (b'{"text": "a", "segment": 1' + b"0" * 5000 + b"}", "line 2"),
@@ -142,7 +142,7 @@ def test_a_transcript_that_is_wrong_is_named_with_its_line(tmp_path, change, wor
 def test_a_transcript_without_times_or_events_is_refused(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": "a", "segment": 0, "revision": 0, "final": true}')
-    with pytest.raises(CueError, match="does not say its received_s"):
+    with pytest.raises(CueError, match="has no received_s"):
         read_transcript(path)
     path.write_text("\n \n")
     with pytest.raises(CueError, match="no events"):

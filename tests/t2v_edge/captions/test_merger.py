@@ -384,7 +384,7 @@ def test_no_order_of_events_breaks_an_invariant(history, gaps):
         assert len(merger._ranks) <= 2
         if text is not None:
             assert text in sent and text, "what is shown was sent"
-            assert Wording.of(text).said != Wording.of(shown).said or not Wording.of(text).said
+            assert Wording.of(text).units != Wording.of(shown).units or not Wording.of(text).units
             if not event.final:
                 assert event.received_s - last_partial >= 0.3 - 1e-9, "partials keep the hold"
             last_partial, shown = event.received_s, text
@@ -406,8 +406,8 @@ def test_the_newest_final_wins_in_any_order(history, gaps):
         merger.poll(merger.due_s)
     wanted = [shorten(e.text) for e in history if e.final and e.segment == newest and shorten(e.text)]
     if wanted:
-        said = Wording.of(wanted[0]).said
-        assert Wording.of(merger.text).said == said and (said or merger.text == wanted[0])
+        said = Wording.of(wanted[0]).units
+        assert Wording.of(merger.text).units == said and (said or merger.text == wanted[0])
 
 
 @settings(max_examples=200, deadline=None)

@@ -213,10 +213,10 @@ def test_a_model_that_does_not_stream_is_refused_before_sherpa_onnx_ends_the_pro
     else:
         write_files(tmp_path, "decoder.onnx", "joiner.onnx")
     (tmp_path / "encoder.onnx").write_bytes(encoder)
-    with pytest.raises(EngineError, match="no streaming transducer"):
+    with pytest.raises(EngineError, match="not a streaming transducer"):
         open_recognizer(tmp_path)
     (tmp_path / "joiner.onnx").unlink()
-    with pytest.raises(EngineError, match="no streaming paraformer"):
+    with pytest.raises(EngineError, match="not a streaming paraformer"):
         open_recognizer(tmp_path)
 
 

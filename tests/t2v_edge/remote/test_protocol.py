@@ -10,16 +10,16 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from t2v_edge.errors import ProtocolError
 from t2v_edge.remote import protocol
+from t2v_edge.remote.frame_header import HEADER_BYTES, FrameHeader
 from t2v_edge.remote.protocol import (
     ACTIONS,
     CLOSE_CODES,
     FORMATS,
-    HEADER_BYTES,
     MAX_MESSAGE_BYTES,
     MAX_PAYLOAD_BYTES,
     MAX_SEED,
@@ -30,7 +30,6 @@ from t2v_edge.remote.protocol import (
     Caption,
     Control,
     Error,
-    FrameHeader,
     Hello,
     Settings,
     Showing,
@@ -157,6 +156,7 @@ def test_what_a_client_says_arrives(message):
 
 
 @given(from_server)
+@example(Welcome(1, "", "", Fraction(10**6, 5377), Settings()))
 def test_what_a_server_says_arrives(message):
     assert read_server(write(message)) == message
 

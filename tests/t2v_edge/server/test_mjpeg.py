@@ -18,7 +18,7 @@ from t2v_edge.errors import ProtocolError, ServerError
 from t2v_edge.remote.protocol import Hello, Settings
 from t2v_edge.server.access import Access, open_tls
 from t2v_edge.server.limits import Limits
-from t2v_edge.server.mjpeg.listener import read_wanted
+from t2v_edge.server.mjpeg.listener import read_query
 from t2v_edge.server.mjpeg.request import MAX_HEAD_BYTES, parse_head
 from tests.t2v_edge.commands.test_serve import start_server
 from tests.t2v_edge.live_samples import (
@@ -237,12 +237,12 @@ def test_bytes_that_are_no_request_are_refused_in_bounded_time(garbage, statuses
 def test_a_head_is_read_as_rfc_9112_says():
     request = parse_head(b"GET /a?x=%E4%BA%BA+b&y= HTTP/1.1\r\nHost:h\r\nAuthorization: Bearer t \r\n\r\n")
     assert (request.path, request.query, request.bearer) == ("/a", {"x": "人 b", "y": ""}, "t")
-    with pytest.raises(ProtocolError, match="no request"):
+    with pytest.raises(ProtocolError, match="not an HTTP/1.1 request"):
         parse_head(b"GET / HTTP/1.1\n\n")
     with pytest.raises(ProtocolError, match="more than"):
         parse_head(b"x" * (MAX_HEAD_BYTES + 1))
-    assert read_wanted({"fps": "30000/1001"}).settings.fps == Fraction(30000, 1001)
-    assert read_wanted({"fps": "23.976"}).settings.fps == Fraction("23.976")
+    assert read_query({"fps": "30000/1001"}).settings.fps == Fraction(30000, 1001)
+    assert read_query({"fps": "23.976"}).settings.fps == Fraction("23.976")
 
 
 def test_connections_that_ask_for_nothing_are_limited_and_closed():
@@ -302,7 +302,7 @@ def test_a_reader_that_vanishes_leaves_nothing():
                 writer.write(f"GET {path} HTTP/1.1\r\n\r\n".encode())
                 await asyncio.wait_for(reader.readline(), TIMEOUT_S)
                 writer.transport.abort()
-            await until(lambda: server.client_count == 1 and not server.mjpeg._viewers)
+            await until(lambda: server.client_count == 1 and not server.mjpeg._readers)
             await until(lambda: all(stream.closed for stream in server.made[1:]))
 
     asyncio.run(scenario())

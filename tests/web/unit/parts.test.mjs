@@ -3,7 +3,7 @@ import { test } from "node:test";
 
 import { WEB } from "./samples.mjs";
 
-const { Tally } = await import(new URL("tally.js", WEB));
+const { StreamStatistics } = await import(new URL("statistics.js", WEB));
 const { Speech, Transcript, whyNoSpeech } = await import(new URL("speech.js", WEB));
 const { inFrontOf, multiply, onHead, wrap } = await import(new URL("xr-scene.js", WEB));
 const { supportedModes } = await import(new URL("xr.js", WEB));
@@ -12,38 +12,38 @@ const IDENTITY = [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1];
 const header = (generation, sequence, bytes = 10) => ({ generation, sequence, payload: new Uint8Array(bytes) });
 
 test("frames a second are those of the last two seconds", () => {
-  const tally = new Tally();
-  for (let index = 0; index < 90; index += 1) tally.frame(header(0, index, 1000), index * (1000 / 30));
-  const { fps, bytesPerS, shown } = tally.read(3000);
+  const statistics = new StreamStatistics();
+  for (let index = 0; index < 90; index += 1) statistics.frame(header(0, index, 1000), index * (1000 / 30));
+  const { fps, bytesPerS, shown } = statistics.read(3000);
   assert.deepEqual([Math.round(fps), Math.round(bytesPerS), shown], [30, 30000, 90]);
-  assert.equal(tally.read(9000).fps, 0);
+  assert.equal(statistics.read(9000).fps, 0);
 });
 
 test("the latency is from a caption to its first frame, whichever word of it comes first", () => {
-  const tally = new Tally();
-  tally.caption({ segment: 0, revision: 0 }, -1, 1000);
-  tally.showing({ segment: 0, revision: 0, generation: 0 });
-  assert.equal(tally.read(1010).latencyMs, null, "no frame yet");
-  tally.frame(header(0, 0), 1040);
-  assert.equal(tally.read(1040).latencyMs, 40);
-  tally.caption({ segment: 1, revision: 0 }, 0, 2000);
-  tally.frame(header(1, 1), 2030);
-  tally.frame(header(1, 2), 2060);
-  tally.showing({ segment: 1, revision: 0, generation: 1 });
-  assert.equal(tally.read(2060).latencyMs, 30, "a frame may come before the message that says whose it is");
-  tally.caption({ segment: 2, revision: 0 }, 1, 3000);
-  tally.showing({ segment: 2, revision: 0, generation: 1 });
-  tally.frame(header(1, 3), 3500);
-  assert.equal(tally.read(3500).latencyMs, 30, "a caption that changed nothing has no first frame");
-  assert.equal(tally.read(3500).medianLatencyMs, 40);
+  const statistics = new StreamStatistics();
+  statistics.caption({ segment: 0, revision: 0 }, -1, 1000);
+  statistics.showing({ segment: 0, revision: 0, generation: 0 });
+  assert.equal(statistics.read(1010).latencyMs, null, "no frame yet");
+  statistics.frame(header(0, 0), 1040);
+  assert.equal(statistics.read(1040).latencyMs, 40);
+  statistics.caption({ segment: 1, revision: 0 }, 0, 2000);
+  statistics.frame(header(1, 1), 2030);
+  statistics.frame(header(1, 2), 2060);
+  statistics.showing({ segment: 1, revision: 0, generation: 1 });
+  assert.equal(statistics.read(2060).latencyMs, 30, "a frame may come before the message that says whose it is");
+  statistics.caption({ segment: 2, revision: 0 }, 1, 3000);
+  statistics.showing({ segment: 2, revision: 0, generation: 1 });
+  statistics.frame(header(1, 3), 3500);
+  assert.equal(statistics.read(3500).latencyMs, 30, "a caption that changed nothing has no first frame");
+  assert.equal(statistics.read(3500).medianLatencyMs, 40);
 });
 
 test("a gap in the sequence is frames that never came, and a new session is none", () => {
-  const tally = new Tally();
-  for (const sequence of [5, 6, 9]) tally.frame(header(0, sequence), 0);
-  tally.restart();
-  tally.frame(header(0, 0), 0);
-  assert.equal(tally.counts.missed, 2);
+  const statistics = new StreamStatistics();
+  for (const sequence of [5, 6, 9]) statistics.frame(header(0, sequence), 0);
+  statistics.restart();
+  statistics.frame(header(0, 0), 0);
+  assert.equal(statistics.counts.missed, 2);
 });
 
 const results = (...parts) => parts.map(([transcript, isFinal]) => Object.assign([{ transcript }], { isFinal }));

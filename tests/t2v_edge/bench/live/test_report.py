@@ -15,7 +15,8 @@ from t2v_edge.bench.live.script import CAPTIONS, Script, make_script
 from t2v_edge.bench.live.server import Sampler, ServerTarget, Trend, labelled, parse_metrics, stage_times
 from t2v_edge.captions.wording import Wording
 from t2v_edge.errors import CueError, UsageError
-from t2v_edge.remote.protocol import FrameHeader, Showing
+from t2v_edge.remote.frame_header import FrameHeader
+from t2v_edge.remote.protocol import Showing
 from t2v_edge.server.metrics import Metrics, frame_gauges
 from t2v_edge.util.timing import Latency
 
@@ -156,7 +157,7 @@ def test_clients_are_added_up():
 
 def test_the_captions_of_our_own_are_all_different_and_none_says_what_the_one_before_said():
     assert len(set(CAPTIONS)) == len(CAPTIONS) > 3 * 64, "past what a pipeline remembers, for several clients"
-    said = [Wording.of(text).said for text in CAPTIONS]
+    said = [Wording.of(text).units for text in CAPTIONS]
     assert all(one != other for one, other in zip(said, said[1:] + said[:1])), "the server shows each anew"
 
 

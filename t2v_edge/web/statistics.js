@@ -1,5 +1,5 @@
 /**
- * What a client counts: frames, frames a second, and how long a caption took to be seen. Reads no clock.
+ * Statistics of a stream: counts of frames, frames a second, and the time until a caption is seen. It reads no clock.
  *
  * @typedef {import("./wire.js").Header} Header
  */
@@ -7,8 +7,8 @@
 const WINDOW_MS = 2000; // of frames a second
 const KEPT = 64; // captions
 
-export class Tally {
-  /** stale: too late for their caption. overtaken: made room. broken: not decoded. missed: never came. */
+export class StreamStatistics {
+  /** stale: too late for their caption. overtaken: replaced by a newer one. broken: not decoded. missed: never came. */
   counts = { received: 0, shown: 0, stale: 0, overtaken: 0, broken: 0, missed: 0 };
 
   #frames = /** @type {{at: number, bytes: number}[]} */ ([]);
@@ -18,7 +18,7 @@ export class Tally {
   #sequence = -1;
   #latencies = /** @type {number[]} */ ([]);
 
-  /** A new session: its numbers count from the start. */
+  /** Start a new session, whose numbers count from 0. */
   restart() {
     this.#sent = [];
     this.#awaited = [];
@@ -26,14 +26,14 @@ export class Tally {
     this.#sequence = -1;
   }
 
-  /** A caption is sent while `generation` is shown. @param {{segment: number, revision: number}} caption
+  /** Count a caption that is sent while `generation` is shown. @param {{segment: number, revision: number}} caption
    * @param {number} generation @param {number} at milliseconds */
   caption({ segment, revision }, generation, at) {
     this.#sent.push({ segment, revision, generation, at });
     if (this.#sent.length > KEPT) this.#sent.shift();
   }
 
-  /** The server shows a caption. @param {{segment: number, revision: number, generation: number}} showing */
+  /** Note that the server shows a caption. @param {{segment: number, revision: number, generation: number}} showing */
   showing({ segment, revision, generation }) {
     const index = this.#sent.findIndex((one) => one.segment === segment && one.revision === revision);
     if (index < 0) return;
@@ -42,7 +42,7 @@ export class Tally {
     this.#measure();
   }
 
-  /** A frame is handed out. @param {Header} header @param {number} at milliseconds */
+  /** Count a frame that is shown. @param {Header} header @param {number} at milliseconds */
   frame(header, at) {
     if (this.#sequence >= 0) this.counts.missed += header.sequence - this.#sequence - 1;
     this.#sequence = header.sequence;
@@ -71,7 +71,7 @@ export class Tally {
     while (this.#frames.length && this.#frames[0].at <= now - WINDOW_MS) this.#frames.shift();
   }
 
-  /** A frame of a generation may come before the message that says whose it is. */
+  /** Measure captions whose first frame is here. A frame may come before the message that names its caption. */
   #measure() {
     while (this.#awaited.length && this.#awaited[0].generation <= this.#first.generation) {
       const [{ at }] = this.#awaited.splice(0, 1);
