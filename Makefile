@@ -1,4 +1,4 @@
-# make demo | test | test-web | test-aarch64 | check | clean     Everything runs in .venv, made on demand; nothing else is touched.
+# make demo | test | test-web | test-aarch64 | check | docs | clean     Everything runs in .venv, made on demand; nothing else is touched.
 # PYTHON=python3.12 picks another interpreter, VENV=path another place.
 
 PYTHON ?= python3
@@ -17,7 +17,7 @@ EXPORT_FILES := $(shell find t2v_edge export/t2v_export devices -type f -name '*
 DEMO_FIRST := 一个人正在打篮球
 DEMO_THEN := a woman in a red shirt and blue jeans is dancing
 
-.PHONY: demo test test-web test-aarch64 check lint types clean install help
+.PHONY: demo test test-web test-aarch64 check docs lint types clean install help
 
 help:
 	@sed -n 's/^# //p' Makefile | head -2
@@ -86,6 +86,10 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 check: lint types test
+
+# Pages that are written from the code.
+docs: $(STAMP)
+	$(BIN)/python -m t2v_export.recipe.reference docs/recipes.md
 
 clean:
 	rm -rf $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

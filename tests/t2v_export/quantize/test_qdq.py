@@ -13,7 +13,6 @@ from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.bundle.draws import Draws
 from t2v_edge.engine.base import EngineOptions
 from t2v_edge.engine.registry import open_engine
-from t2v_edge.errors import UsageError
 from t2v_edge.pipeline import Pipeline
 from t2v_edge.spec import StageSpec, TensorSpec
 from t2v_export.checkpoint.config import StageConfig
@@ -26,7 +25,7 @@ from t2v_export.quantize import stage as int8
 from t2v_export.quantize.plan import make_plan
 from t2v_export.quantize.qdq import INT8_VARIANTS
 from t2v_export.quantize.stage import measure_int8
-from t2v_export.recipe import Quantize, load_recipe, parse_recipe
+from t2v_export.recipe import Quantize, parse_recipe
 from t2v_export.verify.difference import StageDifference
 from tests.t2v_export.quantize_samples import ALL, SPEC, model_of, nodes_of, quantized, run, samples, upsampler, weights
 
@@ -285,38 +284,3 @@ def test_graph_that_gives_infinity_is_refused(monkeypatch):
     monkeypatch.setattr(int8, "compare_stage", lambda *_: StageDifference(np.inf, np.inf))
     with pytest.raises(AccuracyError, match="int8 render: gives NaN or infinity; leave"):
         measure_int8(upsampler(), SPEC, (), "int8")
-
-
-def test_shipped_recipe_is_the_quantize_pass():
-    recipe = load_recipe("fast")
-    assert recipe.name == "fast" and recipe.passes == (Quantize(smooth=0.5),)
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"metod": "mse"}, "pass 1: key 'metod' is unknown"),
-        ({"method": "magic"}, "method has 'magic'; choose of minmax"),
-        ({"stages": ["text", "sound"]}, "stages has 'sound'"),
-        ({"stages": []}, "stages is \\[\\]"),
-        ({"keep_last": 1}, "keep_last is 1, expected a bool"),
-        ({"percentile": 200.0}, "percentile is 200.0, expected 50.0 to 100.0"),
-        ({"steps": True}, "steps is True, expected a int"),
-        ({"kind": "shrink"}, "kind is 'shrink'; choose one of quantize"),
-    ],
-)
-def test_recipe_errors_name_the_bad_key(change, message):
-    with pytest.raises(UsageError, match=message):
-        parse_recipe({"name": "mine", "pass": [{"kind": "quantize", **change}]}, "mine.toml")
-
-
-def test_recipe_files_that_are_absent_or_damaged_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="'quick' is unknown: shipped are fast"):
-        load_recipe("quick")
-    with pytest.raises(UsageError, match="cannot be read"):
-        load_recipe(str(tmp_path / "none.toml"))
-    (tmp_path / "bad.toml").write_text("name = ")
-    with pytest.raises(UsageError, match="is not TOML"):
-        load_recipe(str(tmp_path / "bad.toml"))
-    with pytest.raises(UsageError, match="key 'passes' is unknown"):
-        parse_recipe({"name": "x", "passes": []}, "x.toml")

@@ -13,7 +13,7 @@ from t2v_export.checkpoint.config import StageConfig
 from t2v_export.checkpoint.cost import checkpoint_cost, example_inputs
 from t2v_export.compress.prune import prune_checkpoint
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
-from t2v_export.recipe import Prune, parse_recipe, tomllib
+from t2v_export.recipe import Prune
 
 EXAMPLES = Path(__file__).parents[4] / "examples" / "custom_stages"
 BASE = Prune(round_to=2, samples=4, captions=("en",))
@@ -207,9 +207,3 @@ def test_a_class_that_computes_with_its_width_is_refused(make_checkpoint, tmp_pa
     checkpoint = load_checkpoint(folder, allow_code=True)
     with pytest.raises(UsageError, match="frame changes when unused units are taken out"):
         prune_checkpoint(checkpoint, pruning(render_keep=0.5))
-
-
-def test_a_recipe_says_widths_as_a_table():
-    text = '[[pass]]\nkind = "prune"\n[pass.widths]\nrender.channels = [8, 4]\ntext.encoder.num_attention_heads = 2\n'
-    (made,) = parse_recipe(tomllib.loads('name = "x"\n' + text), "here").passes
-    assert made.widths == {"render": {"channels": [8, 4]}, "text": {"encoder": {"num_attention_heads": 2}}}
