@@ -16,7 +16,8 @@ ABBREVIATIONS = ("e.g", "i.e", "etc", "vs", "cf", "al", "approx", "fig")
 
 _ITEM = re.compile(r"^ {0,3}(?:[-*+]|\d+\.)\s+")
 _RULE = re.compile(r"^\|?[\s:|-]+\|?$")
-_END = re.compile(r"([.!?]+)([\"'”’)\]]*)\s+(?=[\"'“‘(\[]*[A-Z0-9\u0391-\u03a9\u4e00-\u9fff])")
+_CODE = "\u2060"  # stands before inline code, so that a sentence may begin with it
+_END = re.compile(rf"([.!?]+)([\"'”’)\]]*)\s+(?=[\"'“‘(\[]*[A-Z0-9\u0391-\u03a9\u4e00-\u9fff{_CODE}])")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def cells(row: str) -> list[str]:
 def plain(text: str) -> str:
     """Text without markup. Full stops inside inline code and addresses become dots that end no sentence."""
     text = re.sub(r"<!--.*?-->", " ", text)
-    text = re.sub(r"`([^`]*)`", lambda match: _quiet(match[1]), text)
+    text = re.sub(r"`([^`]*)`", lambda match: _CODE + _quiet(match[1]), text)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     text = re.sub(r"<(https?://[^>]*)>", lambda match: _quiet(match[1]), text)
     return re.sub(r"(\*\*|__|(?<!\w)[*_]|[*_](?!\w))", "", text).strip()
@@ -97,14 +98,14 @@ def _quiet(code: str) -> str:
 
 
 def split(text: str) -> list[str]:
-    """The sentences of a unit: they end at . ! or ? before a capital, a digit or an opening bracket or quote."""
+    """The sentences of a unit: they end at . ! or ? before a capital, a digit or inline code."""
     pieces, start = [], 0
     for match in _END.finditer(text):
         before = text[start : match.start()].split()
         word = before[-1].strip("(\"'") if before else ""
         if match[1] == "." and (word.lower() in ABBREVIATIONS or re.fullmatch(r"[A-Z]", word)):
             continue
-        pieces.append(text[start : match.end()].strip())
+        pieces.append(text[start : match.end()])
         start = match.end()
-    pieces.append(text[start:].strip())
+    pieces = [piece.replace(_CODE, "").strip() for piece in [*pieces, text[start:]]]
     return [piece for piece in pieces if piece]

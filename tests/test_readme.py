@@ -1,7 +1,7 @@
 """README.md is walked: its commands run as they are printed.
 
 There are two walks. The quick one runs in every test run, with the packages of this checkout, in a folder laid out like
-a clone. A checkpoint of random weights stands in for `checkpoints/small`, and its FP32 bundle for `out/orin.bundle`. This
+a clone. A checkpoint of random weights stands in for `checkpoints/small`, and its bundle for `out/orin.bundle`. This
 walk shows that a line works as printed, and not what the model makes. The slow one clones the repository, makes the
 environment that README.md names, and runs the lines in order with the committed checkpoints. `NOT_QUICK` and `NOT_HERE`
 name the lines that a walk leaves out, each with its reason.
