@@ -12,7 +12,7 @@ import pytest
 from t2v_edge.cli import make_parser
 from t2v_edge.util.cache import VARIABLE
 from tests.test_layers import ROOMS
-from tests.test_packaging import PROJECT
+from tests.test_packaging import PACKAGES, PROJECT
 from tests.test_readme import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,8 +26,8 @@ def read(document: str) -> str:
 
 def commands_of(document: str) -> list[str]:
     """The `t2v-edge` lines of a page's code blocks, each up to a pipe; one that goes on behind a backslash is whole."""
-    lines = (line.strip() for line in read(document).replace("\\\n", "").splitlines())
-    return [line.split(" | ")[0] for line in lines if line.startswith("t2v-edge ") and "--help" not in line]
+    lines = re.findall(r"^ {4}(t2v-edge .*)", read(document).replace("\\\n", ""), re.M)
+    return [line.split(" | ")[0] for line in lines]
 
 
 def options_of(command: str) -> set[str]:
@@ -94,6 +94,16 @@ def test_cli_page_names_extras_and_variables() -> None:
 def test_map_names_every_page() -> None:
     links = set(re.findall(r"\]\(([^)#]+)", read("docs/README.md")))
     assert {Path(page).name for page in PAGES} - {"README.md"} <= links
+
+
+def test_files_that_the_architecture_names_are_there() -> None:
+    pictures = "".join(read(f"docs/images/{name}-path.svg") for name in ("caption", "checkpoint"))
+    named = set(re.findall(r"`([\w./-]+(?:/|\.py))`", read("docs/architecture.md")))
+    named |= set(re.findall(r"[\w/]+(?:/|\.py)(?=[<\s])", re.sub(r"</?\w[^>]*>", " ", pictures)))
+    runtime, toolchain = PACKAGES["t2v_edge"], PACKAGES["t2v_export"]
+    roots = [ROOT, *PACKAGES.values(), runtime / "engine", toolchain / "compress"]
+    assert "play/model.py" in named and "exporter/plan.py" in named
+    assert not sorted(name for name in named if not any((root / name).exists() for root in roots))
 
 
 @pytest.mark.parametrize("package", ROOMS)
