@@ -1,0 +1,123 @@
+"""The runner of an export's passes: it takes a pass's files from the store, or makes them; it shows progress."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+import t2v_calibration
+import t2v_edge
+import t2v_export
+from t2v_edge.bundle.tokenizer import CaptionTokenizer
+from t2v_edge.device.profile import DeviceProfile
+from t2v_edge.spec import StageSpec
+from t2v_edge.util.machine import machine, versions
+from t2v_export.checkpoint.checkpoint import Checkpoint
+from t2v_export.exporter.options import ExportOptions
+from t2v_export.store import Files, PassStore, content_key
+
+Advance = Callable[[], object]
+
+TOOLS = ("numpy", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
+"""Packages that a result depends on; `versions` adds Python and this one."""
+
+
+class PassRunner:
+    """Runs the passes of an export.
+
+    A result is files, and its reader reads these files, made or found. So a resumed export ends with the same bytes.
+    A key holds `inputs`, what the pass names, the versions of tools, the source of the three packages, and the
+    machine: processors differ in their float sums.
+
+    Args:
+        store: the store of finished passes.
+        passes: the number of passes, which is the bar's total.
+        show: whether bars are shown on stderr.
+        inputs: JSON values or bytes that all results depend on.
+    """
+
+    def __init__(self, store: PassStore, passes: int, show: bool, **inputs: Any) -> None:
+        self._store = store
+        self._base = {**inputs, "tools": versions(*TOOLS), "machine": machine(), "source": source_sha256()}
+        self._hidden = None if show else True
+        self._found = 0
+        self._bar = tqdm(total=passes, desc="export", unit="pass", file=sys.stderr, disable=self._hidden, leave=False)
+
+    def begin(self, name: str) -> None:
+        """Name the pass that runs now on the bar."""
+        self._bar.set_description(f"export: {name}")
+
+    def finish(self) -> None:
+        """Count one pass as done, whether or not it had anything to do."""
+        self._bar.update()
+
+    def do(self, name: str, steps: int, make: Callable[[Advance], Files], **parts: Any) -> Files:
+        """The files of the pass `name`, made from `parts` (JSON values; bytes count by their hash).
+
+        `make` receives a function to call after each of its `steps`. A pass that raises stores nothing.
+        """
+        key = content_key(name=name, **self._base, **parts)
+        files = self._store.load(key)
+        if files is None:
+            with tqdm(total=steps, desc=name, file=sys.stderr, disable=self._hidden, leave=False, position=1) as bar:
+                files = dict(make(bar.update))
+            self._store.save(key, files)
+        else:
+            self._found += 1
+            self._bar.set_postfix_str(f"{self._found} found finished")
+        return files
+
+    def __enter__(self) -> PassRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+
+@dataclass(frozen=True, eq=False)
+class PassContext:
+    """The fixed inputs of a pass: what is exported, how, and the pass's own `name` and `stage` (empty for all)."""
+
+    runner: PassRunner
+    checkpoint: Checkpoint
+    tokenizer: CaptionTokenizer
+    profile: DeviceProfile
+    options: ExportOptions
+    name: str = ""
+    stage: str = ""
+
+    @property
+    def specs(self) -> Mapping[str, StageSpec]:
+        """The inputs and outputs of every stage."""
+        return self.checkpoint.specs
+
+    @property
+    def spec(self) -> StageSpec:
+        """The inputs and outputs of the pass's stage."""
+        return self.checkpoint.specs[self.stage]
+
+    def do(self, steps: int, make: Callable[[Advance], Files], **parts: Any) -> Files:
+        """The files of this pass, as `PassRunner.do` gives them."""
+        return self.runner.do(self.name, steps, make, **parts)
+
+
+@cache
+def source_sha256() -> str:
+    """SHA-256 of the Python source of the three packages that results come from."""
+    digest = hashlib.sha256()
+    for package in (t2v_edge.__file__, t2v_calibration.__file__, t2v_export.__file__):
+        root = Path(str(package)).parent
+        for path in sorted(root.rglob("*.py")):
+            digest.update(f"{path.relative_to(root).as_posix()}\n".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
