@@ -56,10 +56,9 @@ def export_checkpoint(
     if options.recipe and options.recipe.checkpoint_passes:
         passing = PassOptions(options.seed, options.allow_code, options.store, options.train_on, options.progress)
         checkpoint = compress(checkpoint, options.recipe, passing).checkpoint
-    plan = plan_export(options, profile)
-    with PassRunner(options.store, len(plan), options.progress, checkpoint=checkpoint.sha256) as runner:
-        context = PassContext(runner, checkpoint, caption_tokenizer(checkpoint), profile, options)
-        results = run_plan(plan, context)
+    runner = PassRunner(options.store, options.progress, checkpoint=checkpoint.sha256)
+    context = PassContext(runner, checkpoint, caption_tokenizer(checkpoint), profile, options)
+    results = run_plan(plan_export(options, profile), context)
     taken = shipped(results.graphs, results.choice, options.ship)
     manifest, report = make_manifest(context, results, taken), make_report(context, results, taken)
     written = write_bundle(out, manifest, bundle_files(context, results, manifest, report))

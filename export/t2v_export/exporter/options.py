@@ -18,21 +18,12 @@ VARIANTS = ("fp32", "fp16")
 class ExportOptions:
     """What an export makes, verifies and ships.
 
-    Without `measure` nothing in the bundle depends on the machine's speed: the same checkpoint and seed give the same
-    bytes. The store holds finished passes, measured times included, so a stopped export resumes.
-
-    Attributes:
-        variants: float variants to make, of `VARIANTS`. FP32 is always made.
-        seed: of the verification streams and golden vectors, 0 to 2^63 - 1.
-        captions: captions to verify with, at least a dozen.
-        recipe: passes over the checkpoint; its quantize pass adds INT8 variants.
-        allow_code: whether a checkpoint may bring Python code of its own.
-        measure: whether each stage is timed on this machine.
-        ship: which of the graphs go into the bundle, one of `SHIP`.
-        store: the store of finished passes.
-        train_on: torch device of a recipe that trains a student.
-        accuracy: bound on what the default mix may lose, or None.
-        progress: whether progress bars are shown on stderr.
+    `variants` of `VARIANTS`; FP32 is always made. `seed` of verification streams and golden vectors, 0 to 2^63 - 1.
+    `captions` to verify with, at least a dozen. `recipe`: its quantize pass adds INT8 variants. `allow_code`: the
+    checkpoint may bring Python code. `measure`: time each stage here; without it the same checkpoint and seed give
+    the same bytes. `ship`, one of `SHIP`: which graphs go into the bundle. `store` of finished passes, measured times
+    included, from which a stopped export resumes. `train_on`: torch device of a recipe that trains a student.
+    `accuracy`: bound on what the default mix may lose. `progress`: show bars on stderr.
     """
 
     variants: tuple[str, ...] = VARIANTS

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+from tqdm import tqdm
 
 from t2v_edge.device.profile import DeviceProfile
 from t2v_edge.spec import STAGES
 from t2v_export.exporter.options import ExportOptions
 from t2v_export.exporter.passes.checks import check_frames_at_once, check_targets
 from t2v_export.exporter.passes.choice import choose_default, keep_accuracy
-from t2v_export.exporter.passes.float16 import make_float16
+from t2v_export.exporter.passes.float16 import make_float16, make_int8_float16
 from t2v_export.exporter.passes.float32 import make_float32, make_references, verify_float32
 from t2v_export.exporter.passes.int8 import (
     calibrate_stages,
@@ -20,7 +23,6 @@ from t2v_export.exporter.passes.int8 import (
     smooth_stage,
     verify_int8,
 )
-from t2v_export.exporter.passes.int8_float16 import make_int8_float16
 from t2v_export.exporter.passes.latency import choose_upsampling, time_stage
 from t2v_export.exporter.passes.stored_weights import store_8_bits, store_float32
 from t2v_export.exporter.results import PassResults
@@ -78,8 +80,10 @@ def plan_export(options: ExportOptions, profile: DeviceProfile) -> tuple[Planned
 def run_plan(plan: Sequence[PlannedPass], context: PassContext) -> PassResults:
     """Run the passes in order, each on the results of those before it."""
     results = PassResults()
-    for planned in plan:
-        context.runner.begin(planned.name)
-        results = planned.run(replace(context, name=planned.name, stage=planned.stage), results)
-        context.runner.finish()
+    hidden = None if context.options.progress else True
+    with tqdm(plan, unit="pass", file=sys.stderr, disable=hidden, leave=False) as bar:
+        for planned in bar:
+            bar.set_description(f"export: {planned.name}")
+            results = planned.run(replace(context, name=planned.name, stage=planned.stage), results)
+            bar.set_postfix_str(f"{context.runner.found} found finished" if context.runner.found else "")
     return results

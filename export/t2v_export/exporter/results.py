@@ -21,13 +21,10 @@ from t2v_export.verify.reference import ReferenceRollout
 
 @dataclass(frozen=True)
 class VariantGraph:
-    """The graph of one stage in one variant.
+    """The graph of one stage in one variant: the ONNX file `data`.
 
-    Attributes:
-        data: the ONNX file.
-        difference: from torch, or None until a pass has verified the graph.
-        float32_layers: names of layers that stay in float32.
-        exact: whether the graph computes the very same as the fp32 graph.
+    `difference` from torch is None until a pass has verified the graph. `float32_layers`: names of layers that stay in
+    float32. `exact`: the graph computes the very same as the fp32 graph.
     """
 
     data: bytes
@@ -52,16 +49,10 @@ class UpsamplingTimes:
 class Int8Stage:
     """The quantization of one stage, until its INT8 graphs are made.
 
-    Attributes:
-        reference: the float32 graph that INT8 graphs are judged by.
-        graph: the float32 graph to quantize: `reference`, or a smoothed one.
-        options: the recipe's, with what the device keeps in float32.
-        given: samples that ranges are read from.
-        held: other samples, to judge by.
-        samples_sha256: SHA-256 of both.
-        plan: what of `graph` is quantized.
-        seen: observations of `graph` on `given`.
-        ranking: layers by what each alone loses, the most sensitive first.
+    `reference`: the float32 graph that INT8 graphs are judged by. `graph`: the graph to quantize, the same or smoothed.
+    `options`: the recipe's, with what the device keeps in float32. `given`: samples that ranges are read from. `held`:
+    other samples, to judge by. `samples_sha256`: of both. `plan`: what of `graph` is quantized. `seen`: observations of
+    `graph` on `given`. `ranking`: layers by what each alone loses, the most sensitive first.
     """
 
     reference: bytes
@@ -83,19 +74,11 @@ class Int8Stage:
 class PassResults:
     """All that the passes of an export have made.
 
-    Attributes:
-        graphs: by variant and stage.
-        refused: why a variant has no graph, by variant and stage.
-        rollouts: what torch makes of the captions.
-        rollouts_sha256: SHA-256 of their file.
-        upsampling: the renderer's doublings, where they were timed.
-        calibration_sha256: of the samples that ranges are read from.
-        int8: stages that are being quantized.
-        sensitivity: what single layers lose in INT8, by stage, as JSON.
-        one_at_a_time: why a variant's renderer takes no several frames at once.
-        latencies: by variant, stage and engine, on this machine.
-        choice: the default variants.
-        rounds: measurements of the accuracy budget, as JSON.
+    `graphs` and `refused` (why a variant has no graph) are by variant and stage, `latencies` also by engine.
+    `rollouts`: what torch makes of the captions. `upsampling`: the renderer's doublings, where they were timed.
+    `int8`: stages that are being quantized. `sensitivity`: what single layers lose in INT8, by stage, as JSON.
+    `one_at_a_time`: why a variant's renderer takes one frame at a time. `choice` of the default variants. `rounds` of
+    the accuracy budget, as JSON.
     """
 
     graphs: Mapping[str, Mapping[str, VariantGraph]] = field(default_factory=dict)

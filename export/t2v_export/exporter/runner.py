@@ -1,4 +1,4 @@
-"""The runner of an export's passes: it takes a pass's files from the store, or makes them; it shows progress."""
+"""The runner of an export's passes: it takes the files of a pass from the store, or makes and stores them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -31,33 +30,17 @@ TOOLS = ("numpy", "onnx", "onnxruntime", "tokenizers", "torch", "transformers")
 
 
 class PassRunner:
-    """Runs the passes of an export.
+    """Finds or makes the files of passes.
 
-    A result is files, and its reader reads these files, made or found. So a resumed export ends with the same bytes.
-    A key holds `inputs`, what the pass names, the versions of tools, the source of the three packages, and the
-    machine: processors differ in their float sums.
-
-    Args:
-        store: the store of finished passes.
-        passes: the number of passes, which is the bar's total.
-        show: whether bars are shown on stderr.
-        inputs: JSON values or bytes that all results depend on.
+    The reader of a result reads the same files whether they were made or found. So a resumed export ends with the same
+    bytes. A key holds `inputs`, what the pass names, the versions of tools, the source of the three packages, and the
+    machine: processors differ in their float sums. `found` counts the passes that were in the store.
     """
 
-    def __init__(self, store: PassStore, passes: int, show: bool, **inputs: Any) -> None:
-        self._store = store
+    def __init__(self, store: PassStore, show: bool, **inputs: Any) -> None:
+        self.found = 0
+        self._store, self._hidden = store, None if show else True
         self._base = {**inputs, "tools": versions(*TOOLS), "machine": machine(), "source": source_sha256()}
-        self._hidden = None if show else True
-        self._found = 0
-        self._bar = tqdm(total=passes, desc="export", unit="pass", file=sys.stderr, disable=self._hidden, leave=False)
-
-    def begin(self, name: str) -> None:
-        """Name the pass that runs now on the bar."""
-        self._bar.set_description(f"export: {name}")
-
-    def finish(self) -> None:
-        """Count one pass as done, whether or not it had anything to do."""
-        self._bar.update()
 
     def do(self, name: str, steps: int, make: Callable[[Advance], Files], **parts: Any) -> Files:
         """The files of the pass `name`, made from `parts` (JSON values; bytes count by their hash).
@@ -71,17 +54,8 @@ class PassRunner:
                 files = dict(make(bar.update))
             self._store.save(key, files)
         else:
-            self._found += 1
-            self._bar.set_postfix_str(f"{self._found} found finished")
+            self.found += 1
         return files
-
-    def __enter__(self) -> PassRunner:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
 
 
 @dataclass(frozen=True, eq=False)
