@@ -22,11 +22,13 @@ FOLDER = "passes"
 MAX_BYTES = 4 << 30
 INDEX = "sha256.json"  # of an entry: no result names a file so
 
+Files = Mapping[str, bytes]
+
 
 def content_key(**parts: Any) -> str:
     """The SHA-256 of named parts: JSON values, and bytes, which count by their own hash."""
-    plain = {k: hashlib.sha256(v).hexdigest() if isinstance(v, (bytes, bytearray)) else v for k, v in parts.items()}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    described = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=_sha256)
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 class PassStore:
@@ -53,7 +55,7 @@ class PassStore:
         index = found.pop(INDEX, None)
         return {name: found[name] for name in sorted(found)} if index == _index(found) else None
 
-    def save(self, key: str, files: Mapping[str, bytes]) -> None:
+    def save(self, key: str, files: Files) -> None:
         """Keep a result. A cache that cannot be written is done without."""
         folder = self._entry(key)
         if folder is None:
@@ -96,5 +98,9 @@ class PassStore:
             total -= sizes[path]
 
 
-def _index(files: Mapping[str, bytes]) -> bytes:
-    return json.dumps({name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)}).encode()
+def _sha256(value: bytes) -> str:
+    return hashlib.sha256(value).hexdigest()
+
+
+def _index(files: Files) -> bytes:
+    return json.dumps({name: _sha256(files[name]) for name in sorted(files)}).encode()

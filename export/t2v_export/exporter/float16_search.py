@@ -26,15 +26,15 @@ checkpoint up to 1.8 times as much as the worst that was: other captions and see
 
 @dataclass(frozen=True)
 class Float16Result:
-    """The float16 variant of a stage and its difference from torch.
+    """The float16 graph of a stage and its difference from torch.
 
-    `kept`: names of the layers (nodes) that compute in float32, the most sensitive first; of the motion stage, which
-    computes in float32 throughout, those that are stored in it.
+    `float32_layers`: names of the layers (nodes) that compute in float32, the most sensitive first. The motion stage
+    computes in float32 throughout; its layers here are those stored in float32.
     """
 
     graph: onnx.ModelProto
     difference: StageDifference
-    kept: tuple[str, ...] = ()
+    float32_layers: tuple[str, ...] = ()
 
 
 def make_half(

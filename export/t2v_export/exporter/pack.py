@@ -1,4 +1,4 @@
-"""What passes make, as files and back: rollouts, calibration sets and observations, in npz and JSON; never a pickle."""
+"""Results of passes as files and back: graphs, rollouts, calibration sets and observations, in npz and JSON."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from t2v_calibration.calibration_set import CalibrationSet
 from t2v_calibration.ranges import Histogram
 from t2v_edge.bundle.tokenizer import CaptionTokenizer
 from t2v_edge.spec import StageSpec
+from t2v_export.exporter.results import VariantGraph
 from t2v_export.quantize.observe import Observations
+from t2v_export.store import Files
+from t2v_export.verify.difference import StageDifference
 from t2v_export.verify.golden import pack_npz
 from t2v_export.verify.reference import ReferenceRollout, draw
 
-Files = Mapping[str, bytes]
 Array = NDArray[Any]
 
 
@@ -27,8 +30,37 @@ def pack_json(data: Any) -> bytes:
     return json.dumps(data, sort_keys=True, ensure_ascii=False).encode()
 
 
+def pack_graph(model: onnx.ModelProto) -> bytes:
+    """An ONNX file, the same bytes for the same graph."""
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def pack_variant(graph: VariantGraph) -> Files:
+    """A verified graph."""
+    assert graph.difference is not None
+    described = {"float32_layers": graph.float32_layers, "difference": graph.difference.to_json(), "exact": graph.exact}
+    return {"graph.onnx": graph.data, "graph.json": pack_json(described)}
+
+
+def pack_refusal(why: str) -> Files:
+    """The reason why a variant has no graph."""
+    return {"refused.json": pack_json(why)}
+
+
+def unpack_refusal(files: Files) -> str | None:
+    """The reason why a variant has no graph; None where the files hold a graph."""
+    return str(json.loads(files["refused.json"])) if "refused.json" in files else None
+
+
+def unpack_variant(files: Files) -> VariantGraph:
+    described = json.loads(files["graph.json"])
+    difference = StageDifference.from_json(described["difference"])
+    return VariantGraph(files["graph.onnx"], difference, tuple(described["float32_layers"]), described["exact"])
+
+
 def pack_rollouts(rollouts: Sequence[ReferenceRollout]) -> Files:
-    """What torch made of each caption; tokens and draws are made again from caption and seed."""
+    """What torch made of each caption, without tokens and draws: caption and seed give these again."""
     arrays: dict[str, Array] = {}
     for index, rollout in enumerate(rollouts):
         arrays |= {f"{index}/condition": rollout.condition, f"{index}/levels": rollout.levels}
@@ -93,8 +125,8 @@ def pack_observations(seen: Observations) -> Files:
 def unpack_observations(files: Files) -> Observations:
     arrays, names = _arrays(files["observations.npz"]), json.loads(files["names.json"])
     histograms = {
-        name: Histogram(*(float(v) for v in edges), counts)
-        for name, edges, counts in zip(names["tensors"], arrays["edges"], arrays["counts"])
+        name: Histogram(low, high, reach, counts)
+        for name, (low, high, reach), counts in zip(names["tensors"], arrays["edges"].tolist(), arrays["counts"])
     }
     means = {layer: arrays[f"means/{i}"] for i, layer in enumerate(names["layers"])}
     rounded = {(layer, bits): arrays[f"rounded/{i}"] for i, (layer, bits) in enumerate(names["rounded"])}

@@ -37,7 +37,7 @@ class StageInt8:
     """The INT8 graphs of a stage, by variant the layers that stay in float32, and why a variant has no graph."""
 
     graphs: Graphs = field(default_factory=dict)
-    kept: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    float32_layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -94,16 +94,16 @@ def quantize_stage(
     refused. Large weights that stay in float are stored in float16. `advance` is called after each variant. Raises
     `CalibrationError` and `SpecError`.
     """
-    graphs, kept, refused = {}, {}, {}
+    graphs, layers, refused = {}, {}, {}
     for variant in INT8_VARIANTS:
         made = _within(model, plan, seen, options, judge, ranked, variant)
         if made is None:
             refused[variant] = f"keeps {judge.bound(options)} with no layer in INT8"
         else:
             check_lint(made[0], target_of(variant, opset_cap), judge.spec.stage, made[1].kept)
-            graphs[variant], kept[variant] = store_half(made[0], judge.spec, least=SMALL + 1), made[1].kept
+            graphs[variant], layers[variant] = store_half(made[0], judge.spec, least=SMALL + 1), made[1].kept
         advance()
-    return StageInt8(graphs, kept, refused)
+    return StageInt8(graphs, layers, refused)
 
 
 def _within(

@@ -12,8 +12,8 @@ from t2v_export.checkpoint.checkpoint import load_checkpoint, save_loaded
 from t2v_export.checkpoint.config import StageConfig
 from t2v_export.compress.grid import on_grid, round_checkpoint, round_rows, store_grid
 from t2v_export.compress.passes import compress
-from t2v_export.exporter import passes as graph_passes
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
+from t2v_export.exporter.passes import latency
 from t2v_export.graph.from_torch import example_inputs, stage_to_onnx
 from t2v_export.recipe import Recipe, Round, load_recipe
 from t2v_export.verify.latency import GraphLatency
@@ -86,7 +86,7 @@ def test_round_is_a_pass_and_refuses_a_stage_without_a_matrix(make_checkpoint, t
 def test_weights_stored_in_8_bits_are_the_default_where_they_are_no_slower(make_checkpoint, cpu, tmp_path, monkeypatch):
     rounded(make_checkpoint, tmp_path)
     even = {"onnxruntime": GraphLatency(1.0, 1.0, 20)}
-    monkeypatch.setattr(graph_passes, "measure_latencies", lambda graphs, *_: dict.fromkeys(graphs, even))
+    monkeypatch.setattr(latency, "measure_latencies", lambda graphs, *_: dict.fromkeys(graphs, even))
     options = ExportOptions(recipe=load_recipe("fast"))
     exported = export_checkpoint(tmp_path / "rounded", tmp_path / "bundle", cpu, options)
     assert exported.manifest.default == {"text": "fp32", "motion": "int8-u8", "render": "fp32"}

@@ -13,9 +13,9 @@ from t2v_edge.pipeline import Pipeline
 from t2v_edge.spec import STAGES
 from t2v_export.commands.export import summary, table
 from t2v_export.exporter import export
-from t2v_export.exporter import passes as graph_passes
 from t2v_export.exporter.choose import choose, shipped
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
+from t2v_export.exporter.passes import latency as latency_passes
 from t2v_export.verify import latency
 from t2v_export.verify.latency import GraphLatency, measure_latencies
 
@@ -86,7 +86,7 @@ def test_export_drops_what_lost_and_a_bundle_of_the_chosen_alone_plays(make_chec
     fast = times(fp32=(2, 2), fp16=(2, 1))
     slow = times(fp32=(2, 2), fp16=(3, 3))
     monkeypatch.setattr(
-        graph_passes, "measure_latencies",
+        latency_passes, "measure_latencies",
         lambda graphs, spec, _: {
             v: (fast if spec.stage == "render" else slow).get(v, fast["fp32"])[spec.stage] for v in graphs
         },

@@ -25,9 +25,9 @@ from t2v_export.checkpoint.config import StageConfig
 from t2v_export.commands import export as command
 from t2v_export.errors import AccuracyError
 from t2v_export.exporter import export
-from t2v_export.exporter import passes as graph_passes
 from t2v_export.exporter.captions import DEFAULT_CAPTIONS
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
+from t2v_export.exporter.passes import float32, latency
 from t2v_export.verify.difference import Difference, StageDifference, check_accuracy, compare
 from t2v_export.verify.latency import GraphLatency
 
@@ -233,7 +233,7 @@ def test_manifest_says_what_a_run_of_each_graph_costs_and_precision_changes_byte
 
 def test_timing_changes_no_file_but_the_report_and_the_form_of_doublings(make_checkpoint, cpu, tmp_path, monkeypatch):
     folder = make_checkpoint()
-    monkeypatch.setattr(graph_passes, "doubling_forms", lambda model, _: {"built": model})
+    monkeypatch.setattr(latency, "doubling_forms", lambda model, _: {"built": model})
     export_checkpoint(folder, tmp_path / "one", cpu, ExportOptions(ship="all"))
     export_checkpoint(folder, tmp_path / "two", cpu, UNTIMED)
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
@@ -256,7 +256,7 @@ def test_fp16_bundle_is_half_the_size_and_keeps_the_checkpoints_weights(make_che
 
 
 def test_graph_that_is_wrong_writes_nothing(make_checkpoint, cpu, tmp_path, monkeypatch):
-    real = graph_passes.stage_to_onnx
+    real = float32.stage_to_onnx
 
     def corrupted(module, spec, opset):
         model = real(module, spec, opset)
@@ -265,7 +265,7 @@ def test_graph_that_is_wrong_writes_nothing(make_checkpoint, cpu, tmp_path, monk
             weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
         return model
 
-    monkeypatch.setattr(graph_passes, "stage_to_onnx", corrupted)
+    monkeypatch.setattr(float32, "stage_to_onnx", corrupted)
     with pytest.raises(AccuracyError, match="fp32 motion: .* differs from torch by") as caught:
         export_checkpoint(make_checkpoint(), tmp_path / "bundle", cpu, UNTIMED)
     assert caught.value.exit_code == 3
@@ -289,7 +289,6 @@ import sys
 from t2v_edge.util import files
 from t2v_edge.device.profile import load_profile
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
-from t2v_export.verify.latency import GraphLatency
 def stall(*_):
     sys.stdout.write("writing"); sys.stdout.flush()
     import time; time.sleep(60)
@@ -382,14 +381,14 @@ def test_help_teaches(capsys):
 def test_doublings_take_the_form_that_all_engines_together_run_fastest(
     make_checkpoint, cpu, tmp_path, monkeypatch, ms, form, operators
 ):
-    measured = graph_passes.measure_latencies
+    measured = latency.measure_latencies
 
     def timed(graphs, spec, rollout):
         if "built" not in graphs:
             return measured(graphs, spec, rollout)
         return {n: {e: GraphLatency(x, x, 20) for e, x in zip(("onnxruntime", "openvino"), ms[n])} for n in graphs}
 
-    monkeypatch.setattr(graph_passes, "measure_latencies", timed)
+    monkeypatch.setattr(latency, "measure_latencies", timed)
     exported = export_checkpoint(make_checkpoint(), tmp_path / "bundle", cpu, ExportOptions(variants=("fp32",)))
     assert exported.report["upsampling"]["form"] == form
     assert exported.report["upsampling"]["median_ms"]["phases"]["openvino"] == ms["phases"][1]

@@ -125,7 +125,10 @@ def test_only_the_layer_that_float16_breaks_stays_in_float32():
     rollouts = played(module)
     assert not mixed._convert(model, spec, rollouts).difference.within(TOLERANCE)
     made = make_half(model, spec, rollouts, TOLERANCE)
-    assert made.kept == ("/render/middle/Conv",) and rank_layers(model, spec, rollouts)[0] == made.kept[0]
+    assert (
+        made.float32_layers == ("/render/middle/Conv",)
+        and rank_layers(model, spec, rollouts)[0] == made.float32_layers[0]
+    )
     assert made.difference.within(mixed.AIM * TOLERANCE) and computes_half(made.graph)
     assert len(made.difference.by_rollout) == 3 and max(made.difference.by_rollout) < TOLERANCE
     # nothing is lost by storing this layer's weights in float16, so the file is half the size all the same
@@ -139,7 +142,7 @@ def test_kept_weights_that_float16_cannot_hold_are_stored_in_float32():
     module = Borders(nudge=1.0001)
     model, spec = exported(module)
     made = make_half(model, spec, played(module), TOLERANCE)
-    assert made.kept == ("/render/middle/Conv",) and made.difference.within(TOLERANCE)
+    assert made.float32_layers == ("/render/middle/Conv",) and made.difference.within(TOLERANCE)
     assert stored(made.graph, (32, 6, 3, 3)) == [TensorProto.FLOAT]
     assert stored(made.graph, (3, 32, 3, 3)) == [TensorProto.FLOAT16]
 
@@ -148,7 +151,7 @@ def test_nothing_is_kept_where_float16_is_near_enough():
     module = Borders(gain=1.0)
     model, spec = exported(module)
     made = make_half(model, spec, played(module), TOLERANCE)
-    assert made.kept == () and made.difference.within(TOLERANCE)
+    assert made.float32_layers == () and made.difference.within(TOLERANCE)
     assert made.graph.SerializeToString() == compute_half(model, spec).SerializeToString()
 
 
@@ -156,17 +159,17 @@ def test_stage_that_four_layers_do_not_save_is_refused_with_what_was_tried():
     module = Lost().eval()
     model, spec = exported(module)
     made = make_half(model, spec, played(module), TOLERANCE)
-    assert len(set(made.kept)) == mixed.MAX_KEPT == 4 and len(layers(model)) == 6
+    assert len(set(made.float32_layers)) == mixed.MAX_KEPT == 4 and len(layers(model)) == 6
     tried = "fp16 render: .* with its 4 most sensitive layers in float32, at most 0.01"
     with pytest.raises(AccuracyError, match=tried):
-        check_accuracy("fp16", {"render": made.difference}, {"render": made.kept})
+        check_accuracy("fp16", {"render": made.difference}, {"render": made.float32_layers})
 
 
 def test_motion_keeps_weights_that_its_steps_cannot_spare():
     module = Difference()
     model, spec = exported(module)
     made = make_half(model, spec, played(module), TOLERANCE)
-    assert made.kept == ("/widen/Gemm",) and made.difference.within(TOLERANCE)
+    assert made.float32_layers == ("/widen/Gemm",) and made.difference.within(TOLERANCE)
     assert stored(made.graph, (2048, CONDITION)) == [TensorProto.FLOAT]
     assert stored(made.graph, (MOTION, 2048)) == [TensorProto.FLOAT16]
     assert not computes_half(made.graph)

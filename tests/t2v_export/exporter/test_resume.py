@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from t2v_export.exporter import passes as graph_passes
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
+from t2v_export.exporter.passes import float32, latency
 from t2v_export.recipe import parse_recipe
 from t2v_export.store import INDEX, PassStore
 
@@ -82,10 +82,10 @@ def test_finished_passes_are_not_made_again_and_another_choice_makes_only_what_i
     make_checkpoint, cpu, tmp_path, monkeypatch
 ):
     folder, store = make_checkpoint(), PassStore(tmp_path / "passes")
-    monkeypatch.setattr(graph_passes, "doubling_forms", lambda model, _: {"built": model})  # its choice needs timing
+    monkeypatch.setattr(latency, "doubling_forms", lambda model, _: {"built": model})  # its choice needs timing
     export(folder, tmp_path / "one", cpu, store, measure=True, ship="all")
-    monkeypatch.setattr(graph_passes, "stage_to_onnx", None)
-    monkeypatch.setattr(graph_passes, "measure_latencies", None)
+    monkeypatch.setattr(float32, "stage_to_onnx", None)
+    monkeypatch.setattr(latency, "measure_latencies", None)
     export(folder, tmp_path / "two", cpu, store, measure=True, ship="all")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")  # times too
     kept = {p.name for p in entries(tmp_path)}

@@ -15,8 +15,8 @@ from t2v_edge.device.profile import Software, load_profile
 from t2v_edge.engine.tensorrt.api import BuildSettings, TensorRt, find_api, installed
 from t2v_edge.errors import EngineError, SpecError
 from t2v_export.checkpoint.config import StageConfig
-from t2v_export.exporter import passes as graph_passes
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
+from t2v_export.exporter.passes import float32
 from t2v_export.exporter.targets import check_engines, takes_half_int8, target_of_line
 from t2v_export.graph.lint import lint
 from t2v_export.precision.int8_float16 import compute_half_int8
@@ -193,7 +193,7 @@ def test_float16_scales_are_for_lines_that_read_opset_19_alone():
 
 
 def test_export_stops_at_a_graph_that_an_engine_of_the_device_cannot_take(make_checkpoint, tmp_path, monkeypatch):
-    real = graph_passes.stage_to_onnx
+    real = float32.stage_to_onnx
 
     def planted(module, spec, opset):
         model = real(module, spec, opset)
@@ -205,7 +205,7 @@ def test_export_stops_at_a_graph_that_an_engine_of_the_device_cannot_take(make_c
                 model.graph.node.insert(place, helper.make_node("Cast", [source], [target], name=f"/{target}", to=kind))
         return model
 
-    monkeypatch.setattr(graph_passes, "stage_to_onnx", planted)
+    monkeypatch.setattr(float32, "stage_to_onnx", planted)
     options = ExportOptions(measure=False, variants=("fp32",))
     with pytest.raises(SpecError, match="JetPack 6.0 .* fp32 text: /mask.bytes: uint8: mask.bytes is read within"):
         export_checkpoint(make_checkpoint(), tmp_path / "bundle", JETSON, options)

@@ -80,9 +80,9 @@ def test_as_few_layers_stay_in_float32_as_keep_the_bound(watched):
     def made(bound: float):
         return quantize_stage(model, plan, seen, replace(ALL, max_error=bound), judge, ranked, 17)
 
-    assert made(0.0).kept == {"int8": (), "int8-u8": ()}
+    assert made(0.0).float32_layers == {"int8": (), "int8-u8": ()}
     kept = made(0.05)
-    assert kept.kept == {"int8": ("/second",), "int8-u8": ("/second",)}
+    assert kept.float32_layers == {"int8": ("/second",), "int8-u8": ("/second",)}
     assert all(judge(graph) <= 0.05 for graph in kept.graphs.values())
     assert all(judge(graph) > 0.05 for graph in made(0.0).graphs.values())
     none = made(1e-6)
