@@ -246,11 +246,8 @@ def read_client(data: Union[str, bytes]) -> ClientMessage:
 def read_server(data: Union[str, bytes]) -> ServerMessage:
     """Read a server's text message. Raises `ProtocolError`; a client may skip those with the code ``unknown_type``."""
     if not isinstance(data, str):
-        raise ProtocolError(
-            "bad_frame",
-            "the server's message is binary where text was due",
-            "use a client and a server of one version of the protocol",
-        )
+        remedy = "use a client and a server of one version of the protocol"
+        raise ProtocolError("bad_frame", "the server's message is binary and should be text", remedy)
     message: ServerMessage = _read(data, _FROM_SERVER)
     return message
 

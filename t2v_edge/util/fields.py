@@ -47,13 +47,9 @@ class Fields:
     def wholes(self, name: str, low: int, high: int, most: int) -> tuple[int, ...]:
         """A list of 1 to `most` whole numbers."""
         value = self._values.get(name)
-        if (
-            not isinstance(value, list)
-            or not 1 <= len(value) <= most
-            or not all(_is_whole(item, low, high) for item in value)
-        ):
-            raise self.wrong(name, value, f"a list of 1 to {most} whole numbers, {low} to {high}")
-        return tuple(value)
+        if isinstance(value, list) and 1 <= len(value) <= most and all(_is_whole(item, low, high) for item in value):
+            return tuple(value)
+        raise self.wrong(name, value, f"a list of 1 to {most} whole numbers, {low} to {high}")
 
     def optional_number(self, name: str, low: float, high: float) -> Optional[float]:
         value = self._values.get(name)
