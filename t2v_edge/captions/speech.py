@@ -106,7 +106,8 @@ class SpeechCaptions:
         for start in range(0, len(samples), piece):
             part = samples[start : start + piece]
             self._heard += len(part)
-            events += self._hear(self._sound, part)
+            self._sound.accept_waveform(self.sample_rate, part)
+            events += self._decode(self._sound, ended=False)
         return events
 
     def finish(self) -> list[CaptionEvent]:
@@ -117,10 +118,6 @@ class SpeechCaptions:
         sound.accept_waveform(self.sample_rate, np.zeros(int(_TAIL_S * self.sample_rate), np.float32))
         sound.input_finished()
         return self._decode(sound, ended=True)
-
-    def _hear(self, sound: Any, samples: Samples) -> list[CaptionEvent]:
-        sound.accept_waveform(self.sample_rate, samples)
-        return self._decode(sound, ended=False)
 
     def _decode(self, sound: Any, ended: bool) -> list[CaptionEvent]:
         while self._recognizer.is_ready(sound):

@@ -220,9 +220,8 @@ class AsyncClient:
         except InvalidStatus as error:
             status, body = error.response.status_code, bytes(error.response.body or b"").decode("utf-8", "replace")
             code = "capacity" if status in _TEMPORARY_STATUS else "token" if status == 401 else "refused"
-            raise ProtocolError(
-                code, f"{options.url} answered {status}: {body.strip()[:200]}", "do what it says"
-            ) from error
+            problem = f"{options.url} answered {status}: {body.strip()[:200]}"
+            raise ProtocolError(code, problem, "do what it says") from error
         except (OSError, asyncio.TimeoutError, InvalidHandshake, InvalidURI, ConnectionClosed, EOFError) as error:
             raise ClientError(
                 f"{options.url} cannot be reached ({error or type(error).__name__}); "
@@ -234,9 +233,8 @@ class AsyncClient:
             if isinstance(first, Error):
                 raise ProtocolError(first.code, first.message, first.remedy)
             if not isinstance(first, Welcome):
-                raise ProtocolError(
-                    "hello", f"the server's first message is a {first.type}", "connect to t2v-edge serve"
-                )
+                problem = f"the server's first message is a {first.type}"
+                raise ProtocolError("hello", problem, "connect to t2v-edge serve")
             if self._paused:
                 await socket.send(write(Control("pause")))
             if self._last is not None:

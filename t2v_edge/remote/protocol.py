@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
-from typing import Any, ClassVar, Optional, Union
+from typing import Any, Callable, ClassVar, Optional, TypeVar, Union
 
 from t2v_edge.errors import ProtocolError
 from t2v_edge.util import strict_json
@@ -49,10 +49,33 @@ CLOSE_CODES = {
 """Error code -> WebSocket close code. An error with another code leaves the connection open."""
 
 _DEPTH = 8
+M = TypeVar("M", bound="Readable")
+
+
+def _by(getter: Callable[..., Any], *limits: Any) -> dict[str, Any]:
+    """A field's metadata: the method of `Fields` that reads its value, and that method's limits."""
+    return {"read": lambda values, name: getter(values, name, *limits)}
+
+
+_COUNT = _by(Fields.whole, 0, MAX_WHOLE)
+_NUMBER = _by(Fields.number, 0, MAX_SECONDS)
+_OPTIONAL_NUMBER = _by(Fields.optional_number, 0, MAX_SECONDS)
+_TEXT = _by(Fields.text, MAX_TEXT)
+_CODE = _by(Fields.text, 64)
 
 
 @dataclass(frozen=True)
-class Settings:
+class Readable:
+    """The base of messages and settings. The metadata of each field say how to read its value."""
+
+    @classmethod
+    def read(cls: type[M], values: Fields) -> M:
+        """Read the fields from a message. Raises `ProtocolError`."""
+        return cls(**{item.name: item.metadata["read"](values, item.name) for item in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Settings(Readable):
     """Settings of the frames. None leaves a setting unchanged.
 
     fps: frames a second, 1 to 240, exact.
@@ -62,44 +85,33 @@ class Settings:
     quality: 1 to 100, for jpeg and webp.
     """
 
-    fps: Optional[Fraction] = None
-    size: Optional[tuple[int, int]] = None
-    seed: Optional[int] = None
-    format: Optional[str] = None
-    quality: Optional[int] = None
-
-    @classmethod
-    def read(cls, fields: Fields) -> Settings:
-        return cls(
-            fields.fraction("fps", MIN_FPS, MAX_FPS),
-            fields.size("size", MAX_SIDE),
-            fields.optional_whole("seed", 0, MAX_SEED),
-            fields.optional_choice("format", FORMATS),
-            fields.optional_whole("quality", 1, 100),
-        )
+    fps: Optional[Fraction] = field(default=None, metadata=_by(Fields.optional_fraction, MIN_FPS, MAX_FPS))
+    size: Optional[tuple[int, int]] = field(default=None, metadata=_by(Fields.optional_size, MAX_SIDE))
+    seed: Optional[int] = field(default=None, metadata=_by(Fields.optional_whole, 0, MAX_SEED))
+    format: Optional[str] = field(default=None, metadata=_by(Fields.optional_choice, FORMATS))
+    quality: Optional[int] = field(default=None, metadata=_by(Fields.optional_whole, 1, 100))
 
     def changed_by(self, changes: Settings) -> Settings:
         """These settings, with the values of `changes` that are not None."""
-        given = {field.name: getattr(changes, field.name) for field in fields(changes)}
+        given = {item.name: getattr(changes, item.name) for item in fields(changes)}
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
+_SETTINGS = {"read": lambda values, name: Settings.read(values)}
+
+
 @dataclass(frozen=True)
-class Hello:
+class Hello(Readable):
     """The client's first message. versions: those the client speaks. token: the server's token, if it has one."""
 
     type: ClassVar[str] = "hello"
-    versions: tuple[int, ...] = VERSIONS
-    token: Optional[str] = None
-    settings: Settings = Settings()
-
-    @classmethod
-    def read(cls, fields: Fields) -> Hello:
-        return cls(fields.wholes("versions", 1, 65535, 16), fields.optional_text("token", 512), Settings.read(fields))
+    versions: tuple[int, ...] = field(default=VERSIONS, metadata=_by(Fields.wholes, 1, 65535, 16))
+    token: Optional[str] = field(default=None, metadata=_by(Fields.optional_text, 512))
+    settings: Settings = field(default=Settings(), metadata=_SETTINGS)
 
 
 @dataclass(frozen=True)
-class Welcome:
+class Welcome(Readable):
     """The server's answer to `Hello`.
 
     version: the protocol's version from here on.
@@ -108,128 +120,79 @@ class Welcome:
     """
 
     type: ClassVar[str] = "welcome"
-    version: int
-    session: str
-    bundle: str
-    base_fps: Fraction
-    settings: Settings
-
-    @classmethod
-    def read(cls, fields: Fields) -> Welcome:
-        base_fps = fields.fraction("base_fps", MIN_FPS, MAX_FPS)
-        if base_fps is None:
-            raise fields.wrong("base_fps", None, "a number")
-        return cls(
-            fields.whole("version", 1, 65535),
-            fields.text("session", 64),
-            fields.text("bundle", 256),
-            base_fps,
-            Settings.read(fields),
-        )
+    version: int = field(metadata=_by(Fields.whole, 1, 65535))
+    session: str = field(metadata=_CODE)
+    bundle: str = field(metadata=_by(Fields.text, 256))
+    base_fps: Fraction = field(metadata=_by(Fields.fraction, MIN_FPS, MAX_FPS))
+    settings: Settings = field(metadata=_SETTINGS)
 
 
 @dataclass(frozen=True)
-class Caption:
+class Caption(Readable):
     """A caption. A higher revision of a segment replaces a lower one, and `final` ends the segment.
 
     start, end: seconds in the speaker's own time, if known.
     """
 
     type: ClassVar[str] = "caption"
-    segment: int
-    revision: int
-    text: str
-    final: bool = True
-    start: Optional[float] = None
-    end: Optional[float] = None
-
-    @classmethod
-    def read(cls, fields: Fields) -> Caption:
-        return cls(
-            fields.whole("segment", 0, MAX_WHOLE),
-            fields.whole("revision", 0, MAX_WHOLE),
-            fields.text("text", MAX_TEXT),
-            fields.flag("final", True),
-            fields.optional_number("start", 0, MAX_SECONDS),
-            fields.optional_number("end", 0, MAX_SECONDS),
-        )
+    segment: int = field(metadata=_COUNT)
+    revision: int = field(metadata=_COUNT)
+    text: str = field(metadata=_TEXT)
+    final: bool = field(default=True, metadata=_by(Fields.flag, True))
+    start: Optional[float] = field(default=None, metadata=_OPTIONAL_NUMBER)
+    end: Optional[float] = field(default=None, metadata=_OPTIONAL_NUMBER)
 
 
 @dataclass(frozen=True)
-class Control:
+class Control(Readable):
     """A command: pause, resume, reset (restart the motion, with `seed` if given) or set (apply `settings`)."""
 
     type: ClassVar[str] = "control"
-    action: str
-    settings: Settings = Settings()
-
-    @classmethod
-    def read(cls, fields: Fields) -> Control:
-        return cls(fields.choice("action", ACTIONS), Settings.read(fields))
+    action: str = field(metadata=_by(Fields.choice, ACTIONS))
+    settings: Settings = field(default=Settings(), metadata=_SETTINGS)
 
 
 @dataclass(frozen=True)
-class StatsRequest:
+class StatsRequest(Readable):
     """A request for `Stats`."""
 
     type: ClassVar[str] = "stats"
 
-    @classmethod
-    def read(cls, fields: Fields) -> StatsRequest:
-        return cls()
-
 
 @dataclass(frozen=True)
-class Bye:
+class Bye(Readable):
     """The last message: its sender is about to close the connection."""
 
     type: ClassVar[str] = "bye"
-    reason: str = ""
-
-    @classmethod
-    def read(cls, fields: Fields) -> Bye:
-        return cls(fields.optional_text("reason", MAX_TEXT) or "")
+    reason: str = field(default="", metadata=_by(Fields.optional_text, MAX_TEXT, ""))
 
 
 @dataclass(frozen=True)
-class Showing:
+class Showing(Readable):
     """The server's notice that a caption is in use, in frames of `generation` and later.
 
     text: the caption as the model reads it.
     """
 
     type: ClassVar[str] = "showing"
-    generation: int
-    segment: int
-    revision: int
-    text: str
-
-    @classmethod
-    def read(cls, fields: Fields) -> Showing:
-        return cls(
-            fields.whole("generation", 0, MAX_WHOLE),
-            fields.whole("segment", 0, MAX_WHOLE),
-            fields.whole("revision", 0, MAX_WHOLE),
-            fields.text("text", MAX_TEXT),
-        )
+    generation: int = field(metadata=_COUNT)
+    segment: int = field(metadata=_COUNT)
+    revision: int = field(metadata=_COUNT)
+    text: str = field(metadata=_TEXT)
 
 
 @dataclass(frozen=True)
-class State:
+class State(Readable):
     """The settings in force, as the answer to every `Control`. Frames of a lower generation are out of date."""
 
     type: ClassVar[str] = "state"
-    paused: bool
-    generation: int
-    settings: Settings
-
-    @classmethod
-    def read(cls, fields: Fields) -> State:
-        return cls(fields.flag("paused"), fields.whole("generation", 0, MAX_WHOLE), Settings.read(fields))
+    paused: bool = field(metadata=_by(Fields.flag))
+    generation: int = field(metadata=_COUNT)
+    settings: Settings = field(metadata=_SETTINGS)
 
 
 @dataclass(frozen=True)
-class Stats:
+class Stats(Readable):
     """Figures of the session so far.
 
     fps: frames sent a second, over the last seconds.
@@ -240,49 +203,26 @@ class Stats:
     """
 
     type: ClassVar[str] = "stats"
-    seconds: float
-    fps: float
-    sent: int
-    dropped: int
-    captions: int
-    generation: int
-    latency_ms: Optional[float] = None
-    latency_p95_ms: Optional[float] = None
-    divisor: Optional[int] = None
-
-    @classmethod
-    def read(cls, fields: Fields) -> Stats:
-        return cls(
-            fields.number("seconds", 0, MAX_SECONDS),
-            fields.number("fps", 0, MAX_SECONDS),
-            fields.whole("sent", 0, MAX_WHOLE),
-            fields.whole("dropped", 0, MAX_WHOLE),
-            fields.whole("captions", 0, MAX_WHOLE),
-            fields.whole("generation", 0, MAX_WHOLE),
-            fields.optional_number("latency_ms", 0, MAX_SECONDS),
-            fields.optional_number("latency_p95_ms", 0, MAX_SECONDS),
-            fields.optional_whole("divisor", 1, MAX_FPS),
-        )
+    seconds: float = field(metadata=_NUMBER)
+    fps: float = field(metadata=_NUMBER)
+    sent: int = field(metadata=_COUNT)
+    dropped: int = field(metadata=_COUNT)
+    captions: int = field(metadata=_COUNT)
+    generation: int = field(metadata=_COUNT)
+    latency_ms: Optional[float] = field(default=None, metadata=_OPTIONAL_NUMBER)
+    latency_p95_ms: Optional[float] = field(default=None, metadata=_OPTIONAL_NUMBER)
+    divisor: Optional[int] = field(default=None, metadata=_by(Fields.optional_whole, 1, MAX_FPS))
 
 
 @dataclass(frozen=True)
-class Error:
+class Error(Readable):
     """A refusal. code: for programs. fatal: the connection is about to be closed."""
 
     type: ClassVar[str] = "error"
-    code: str
-    message: str
-    remedy: str
-    fatal: bool = False
-
-    @classmethod
-    def read(cls, fields: Fields) -> Error:
-        return cls(
-            fields.text("code", 64),
-            fields.text("message", MAX_TEXT),
-            fields.text("remedy", MAX_TEXT),
-            fields.flag("fatal", False),
-        )
+    code: str = field(metadata=_CODE)
+    message: str = field(metadata=_TEXT)
+    remedy: str = field(metadata=_TEXT)
+    fatal: bool = field(default=False, metadata=_by(Fields.flag, False))
 
     @classmethod
     def of(cls, error: ProtocolError) -> Error:
@@ -306,11 +246,8 @@ def read_client(data: Union[str, bytes]) -> ClientMessage:
 def read_server(data: Union[str, bytes]) -> ServerMessage:
     """Read a server's text message. Raises `ProtocolError`; a client may skip those with the code ``unknown_type``."""
     if not isinstance(data, str):
-        raise ProtocolError(
-            "bad_frame",
-            "the server's message is binary where text was due",
-            "use a client and a server of one version of the protocol",
-        )
+        remedy = "use a client and a server of one version of the protocol"
+        raise ProtocolError("bad_frame", "the server's message is binary and should be text", remedy)
     message: ServerMessage = _read(data, _FROM_SERVER)
     return message
 
@@ -318,12 +255,12 @@ def read_server(data: Union[str, bytes]) -> ServerMessage:
 def write(message: Union[ClientMessage, ServerMessage]) -> str:
     """The JSON text of a message. Values that are None are left out."""
     values = {"type": message.type}
-    for field in fields(message):
-        value = getattr(message, field.name)
+    for item in fields(message):
+        value = getattr(message, item.name)
         if isinstance(value, Settings):
-            values.update({f.name: _plain(getattr(value, f.name)) for f in fields(value)})
+            values.update({inner.name: _plain(getattr(value, inner.name)) for inner in fields(value)})
         else:
-            values[field.name] = _plain(value)
+            values[item.name] = _plain(value)
     kept = {name: value for name, value in values.items() if value is not None}
     return json.dumps(kept, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 

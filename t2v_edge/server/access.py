@@ -8,7 +8,7 @@ import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 from urllib.parse import urlsplit
 
 from t2v_edge.errors import ServerError, UsageError
@@ -36,9 +36,8 @@ class Access:
         if self.token is None:
             if not is_loopback(self.host):
                 raise UsageError(
-                    f"{self.host} can be reached from other machines, and there is no token; put one "
-                    f"of {MIN_TOKEN} characters or more into {TOKEN_VARIABLE} or --token-file, or bind "
-                    "127.0.0.1"
+                    f"{self.host} can be reached from other machines, and there is no token; put one of {MIN_TOKEN} "
+                    f"characters or more into {TOKEN_VARIABLE} or --token-file, or bind 127.0.0.1"
                 )
         elif not MIN_TOKEN <= len(self.token) <= MAX_TOKEN or not all("!" <= c <= "~" for c in self.token):
             raise UsageError(
@@ -82,12 +81,8 @@ class Access:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a server bound to `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
 
 
 def read_token(path: Optional[Path]) -> Optional[str]:
@@ -131,21 +126,18 @@ def _split(origin: str) -> Optional[tuple[str, str, int]]:
         port = parts.port
     except ValueError:
         return None
-    if (
-        parts.scheme not in _DEFAULT_PORTS
-        or not parts.hostname
-        or parts.path
-        or parts.query
-        or parts.fragment
-        or ("@" in parts.netloc)
-    ):
+    more = parts.path or parts.query or parts.fragment or "@" in parts.netloc
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or more:
         return None
     return parts.scheme, parts.hostname, _DEFAULT_PORTS[parts.scheme] if port is None else port
 
 
 def _is_address(host: str) -> bool:
+    return host == "localhost" or _address(host) is not None
+
+
+def _address(host: str) -> Union[ipaddress.IPv4Address, ipaddress.IPv6Address, None]:
     try:
-        ipaddress.ip_address(host)
+        return ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
-    return True
+        return None

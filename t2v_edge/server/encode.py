@@ -37,8 +37,5 @@ def check_format(kind: str) -> None:
     try:
         import cv2  # noqa: F401
     except ImportError as error:
-        raise ProtocolError(
-            "bad_value",
-            f"the server has no OpenCV to make {kind} with",
-            "take the format raw, or install 't2v-edge[serve]' there",
-        ) from error
+        remedy = "take the format raw, or install 't2v-edge[serve]' there"
+        raise ProtocolError("bad_value", f"the server has no OpenCV to make {kind} with", remedy) from error

@@ -25,9 +25,8 @@ _HELP = {
     "t2v_frames_sent_total": ("counter", "Frames sent."),
     "t2v_frames_dropped_total": (
         "counter",
-        "Frames rendered and not sent, by reason: stale, of an old caption; "
-        "overtaken by a newer one; unwatched; unsent, for a slow client or a new "
-        "caption.",
+        "Frames rendered and not sent, by reason: stale, of an old caption; overtaken by a newer one; unwatched; "
+        "unsent, for a slow client or a new caption.",
     ),
     "t2v_frames_missed_total": ("counter", "Frames of the schedule that were never made, for want of time."),
     "t2v_frames_late_total": ("counter", "Frames done more than half a frame after they were due."),
@@ -78,11 +77,8 @@ class Metrics:
         samples: dict[str, list[str]] = {}
         for values in (self._counters, gauges):
             for (name, labels), value in values.items():
-                samples.setdefault(name, []).append(
-                    f"{name}{_labels(labels)} {value:.10g}"
-                    if isinstance(value, float)
-                    else f"{name}{_labels(labels)} {value}"
-                )
+                number = f"{value:.10g}" if isinstance(value, float) else value
+                samples.setdefault(name, []).append(f"{name}{_labels(labels)} {number}")
         with self._lock:
             windows = {
                 stage: (list(times), self._sums_ms[stage], self._sums[stage]) for stage, times in self._times.items()

@@ -201,15 +201,8 @@ class Playback:
     async def _run(self, stream: PlayableStream, first: int) -> None:
         try:
             async for frame in stream:
-                self._take(
-                    SessionFrame(
-                        frame,
-                        first + frame.generation,
-                        self.made,
-                        self.settings.format or "raw",
-                        self.settings.quality or 1,
-                    )
-                )
+                kind, quality = self.settings.format or "raw", self.settings.quality or 1
+                self._take(SessionFrame(frame, first + frame.generation, self.made, kind, quality))
                 self.made += 1
                 await self._wanted.wait()
         except Exception as error:  # noqa: BLE001 - any error ends this session, and no other

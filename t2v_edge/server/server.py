@@ -184,10 +184,8 @@ class LiveServer:
         bearer = headers.get("authorization")
         known = bearer is not None and self.options.access.knows(bearer.partition("Bearer ")[2])
         if path == "/healthz":
-            return connection.respond(
-                HTTPStatus.SERVICE_UNAVAILABLE if self._stopping else HTTPStatus.OK,
-                "stopping\n" if self._stopping else "ok\n",
-            )
+            status = HTTPStatus.SERVICE_UNAVAILABLE if self._stopping else HTTPStatus.OK
+            return connection.respond(status, "stopping\n" if self._stopping else "ok\n")
         if bearer is not None and self.options.access.token is not None and not known:
             return self._refuse(connection, HTTPStatus.UNAUTHORIZED, "token", "the token is wrong")
         if path == "/metrics":
@@ -202,12 +200,8 @@ class LiveServer:
                 HTTPStatus.NOT_FOUND, f"not here; the page is at / and the stream at {PATH}\n"
             )
         if not self.options.access.allows_origin(headers.get("origin"), headers.get("host")):
-            return self._refuse(
-                connection,
-                HTTPStatus.FORBIDDEN,
-                "origin",
-                "this page may not connect; start the server with --origin and the page's own",
-            )
+            why = "this page may not connect; start the server with --origin and the page's own"
+            return self._refuse(connection, HTTPStatus.FORBIDDEN, "origin", why)
         if self._stopping:
             return self._refuse(connection, HTTPStatus.SERVICE_UNAVAILABLE, "stopping", "the server stops")
         if len(self._sessions) >= self.options.limits.clients or self._waiting >= self.options.limits.waiting:

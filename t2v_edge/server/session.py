@@ -168,11 +168,8 @@ class Session:
         async for data in self._socket:
             if not self._rate.take(self._loop.time()):
                 most = self._services.limits.messages_per_s
-                raise ProtocolError(
-                    "too_fast",
-                    f"more than {most:g} messages a second came",
-                    "send captions as they change, and not more often",
-                )
+                remedy = "send captions as they change, and not more often"
+                raise ProtocolError("too_fast", f"more than {most:g} messages a second came", remedy)
             try:
                 await self._handle(read_client(data))
             except T2VError as error:

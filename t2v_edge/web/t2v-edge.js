@@ -128,7 +128,8 @@ export class LiveStream extends EventTarget {
    * caption, `overtaken` were replaced by a newer one, `broken` could not be decoded, `missed` never came.
    */
   get statistics() {
-    return { ...this.#statistics.read(performance.now()), roundTripMs: this.#roundTripMs, generation: this.#gate.generation };
+    const counted = this.#statistics.read(performance.now());
+    return { ...counted, roundTripMs: this.#roundTripMs, generation: this.#gate.generation };
   }
 
   // The connection.

@@ -20,7 +20,7 @@ export function withUnit(value, unit, digits = 0) {
   return value === null || Number.isNaN(value) ? "–" : `${value.toFixed(digits)} ${unit}`.trim();
 }
 
-/** Write a text if it changed. A screen reader reads it again otherwise. @param {HTMLElement} element @param {string} text */
+/** Write a text if it changed, or a screen reader reads it again. @param {HTMLElement} element @param {string} text */
 function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }

@@ -40,7 +40,7 @@ export class StreamError extends Error {
 export function readFrame(buffer) {
   const view = new DataView(buffer);
   const wrong = (/** @type {string} */ why) =>
-    new StreamError("bad_frame", `a binary message is not a frame: ${why}`, "use the same version of t2v-edge on both sides");
+    new StreamError("bad_frame", `this message is not a frame: ${why}`, "use the same version of t2v-edge on both sides");
   if (view.byteLength < HEADER_BYTES || view.getUint32(0) !== MAGIC) throw wrong("it does not begin as one");
   if (view.getUint8(4) !== VERSION) throw wrong(`its version is ${view.getUint8(4)}`);
   const format = FORMATS[view.getUint8(5)];

@@ -218,9 +218,8 @@ class MjpegListener:
     def _take_caption(self, request: HttpRequest, body: bytes) -> bytes:
         reader = self._readers.get(request.query.get("name", ""))
         if reader is None:
-            raise ProtocolError(
-                "path", "no stream has this name", f"open {STREAM}?name=NAME, then post to {CAPTION}?name=NAME"
-            )
+            remedy = f"open {STREAM}?name=NAME, then post to {CAPTION}?name=NAME"
+            raise ProtocolError("path", "no stream has this name", remedy)
         try:
             text = body.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -242,11 +241,8 @@ def check_page(access: Access, headers: dict[str, str]) -> None:
     else:
         welcome = headers.get("sec-fetch-site", "none") in ("none", "same-origin")
     if not welcome or (access.token is None and host is not None and not access.allows_host(host)):
-        raise ProtocolError(
-            "origin",
-            "this page may not embed the stream",
-            "start the server with --origin and the page's own, and ask with crossorigin",
-        )
+        remedy = "start the server with --origin and the page's own, and ask with crossorigin"
+        raise ProtocolError("origin", "this page may not embed the stream", remedy)
 
 
 def read_query(query: dict[str, str]) -> StreamRequest:

@@ -124,12 +124,8 @@ class MjpegReader:
         header, payload = FrameHeader.unpack(data)
         self._begin()
         seconds = float(header.pts * header.time_base)
-        self._writer.write(
-            (
-                f"Content-Type: image/jpeg\r\nContent-Length: {len(payload)}\r\nX-Timestamp: {seconds:.6f}"
-                f"\r\nX-Generation: {header.generation}\r\n\r\n"
-            ).encode()
-        )
+        head = f"Content-Type: image/jpeg\r\nContent-Length: {len(payload)}\r\nX-Timestamp: {seconds:.6f}\r\n"
+        self._writer.write(f"{head}X-Generation: {header.generation}\r\n\r\n".encode())
         self._writer.write(payload)
         # The boundary follows its part at once, because readers show a part when they see its end.
         self._writer.write(f"\r\n--{BOUNDARY}\r\n".encode())
