@@ -13,9 +13,9 @@ class Method:
     """One way to run a model.
 
     `runner`: what runs it (torch, torch-compile, onnxruntime, openvino, ours). `graphs`: the folder of a model's
-    `Material` that it runs; "" where it runs the checkpoint or the bundle itself. `precision`: of the renderer; ours is
-    what its bundle says. `ahead`: whether frames are made beside each other, each on one thread, as the engine's
-    documentation advises for throughput.
+    `Material` that it runs. It is "" if the method runs the checkpoint or the bundle itself. `precision`: the
+    renderer's. For ours, the bundle decides it. `ahead`: whether several frames are made at the same time, each on one
+    thread. The engine's documentation advises this for throughput.
     """
 
     name: str

@@ -53,8 +53,8 @@ def measure(module: str, arguments: Sequence[str], work: Path, timeout_s: float)
         raise ProcessError(f"not done after {timeout_s:.0f} s") from None
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
-        told = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise ProcessError(told[-1][:300])
+        errors = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise ProcessError(errors[-1][:300])
     answer: dict[str, Any] = json.loads(lines[-1])
     return answer
 

@@ -83,8 +83,9 @@ def describe(
 ) -> dict[str, Any]:
     """A measured contender as JSON: every figure of every round, its median, least and most.
 
-    `first`: what the untimed first start told. `macs` of the renderer as it is run. `share_of_ceiling`: its rate of
-    operations, two a multiply-accumulate, over the machine's best in its precision.
+    `first`: what the untimed first start reported. `macs`: multiply-accumulates of the renderer as it is run.
+    `share_of_ceiling`: its rate of operations over the machine's best in its precision. A multiply-accumulate is two
+    operations.
     """
     figures = {name: spread([found[name] for found in rounds]) for name in rounds[0]}
     variant = (first.get("variants") or {}).get("render", how.precision)
@@ -113,8 +114,10 @@ def skipped(model: str, how: Method, reason: str) -> dict[str, Any]:
 
 
 def demands(contenders: Sequence[Mapping[str, Any]]) -> list[Demand]:
-    """The ratios asked of this project, on both frame rates: ours with the student over the teacher in torch eager and
-    over the teacher through its best peer, and over every peer on the same student. What was not measured is not kept.
+    """The ratios asked of this project, on both frame rates. What was not measured is not kept.
+
+    Ours with the student is compared with three others: the teacher in torch eager, the best peer on the teacher, and
+    every peer on the same student.
     """
     found: list[Demand] = []
     for rate in RATES:

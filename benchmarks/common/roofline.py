@@ -1,10 +1,11 @@
-"""How near the roofline estimate comes to what was measured: ``python -m benchmarks.common.roofline``.
+"""The roofline estimate against measurements: ``python -m benchmarks.common.roofline``.
 
-Takes the stages that `benchmarks.cpu.peers` timed in this runtime and the bundles that were timed, estimates each stage
-on the profile of the machine, and keeps both with what the stage costs. With --gpu also the stages of a results file
-that holds `median_ms` by bundle, stage and variant, in any order of nesting. Beside the stages stand frames a second,
-made one by one, and the first frame of a caption, each of the best variants by estimate and of those that were chosen
-where they were measured. Measures nothing itself.
+It measures nothing itself. It takes the stages that `benchmarks.cpu.peers` timed in this runtime, and the bundles that
+were timed. It estimates each stage on the profile of the machine, and keeps both, with what the stage costs. With --gpu
+it adds the stages of a results file that holds `median_ms` by bundle, stage and variant, in any order of nesting.
+
+It also compares whole frames: frames a second, made one by one, and the first frame of a caption. Each is given for the
+best variants by estimate. If the chosen variants were measured, it is given for them as well.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def one_by_one(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def profile_of(results: Mapping[str, Any]) -> str:
-    """The profile of the GPU that a results file names under ``gpu``; raises `ValueError` where there is none."""
+    """The profile of the GPU that a results file names under ``gpu``. Raises `ValueError` if no profile fits."""
     gpu = results.get("gpu")
     name = str(gpu.get("name") if isinstance(gpu, dict) else gpu)
     known = [profile for profile in ("h100", "h200") if profile in name.lower()]
@@ -126,7 +127,7 @@ def checks_of(
 def whole_checks(
     device: str, model: str, manifest: Manifest, measured: Mapping[str, float], source: str
 ) -> list[dict[str, Any]]:
-    """What was measured of whole frames beside its estimate, as JSON; a ratio of estimate over measurement."""
+    """Whole frames, measured and estimated, as JSON. A ratio is estimate over measurement."""
     found = estimate(load_profile(device), manifest)
     return [
         {
@@ -148,7 +149,7 @@ def constants() -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("benchmarks.common.roofline", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m benchmarks.common.roofline", description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", type=Path, required=True, metavar="BUNDLE", help="the reference's bundle")
     parser.add_argument("--student", type=Path, required=True, metavar="BUNDLE", help="the student's bundle")
     parser.add_argument("--gpu", type=Path, metavar="FILE", help="results of a GPU besides, such as results/gpu.json")

@@ -79,8 +79,10 @@ class OnnxRuntimePeer(PeerEngine):
 
 
 class OpenVinoPeer(PeerEngine):
-    """A graph compiled for the CPU with OpenVINO's default options; `ahead`: for throughput, with as many requests as
-    OpenVINO then advises, to be run beside each other."""
+    """A graph compiled for the CPU with OpenVINO's default options.
+
+    `ahead`: asks for throughput, with as many requests at the same time as OpenVINO then advises.
+    """
 
     name = "openvino"
 

@@ -51,8 +51,8 @@ def prepare(
         probe.npz          render inputs and the FP32 graph's frames
         failed.json        folder -> why a peer's tool could not make it
 
-    `samples`: of each stage, the calibration set that every quantizer gets. `advance` is told what is done next.
-    Raises `T2VError` where the checkpoint or our own export fails; a peer's failure is noted and skipped.
+    `samples`: of each stage, the calibration set that every quantizer gets. `advance` is called with the name of the
+    next step. Raises `T2VError` where the checkpoint or our own export fails; a peer's failure is noted and skipped.
     """
     loaded = load_checkpoint(checkpoint)
     key = json.dumps([loaded.sha256, versions(*PACKAGES), samples, seed, str(bundle)])
@@ -113,7 +113,7 @@ def _write_probe(path: Path, graph: onnx.ModelProto, spec: StageSpec, calibratio
 
 
 def _ort_static(plain: Path, target: Path, samples: Any) -> None:
-    """onnxruntime.quantization: the recommended pre-processing, then quantize_static as it comes (Q/DQ)."""
+    """onnxruntime.quantization: the recommended pre-processing, then quantize_static (Q/DQ), with defaults."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -131,7 +131,7 @@ def _ort_static(plain: Path, target: Path, samples: Any) -> None:
 
 
 def _nncf_onnx(plain: Path, target: Path, samples: Any) -> None:
-    """nncf.quantize on the ONNX graph, as it comes."""
+    """nncf.quantize on the ONNX graph, with defaults."""
     import nncf
 
     made = nncf.quantize(onnx.load(plain), nncf.Dataset(list(samples)))
@@ -139,7 +139,7 @@ def _nncf_onnx(plain: Path, target: Path, samples: Any) -> None:
 
 
 def _nncf_openvino(plain: Path, target: Path, samples: Any) -> None:
-    """nncf.quantize on OpenVINO's own model, as it comes: the way OpenVINO's documentation shows."""
+    """nncf.quantize on OpenVINO's own model, with defaults, as OpenVINO's documentation shows."""
     import nncf
     import openvino
 

@@ -30,7 +30,7 @@ FIRST_FRAMES = 6  # captions timed to their first frame
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu.worker", description=__doc__)
     parser.add_argument("--method", required=True)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--material", type=Path, required=True)
@@ -62,8 +62,10 @@ def main() -> None:
 
 
 def time_streams(pipeline: Pipeline, seconds: float, seed: int, ahead: bool) -> dict[str, float]:
-    """First frames of captions not seen before; then frames at the model's own rate and shown at 60, back to back or
-    made ahead; the stages' times are of frames back to back."""
+    """First frames of captions not seen before, then frames at the model's own rate and shown at 60.
+
+    Frames are made back to back or ahead. The stages' times are of frames made back to back.
+    """
     firsts = []
     for index, caption in enumerate(DEFAULT_CAPTIONS[1 : 1 + FIRST_FRAMES]):
         stream = pipeline.stream(caption, seed=seed + index)

@@ -1,21 +1,23 @@
-"""All that is measured on an NVIDIA GPU, step by step, by one command: ``python -m benchmarks.gpu``.
+"""Everything that is measured on an NVIDIA GPU, by one command: ``python -m benchmarks.gpu``.
 
-    python -m benchmarks.gpu --checkpoint checkpoints/reference --checkpoint checkpoints/small \
-        --bundle out/reference --bundle out/small --captions calibration/captions/heldout.jsonl \
+    python -m benchmarks.gpu --checkpoint checkpoints/reference --checkpoint checkpoints/small \\
+        --bundle out/reference --bundle out/small --captions calibration/captions/heldout.jsonl \\
         --evaluator checkpoints/reference/evaluator --tensorrt-python /opt/tensorrt/python -o out/gpu
 
     build      TensorRT engines of the bundles (benchmarks.gpu.build)
-    engines    what they do: streams, first frames, spoilt engines, frames to be judged (benchmarks.gpu.engines)
+    engines    what they do: streams, first frames, damaged engines, frames to judge (benchmarks.gpu.engines)
     peers      PyTorch and ONNX Runtime on the same checkpoints (benchmarks.gpu.peers)
     read       the evaluator's readings of the engines' frames (benchmarks.gpu.read)
     judge      how often they are right
-    summary    ours and the peers' in one table, and what is demanded of them (benchmarks.gpu.summary)
+    summary    ours and the peers in one table, and the demands on them (benchmarks.gpu.summary)
 
-TensorRT 8.6 wants an older Python than PyTorch: --tensorrt-python is the program that runs its steps, a script around
-an interpreter if that needs variables set. Steps follow one another, so that each has the GPU to itself. The folder
-holds each step's JSON and log; a run that was stopped goes on with the step that it was in when it is called again.
-Take another folder for a bundle that was exported anew. Exits with 3 where a demand is not kept, with 1 where a step
-failed or could not be begun for one that did.
+TensorRT 8.6 wants an older Python than PyTorch. --tensorrt-python is the program that runs its steps. It may be a
+script around an interpreter, if that needs variables set.
+
+Steps follow one another, so that each has the GPU to itself. The folder holds each step's JSON and log. A run that was
+stopped goes on with the step that it was in. Take another folder for a bundle that was exported again.
+
+Exits with 3 if a demand is not kept. Exits with 1 if a step failed, or could not begin because another one failed.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ LAST_LINES = 12
 
 @dataclass(frozen=True)
 class Step:
-    """A program with its arguments. `after`: the steps whose results it reads. `again`: whether it is run each time."""
+    """A program with its arguments. `after`: the steps whose results it reads. `again`: whether it runs each time."""
 
     name: str
     command: tuple[str, ...]
@@ -47,7 +49,7 @@ class Step:
 
 
 def steps_of(args: argparse.Namespace) -> tuple[Step, ...]:
-    """In the order in which they run; without --evaluator no frames are judged."""
+    """The steps in the order in which they run. Without --evaluator no frames are judged."""
     out = args.output.resolve()
     builds, engines, peers, frames, read = (
         str(out / name) for name in ("builds.json", "gpu_engines.json", "gpu_peers.json", "frames", "read.json")
@@ -100,17 +102,17 @@ def steps_of(args: argparse.Namespace) -> tuple[Step, ...]:
 
 
 def run(steps: Sequence[Step], folder: Path) -> int:
-    """Run what is not done yet, each step's output into FOLDER/NAME.log; the exit status.
+    """Run what is not done yet, and return the exit status. Each step's output goes into FOLDER/NAME.log.
 
-    A step is done where FOLDER/NAME.done has its command, and nothing that it reads was made anew.
+    A step is done if FOLDER/NAME.done has its command, and nothing that it reads was made again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ended: dict[str, int] = {}
-    anew: set[str] = set()
+    made: set[str] = set()
     for step in steps:
         done, log, command = folder / f"{step.name}.done", folder / f"{step.name}.log", shlex.join(step.command)
         known = done.exists() and done.read_text("utf-8") == command
-        if known and not step.again and anew.isdisjoint(step.after):
+        if known and not step.again and made.isdisjoint(step.after):
             print(f"{step.name}: done before", flush=True)
             ended[step.name] = 0
             continue
@@ -121,7 +123,7 @@ def run(steps: Sequence[Step], folder: Path) -> int:
             continue
         print(f"{step.name}: {command}", flush=True)
         start = time.monotonic()
-        anew.add(step.name)
+        made.add(step.name)
         done.unlink(missing_ok=True)
         with log.open("wb") as written:
             ended[step.name] = subprocess.run(

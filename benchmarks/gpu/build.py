@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu.build out/reference out/small --gpus 0,1 -o builds.json
 
-Fills the user's cache that `benchmarks.gpu.engines` then takes engines from, and writes what each build took or said.
-TensorRT builds one engine at a time in a process; each process here works on one GPU. Engines that are kept are left
-alone. The file is written anew after each engine, and a run that was stopped goes on with it.
+It fills the user's cache, from which `benchmarks.gpu.engines` then takes engines. It writes what each build took, or
+why it was refused. TensorRT builds one engine at a time in a process. Each process here works on one GPU. Engines that
+are in the cache are left alone. The file is written after each engine, and a run that was stopped goes on with it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Job:
 
 
 def jobs_of(bundles: list[Path], engine: str, settings: BuildSettings) -> list[Job]:
-    """Renderers first, for they take longest; each of a bundle in its turn."""
+    """Renderers first, because they take longest. The bundles take turns."""
     taken = {}
     for path in bundles:
         with Bundle.open(path) as bundle:
@@ -60,7 +60,7 @@ def jobs_of(bundles: list[Path], engine: str, settings: BuildSettings) -> list[J
 
 
 def make(job: Job, engine: str, settings: BuildSettings) -> dict[str, Any]:
-    """Build one, or find it kept; the seconds, its bytes, or why it was refused."""
+    """Build one engine, or find it in the cache: the seconds, its bytes, or why it was refused."""
     start = time.perf_counter()
     try:
         with Bundle.open(job.bundle) as bundle:
@@ -83,7 +83,9 @@ def settings_of(level: Optional[int], tactics: Optional[str], batch: int = 1) ->
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("bundles", nargs="+", type=Path)
     parser.add_argument("--engine", default="tensorrt")
     parser.add_argument("--tactics", help="tactic sources, comma-separated, or none")

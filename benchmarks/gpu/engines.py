@@ -1,20 +1,25 @@
 """Bundles through this runtime's TensorRT engines on an NVIDIA GPU: ``python -m benchmarks.gpu.engines``.
 
     python -m benchmarks.gpu.build out/reference out/small -o builds.json
-    python -m benchmarks.gpu.engines out/reference out/small --builds builds.json --batches 1,8 -o engines.json \
+    python -m benchmarks.gpu.engines out/reference out/small --builds builds.json --batches 1,8 -o engines.json \\
         --captions calibration/captions/heldout.jsonl --frames /tmp/frames -n 1200
 
-Needs no PyTorch and runs on Python 3.9, as a TensorRT host does. Of each bundle: `build`, what `t2v-edge build` says
-(every variant's build time, size, differences and milliseconds, and what was chosen); `streams`, frames a second at the
-model's own rate with the frames copied back, by batch, with and without frames made ahead, for the chosen engines and
-for each variant alone; the share of a frame's time in which the GPU has nothing to do (of frames made ahead, whose
-motion, rendering and copies are beside each other, the share without the longest of the three: at most that);
-`same`, whether frames made ahead are those made one by one; `first_frame_ms` from a caption never seen; `switch_ms`
-from a new caption to the first frame of its generation; `cache`, what became of engines that were spoilt on purpose.
-With --captions the frames that the evaluator reads are written to --frames, one raw uint8 (captions, 16, H, W, 3) file
-a bundle and variant, which `benchmarks.gpu.read` judges where OpenCV is.
+It needs no PyTorch and runs on Python 3.9, as a TensorRT host does. The file is written after each part. For each
+bundle it has:
 
-The file is written anew after each part.
+    build           what `t2v-edge build` says: every variant's build time, size, differences and milliseconds, and what
+                    was chosen
+    streams         frames a second at the model's own rate, with the frames copied back: by batch, with and without
+                    frames made ahead, for the chosen engines and for each variant alone
+                    the share of a frame's time in which the GPU is idle. Motion, rendering and copies of frames made
+                    ahead overlap. Their share leaves the longest of the three out, and is an upper bound
+    same            whether frames made ahead are those made one by one
+    first_frame_ms  from a caption never seen to its first frame
+    switch_ms       from a new caption to the first frame of its generation
+    cache           whether engines that were damaged on purpose are taken
+
+--captions writes the frames that the evaluator reads to --frames. There is one raw uint8 (captions, 16, H, W, 3) file
+for each bundle and variant. `benchmarks.gpu.read` judges them on a machine with OpenCV.
 """
 
 from __future__ import annotations
@@ -88,7 +93,7 @@ def measure_stream(pipeline: Pipeline, frames: int, ahead: bool) -> dict[str, An
 
 
 def play(pipeline: Pipeline, ahead: bool) -> np.ndarray:
-    """Frames (N, H, W, 3) of changing captions, at the model's own rate and at one between."""
+    """Frames (N, H, W, 3) of changing captions, at the model's own rate and at another one."""
     then = [(second + 0.4, f"a person is {what}") for second, what in enumerate(("running", "waving", "dancing"))]
     return np.stack(
         [
@@ -145,23 +150,23 @@ def measure_captions(pipeline: Pipeline, captions: list[str]) -> dict[str, Any]:
     }
 
 
-def spoil(builder: Builder, stage: str = "motion", variant: str = "fp32") -> dict[str, Any]:
-    """Whether a kept engine is taken after a byte of it changed, cut at ten places, or of another GPU."""
+def damage(builder: Builder, stage: str = "motion", variant: str = "fp32") -> dict[str, Any]:
+    """Whether a kept engine is taken after a byte of it changed, cut at ten places, or from another GPU."""
     cache, key = builder.cache, builder._key(variant, stage)
     path = cache._path(key)
     whole = path.read_bytes()
     taken = {"whole": cache.get(key) is not None}
     middle = len(whole) // 2
-    spoilt = {"one byte": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]}
-    spoilt.update({f"cut at {len(whole) * i // CUTS}": whole[: len(whole) * i // CUTS] for i in range(CUTS)})
-    for name, data in spoilt.items():
+    damaged = {"one byte": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]}
+    damaged.update({f"cut at {len(whole) * i // CUTS}": whole[: len(whole) * i // CUTS] for i in range(CUTS)})
+    for name, data in damaged.items():
         path.write_bytes(data)
         taken[name] = cache.get(key) is not None
     shutil.copyfile(path, cache._path({**key, "gpu": "another"}))
     path.write_bytes(whole)
     shutil.copyfile(path, cache._path({**key, "gpu": "another"}))
     taken["of another GPU"] = cache.get({**key, "gpu": "another"}) is not None
-    path.write_bytes(next(iter(spoilt.values())))
+    path.write_bytes(next(iter(damaged.values())))
     built = builder.with_settings(builder.options.settings).build()
     tried = {t.variant: t for t in built.stages[stage].tried}
     return {
@@ -195,7 +200,7 @@ def write_frames(pipeline: Pipeline, captions: list[str], path: Path) -> float:
 
 
 class Results:
-    """The JSON that grows; each part that fails says why and the others go on."""
+    """The JSON file that grows. A part that fails says why, and the others go on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -230,7 +235,11 @@ def read_captions(path: Optional[Path], count: int) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.engines",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("bundles", nargs="+", type=Path)
     parser.add_argument("--engine", default="tensorrt")
     parser.add_argument("--batches", default="1,8", help="frames that the renderer makes at once (1,8)")
@@ -261,7 +270,7 @@ def main() -> int:
         path = args.bundles[-1]
         with Bundle.open(path) as bundle:
             builder = Builder(bundle, BuildOptions(args.engine, ("fp32",), settings))
-            results.part(path.name, "cache", lambda: spoil(builder))
+            results.part(path.name, "cache", lambda: damage(builder))
     # Last, for these are built only now: of what was chosen for one frame at once.
     for path in args.bundles:
         chosen = results.data["bundles"][path.name]["build 1"].get("stages", {}).get("render", {}).get("variant")
@@ -273,8 +282,10 @@ def main() -> int:
 
 
 class Prebuilt(Builder):
-    """A builder that takes what `benchmarks.gpu.build` built with the seconds it took, and what was refused there, or
-    not come to, as refused, so that nothing is built twice."""
+    """A builder that takes what `benchmarks.gpu.build` built, so that nothing is built twice.
+
+    It has the seconds of that build. What was refused there, or not reached, counts as refused.
+    """
 
     builds: dict[str, Any] = {}
 

@@ -1,5 +1,7 @@
-"""What all methods of `benchmarks.gpu.peers` are given: stage inputs from a rolled-out stream, and what torch in FP32
-on the CPU makes of them."""
+"""What all methods of `benchmarks.gpu.peers` are given.
+
+That is stage inputs from a rolled-out stream, and what torch in FP32 on the CPU makes of them.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,8 @@ class Material:
     """A model and what its stages see.
 
     `samples`: stage -> inputs in the contract's order, batch 1. `wanted`: stage -> what FP32 on the CPU makes of each
-    (text: condition, motion: motion, render: uint8 frame). `captions`: never seen by a method before they are timed.
-    `render_macs`: multiply-accumulates of convolutions and matrix products of one frame.
+    (text: condition, motion: motion, render: uint8 frame). `captions`: captions that no method sees before they are
+    timed. `render_macs`: multiply-accumulates of convolutions and matrix products of one frame.
     """
 
     checkpoint: Checkpoint
@@ -122,10 +124,10 @@ def _samples(
 
 
 class HostOrder(nn.Module):
-    """Frames as the host reads them, rows of pixels one after another.
+    """Frames as the host reads them: rows of pixels, one after another.
 
-    PixelFrames gives a permuted view, which the copy to the host would have to straighten in a launch of its own; here
-    a compiler may fuse that, and a graph holds it.
+    PixelFrames gives a permuted view. The copy to the host would have to straighten it in a launch of its own. Here a
+    compiler may fuse that, and a graph holds it.
     """
 
     def __init__(self, frames: nn.Module) -> None:

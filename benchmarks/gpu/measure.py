@@ -155,7 +155,7 @@ def _warm(call: Call, samples: Sequence[Sequence[Tensor]], place: Place) -> None
 def time_call(call: Call, samples: Sequence[Sequence[Tensor]], place: Place, runs: int) -> dict[str, Any]:
     """One run at a time on rotated inputs, each from an idle GPU.
 
-    `gpu_ms`: between CUDA events around the run, so gaps in which the GPU waits for the host count; None on a CPU.
+    `gpu_ms`: between CUDA events around the run. Gaps in which the GPU waits for the host count. None on a CPU.
     `wall_ms`: from the call to the end of the wait for it.
     """
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if place.on_gpu else []
@@ -247,8 +247,8 @@ def busy_times(
 ) -> dict[str, Any]:
     """Batch -> milliseconds a call in which the GPU ran a kernel or a copy, read by torch.profiler.
 
-    Runs that overlap count once. The profiler slows the host and goes on to after it is closed, so this comes after
-    everything that is timed; what kernels take is not changed by it.
+    Runs that overlap count once. The profiler slows the host, even after it is closed. So this comes after everything
+    that is timed. The profiler does not change what kernels take.
     """
     _forget(place)
     runner = make_runner(method, material, place)

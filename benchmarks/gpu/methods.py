@@ -12,9 +12,9 @@ EAGER, COMPILE, GRAPH, FRAME_GRAPH, ONNX = "eager", "compile", "graph", "frame-g
 class GpuMethod:
     """One way to run a model.
 
-    `runner`: what runs the stages. `precision`: of all weights and of what flows between stages (ONNX Runtime: the
-    bundle's variant). `mode`: of torch.compile; ``graph`` where ONNX Runtime captures CUDA graphs. `tuned`: cuDNN
-    searches for algorithms, and in FP16 the renderer's weights lie channels last. `asked`: measured only where it is
+    `runner`: what runs the stages. `precision`: of all weights and of what flows between stages. For ONNX Runtime it is
+    the bundle's variant. `mode`: of torch.compile, or ``graph`` if ONNX Runtime captures CUDA graphs. `tuned`: cuDNN
+    searches for algorithms, and in FP16 the renderer's weights lie channels last. `asked`: measured only if it is
     named. `how`: what a reader must know of it.
     """
 

@@ -1,10 +1,10 @@
 """Checkpoints through PyTorch and ONNX Runtime on an NVIDIA GPU, for scale: ``python -m benchmarks.gpu.peers``.
 
-    python -m benchmarks.gpu.peers --checkpoint checkpoints/reference --checkpoint checkpoints/small \
+    python -m benchmarks.gpu.peers --checkpoint checkpoints/reference --checkpoint checkpoints/small \\
         --bundle out/reference --bundle out/small -o benchmarks/results/gpu_peers.json
     python -m benchmarks.gpu.peers --checkpoint checkpoints/small --only torch-compile-max-fp16 --resume -o FILE
 
-The file is written anew after each method. --resume keeps what it has measured and does the rest. Its JSON:
+The file is written after each method. --resume keeps what it has measured and does the rest. Its JSON:
 
     format, format_version, made, seed, runs, captions (how many), machine, versions
     gpu            name, capability, multiprocessors, memory_mib, driver, cuda, cudnn; null on a CPU
@@ -130,7 +130,7 @@ class Results:
         if other:
             raise UsageError(
                 f"{self.path} differs from this run in {', '.join(other)}; give another -o, or leave out "
-                "--resume to begin anew"
+                "--resume to start again"
             )
         for key in ("ceilings", "models", "contenders"):
             self.data[key] = before[key]
@@ -200,7 +200,7 @@ def run(
     for method in methods:
         for material in materials:
             if (results.find(material.name, method.name) or {}).get("status") != MEASURED:
-                results.put(contend(method, material, place, options, results.data["ceilings"], deadline))
+                results.put(measure_contender(method, material, place, options, results.data["ceilings"], deadline))
     for method in methods:
         for material in materials:
             contender = results.find(material.name, method.name)
@@ -209,7 +209,7 @@ def run(
                 results.put(with_idle(contender, method, material, place, options.seed))
 
 
-def contend(
+def measure_contender(
     method: GpuMethod,
     material: Material,
     place: Place,

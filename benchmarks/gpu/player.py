@@ -1,7 +1,7 @@
 """Stages as calls on tensors of the GPU, and a stream of frames made of three of them.
 
 The stream is the same code for every method: tokens, draws, the settled condition, uploads, the copy of the frame to
-pinned memory, one synchronisation a call. What differs is what runs a stage.
+pinned memory. There is one synchronisation a call. What differs is what runs a stage.
 """
 
 from __future__ import annotations

@@ -28,10 +28,10 @@ def exact_floats(tuned: bool) -> None:
 
 
 class ModuleCall(Call):
-    """A module, or what torch.compile made of it, called on tensors: inputs are handed over, not copied.
+    """A module, or what torch.compile made of it, called on tensors. Inputs are handed over, not copied.
 
-    `static`: outputs lie in memory of CUDA graphs that torch.compile made and are overwritten by its next run, so they
-    are copied out, and each run is marked as a new step.
+    `static`: outputs lie in memory of torch.compile's CUDA graphs, and the next run overwrites them. So they are copied
+    out, and each run is marked as a new step.
     """
 
     def __init__(self, module: Callable[..., Any], inputs: list[Tensor], states: int = 0, static: bool = False) -> None:
@@ -165,7 +165,7 @@ class TorchRunner:
         return GraphCall(self.modules[stage], inputs, self.place, len(spec.states))
 
     def _make_text(self) -> Call:
-        """The text stage, captured where that works and gives what calling it gives; the notes say which."""
+        """The text stage, captured if that works and gives what calling it gives. The notes say which."""
         spec, module = self.material.checkpoint.specs["text"], self.modules["text"]
         plain = ModuleCall(module, blank_inputs(spec, 1, self.dtype, self.place.device), 0, self._static)
         if not self.graphs:

@@ -1,11 +1,12 @@
 """Judge frames that `benchmarks.gpu.engines` wrote, by a checkpoint's evaluator: ``python -m benchmarks.gpu.read``.
 
     python -m benchmarks.gpu.read /tmp/frames --evaluator checkpoints/reference/evaluator -o read.json
-    python -m benchmarks.gpu.read read.json --evaluator checkpoints/reference/evaluator \
+    python -m benchmarks.gpu.read read.json --evaluator checkpoints/reference/evaluator \\
         --captions calibration/captions/heldout.jsonl -o benchmarks/results/gpu_judged.json
 
-The first writes, by file, the index that was read of each slot of each caption, in the captions' order. The second says
-how often that was right: accuracies, and for what is not FP32 the paired difference from the same bundle's FP32.
+The first command writes, by file, the index that was read of each slot of each caption, in the captions' order. The
+second says how often that was right, as accuracies. For other precisions than FP32 it also has the paired difference
+from the same bundle's FP32.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def judge(read: dict[str, list[list[int]]], captions: Path, evaluator: Path) -> 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.read", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("frames", type=Path, help="folder of .frames files, or a .json of what was read of them")
     parser.add_argument("--captions", type=Path, help="JSON lines with text and slots: judge what was read")
     parser.add_argument("--evaluator", type=Path, required=True)

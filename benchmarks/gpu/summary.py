@@ -1,12 +1,14 @@
-"""What `gpu_engines` and `gpu_peers` measured on one GPU, as one table: ``python -m benchmarks.gpu.summary``.
+"""What `benchmarks.gpu.engines` and `benchmarks.gpu.peers` measured on one GPU, as one table.
 
     python -m benchmarks.gpu.summary engines.json peers.json -o benchmarks/results/gpu.json --check
 
 Bundles are matched with checkpoints by name. Frames a second are of a stream at the model's own rate, batch 1, each
 frame copied back. The matrix share is the renderer's rate of operations over the chip's best matrix product in that
-precision, the copy share that of the frames over its best pinned copy. --check exits with 3 where ours is not 12 times
-PyTorch eager in FP16, twice PyTorch with CUDA graphs in FP16, and under 5 ms from a caption to its first frame, or
-where frames made ahead are not those made one by one.
+precision. The copy share is the rate of the frames over the chip's best pinned copy.
+
+--check exits with 3 if a demand is not kept. Ours must be 12 times as fast as PyTorch eager in FP16, and twice as fast
+as PyTorch with CUDA graphs in FP16. A caption's first frame must come within 5 ms. Frames made ahead must be those made
+one by one.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ def peer_rows(peers: Mapping[str, Any]) -> list[Row]:
 
 
 def engine_rows(engines: Mapping[str, Any], peers: Mapping[str, Any]) -> list[Row]:
-    """Our engines: those that were chosen, by the faster way of streaming, and each precision alone."""
+    """Our engines: the chosen ones by the faster kind of stream, and each precision alone."""
     rows = []
     for model, parts in engines["bundles"].items():
         streams = [parts[name] for name in ("stream 1", "stream 1 ahead") if "fps" in parts.get(name, {})]
@@ -163,7 +165,7 @@ def sameness(engines: Mapping[str, Any]) -> list[Demand]:
 
 
 def to_markdown(rows: list[Row]) -> str:
-    """The table of the README."""
+    """The table as Markdown."""
     lines = [
         "| model | method | frames a second | renderer, ms | first frame, ms | GPU idle | of the matrix peak |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -186,7 +188,11 @@ def _shown(value: Optional[float], form: str) -> str:
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.summary",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("engines", type=Path, help="what benchmarks.gpu.engines wrote")
     parser.add_argument("peers", type=Path, help="what benchmarks.gpu.peers wrote, on the same GPU")
     parser.add_argument("--check", action="store_true", help="exit with 3 where a demand is not kept")
@@ -204,7 +210,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
     )
     if ours != peers["gpu"]["name"]:
         print(
-            f"gpu_summary: engines ran on {ours}, peers on {peers['gpu']['name']}; measure both on one GPU",
+            f"benchmarks.gpu.summary: engines ran on {ours}, peers on {peers['gpu']['name']}; measure both on one GPU",
             file=sys.stderr,
         )
         return 2

@@ -1,6 +1,6 @@
 """Make the checkpoint of what was trained: python -m examples.reference.assemble RUN checkpoints/reference
 
-`RUN` is the --out of `examples.reference.train`. The model card beside the checkpoint is kept where there is one.
+`RUN` is the --out of `examples.reference.train`. A model card that is already in the folder is kept.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m examples.reference.caption_sets --out calibration/captions
 
-`en.txt` and `zh.txt`: captions of the training grammar, for calibration. `corpus.txt`: more of them, to teach students
-with. `heldout.jsonl`: the held-out captions with what they name, for judging.
+`en.txt` and `zh.txt` hold captions of the training grammar, for calibration. `corpus.txt` holds more of them, to teach
+students. `heldout.jsonl` holds the held-out captions with what they name, to judge models.
 """
 
 from __future__ import annotations

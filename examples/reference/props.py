@@ -1,7 +1,7 @@
 """Props drawn for motion clips: balls, a sword, gloves and a sponge. None of them was captured.
 
-A prop is a capsule between two ends, metres in the clip's world frame (y up, floor at y = 0); a ball's ends are
-equal. Where a clip has no prop, both ends lie in the right hand with presence 0, so that a prop fades in from there.
+A prop is a capsule between two ends, in metres in the clip's world frame (y up, floor at y = 0). A ball's ends are
+equal. If a clip has no prop, both ends lie in the right hand with presence 0. A prop then fades in from there.
 """
 
 from __future__ import annotations

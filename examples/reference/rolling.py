@@ -1,8 +1,9 @@
 """Free-running motion and caption switches, measured on the motion graph that a bundle ships.
 
-The figures are those of `rollout.py`, taken from motion vectors alone, as any user of a bundle could: in the second
-half of a run a stream is frozen where its joints move at less than 0.3 of the data's mean speed, in the world or
-beside the hip (a statue that slides), and exploded above 2.5 of it.
+The figures are those of `rollout.py`. They are taken from motion vectors alone, as any user of a bundle could take
+them. A stream is frozen if, in the second half of a run, its joints move at less than 0.3 of the data's mean speed.
+That is measured in the world, and relative to the hip, for a statue that slides. It is exploded above 2.5 of that
+speed.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def joint_speed(motion: np.ndarray) -> np.ndarray:
 
 
 def limb_speed(motion: np.ndarray) -> np.ndarray:
-    """Speed of every joint (T - 1, 20) beside the hip, metres a second: small for a statue that slides."""
+    """Speed of every joint (T - 1, 20) relative to the hip, metres a second: small for a statue that slides."""
     joints = motion[:, JOINT_SLICE].astype(np.float64).reshape(-1, 20, 3) / JOINT_SCALE
     return np.linalg.norm(np.diff(joints, axis=0), axis=-1) * FPS
 
@@ -79,8 +80,10 @@ def caption_of(action: str) -> str:
 
 
 def measure_run(motion: np.ndarray, speeds: np.ndarray, bones: np.ndarray) -> dict[str, float]:
-    """One free run against the data: speed ratios (`late`: the least of joints' and limbs' in the second half, `most`
-    the largest), and the largest relative error of any bone at any time."""
+    """One free run against the data: speed ratios, and the largest relative error of any bone at any time.
+
+    `late` is the least ratio of joints and limbs in the second half, `most` the largest.
+    """
     if not np.isfinite(motion).all():
         return {"ratio": float("inf"), "late": float("inf"), "most": float("inf"), "bones": float("inf")}
     moved = mean_speeds(motion) / speeds

@@ -1,10 +1,10 @@
-"""How a motion stage runs free: 1,000 steps of every action, and changes of caption in mid-run.
+"""How a motion stage runs free: 1,000 steps of every action, and changes of caption while it runs.
 
     python -m examples.reference.rollout --data DIR --weights motion.pt -o motion.json --sheet motion.png
 
-Everything is measured on what a user gets: random styles, the stored start pose, jitter at every step, conditions
-that blend over six steps. A small recurrent reader, trained on the real clips' joints alone (no props), says which
-action a window of 32 steps (two seconds) shows.
+Everything is measured on what a user gets: random styles, the stored start pose, jitter at every step, and conditions
+that blend over six steps. A small recurrent reader says which action a window of 32 steps (two seconds) shows. It is
+trained on the real clips' joints alone, without props.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def joint_speed(poses: Tensor) -> Tensor:
 
 
 def limb_speed(poses: Tensor) -> Tensor:
-    """Speed of every joint (n, T - 1, 20) beside the hip, in the heading's frame: 0 for a statue that slides."""
+    """Speed of every joint (n, T - 1, 20) relative to the hip, in the heading's frame: 0 for a statue that slides."""
     return poses[..., :60].unflatten(-1, (20, 3)).diff(dim=1).norm(dim=-1) * FPS
 
 
@@ -114,7 +114,10 @@ def foot_slide(poses: Tensor) -> float:
 
 
 def data_speeds(clips: list[Clip]) -> Tensor:
-    """Mean `joint_speed` and `limb_speed` (12, 2) of each action's clips, metres a second; 0 where there is none."""
+    """Mean `joint_speed` and `limb_speed` (12, 2) of each action's clips, metres a second.
+
+    It is 0 for an action without clips.
+    """
     speeds = torch.zeros(len(ACTIONS), 2)
     for index, action in enumerate(ACTIONS):
         poses = [torch.from_numpy(features(c))[None] for c in clips if c.action == action]
@@ -173,8 +176,8 @@ def free_run(
 ) -> tuple[dict[str, Any], Rollout]:
     """Every action for `steps` on `streams` styles: speed against the data's, frozen, exploded, bones, slide, reading.
 
-    A stream is frozen where in its second half the joints, or the limbs beside the hip, move at less than 0.3 of the
-    data's mean speed, exploded where they move at more than 2.5 times that or are not finite. `speeds` is
+    A stream is frozen if in its second half the joints, or the limbs relative to the hip, move at less than 0.3 of the
+    data's mean speed. It is exploded if they move at more than 2.5 times that speed, or are not finite. `speeds` is
     `data_speeds`. Returns the figures and the rollout.
     """
     device = module.mean.device
@@ -222,8 +225,8 @@ def switch_run(
 ) -> dict[str, float]:
     """Random changes of action every `stay` steps: what is read at 0, 8 and 16 steps after, and whether joints jump.
 
-    `jump` is the peak joint speed within a second of the change over the peak of a second elsewhere: about half of it
-    of the action before, half of the one after.
+    `jump` is the peak joint speed within a second of the change, over the peak of a second elsewhere. That second is of
+    the action before for about half of it, and of the one after for the other half.
     """
     device = module.mean.device
     generator = torch.Generator(device).manual_seed(seed)

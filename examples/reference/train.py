@@ -1,9 +1,9 @@
 """Train the whole reference model: python -m examples.reference.train --data DIR --encoder DIR --out DIR
 
-Two lines of work run side by side: the frame generator, and text, motion and evaluator one after the other. With two
-GPUs each line gets its own; with one they share it. The motion stage's own rollouts are handed to the
-frame generator as soon as they exist. Every part resumes: the same command with --resume goes on after a stop.
-`assemble.py` then makes the checkpoint.
+Two lines of work run at the same time. One is the frame generator. The other is text, motion and evaluator, one after
+another. With two GPUs each line gets its own. With one they share it. The frame generator gets the motion stage's own
+rollouts as soon as they exist. The same command with --resume continues after a stop. `assemble.py` then makes the
+checkpoint.
 """
 
 from __future__ import annotations

@@ -2,11 +2,15 @@
 
     python -m examples.reference.train_evaluator --data DIR --out DIR --minutes 4
 
-Videos are drawn on the device while training runs: a window of a training clip (balanced over actions, mirrored half
-of the time, its speed varied), a random camera yaw, a random look. They are kept in a ring of clips and worn down like
-a generator's output: blur, blotches, noise, brightness, small shifts and scales, jitter, missing patches, missing
-props; never the hue, for colours are what it must read. Held-out clips are only measured, never chosen by: the last
-weights are the ones kept. Training resumes with ``--resume``; the budget is time in training, compilation apart.
+Videos are drawn on the device while training runs. Each has a window of a training clip, a random camera yaw and a
+random look. The windows are balanced over actions, mirrored half of the time, and varied in speed.
+
+Videos are kept in a ring of clips and degraded like a generator's output: blur, blotches, noise, brightness, small
+shifts and scales, jitter, missing patches, missing props. The hue is never changed, because colours are what the
+evaluator must read.
+
+Held-out clips are only measured. Nothing is chosen by them, and the last weights are the ones kept. Training resumes
+with ``--resume``. The budget is time in training, without compilation.
 """
 
 from __future__ import annotations
@@ -124,7 +128,7 @@ class ClipWindows:
         return motion
 
 
-class Painter:
+class VideoRenderer:
     """Draws videos, `chunk` frames at a time: one compiled kernel on a GPU, what fits the caches on a CPU."""
 
     def __init__(self, device: torch.device, supersample: int = 2, compiled: bool = True) -> None:
@@ -153,7 +157,7 @@ def labels_of(action: Tensor, look: Tensor) -> Tensor:
     return torch.stack([action, *(look[:, slices[slot]].argmax(1) for slot in LOOK_SLOTS)], 1)
 
 
-def wear(video: Tensor, generator: torch.Generator) -> Tensor:
+def degrade(video: Tensor, generator: torch.Generator) -> Tensor:
     """Videos uint8 (n, frames, 3, S, S) -> float 0..1 with the faults a generator makes; the hue stays."""
     n, frames, _, size, _ = video.shape
     device = video.device
@@ -190,18 +194,18 @@ def wear(video: Tensor, generator: torch.Generator) -> Tensor:
 def validate(
     model: VideoEvaluator,
     clips: Sequence[Clip],
-    painter: Painter,
+    renderer: VideoRenderer,
     windows: int,
     seed: int,
     props: bool = True,
 ) -> dict[str, Any]:
     """Accuracy on renders of held-out real clips, `windows` of each action, drawn at twice the evaluator's size.
 
-    Returns accuracy with a 95 % interval for each slot and for all slots together, accuracy of each action, how many
-    clips each action has, and the confusion counts [shown][read]. Windows of one clip are alike: the intervals are for
-    windows, not for new performers. Without `props` the action must be read from the body alone.
+    Returns accuracy with a 95 % interval for each slot and for all slots together, and accuracy of each action. It also
+    returns how many clips each action has, and the confusion counts [shown][read]. Windows of one clip are alike: the
+    intervals are for windows, not for new performers. Without `props` the action must be read from the body alone.
     """
-    device, config = painter.device, model.config
+    device, config = renderer.device, model.config
     held = ClipWindows(clips, device)
     generator = torch.Generator(device).manual_seed(seed)
     shown, read = [], []
@@ -211,7 +215,7 @@ def validate(
         motion = held.sample(action, config.frames, config.fps, generator, varied=False)
         motion[..., PRESENCE_SLICE] *= props
         look = random_looks(len(action), generator, device)
-        video = painter.paint(motion, look, 2 * config.size)
+        video = renderer.paint(motion, look, 2 * config.size)
         small = F.avg_pool2d(video.flatten(0, 1).float(), 2).round().byte().unflatten(0, video.shape[:2])
         shown.append(labels_of(action, look))
         read.append(model.read(small))
@@ -242,7 +246,7 @@ class Trainer:
     def __init__(self, clips: Sequence[Clip], options: Options, device: torch.device, model: VideoEvaluator) -> None:
         self.options, self.device, self.model = options, device, model.to(device)
         self.windows = ClipWindows(clips, device)
-        self.painter = Painter(device, options.supersample, options.compile)
+        self.renderer = VideoRenderer(device, options.supersample, options.compile)
         self.generator = torch.Generator(device).manual_seed(options.seed)
         self.optimizer = torch.optim.AdamW(model.parameters(), options.rate, weight_decay=options.decay)
         config = model.config
@@ -259,7 +263,7 @@ class Trainer:
         motion = self.windows.sample(action, config.frames, config.fps, self.generator, varied=True)
         look = random_looks(count, self.generator, self.device)
         place = (self.drawn + torch.arange(count, device=self.device)) % self.options.ring
-        self.videos[place] = self.painter.paint(motion, look, config.size)
+        self.videos[place] = self.renderer.paint(motion, look, config.size)
         self.labels[place] = labels_of(action, look)
         self.drawn += count
 
@@ -272,7 +276,7 @@ class Trainer:
             falling = max(0.01, 0.5 * (1 + math.cos(math.pi * done)))
             group["lr"] = options.rate * min(1.0, (self.step + 1) / 100) * falling
         chosen = torch.randint(filled, (options.batch,), generator=self.generator, device=self.device)
-        video = wear(self.videos[chosen], self.generator)
+        video = degrade(self.videos[chosen], self.generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             parts = self.model.split(self.model(video))
         losses = [
@@ -301,7 +305,7 @@ class Trainer:
         write_atomic(path, buffer.getvalue())
 
     def load(self, path: Path) -> None:
-        """Go on where `save` left off; the ring of videos is drawn anew."""
+        """Go on where `save` left off. The ring of videos is drawn again."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -338,7 +342,7 @@ class Trainer:
                     last_save = self.elapsed_s
                     self.save(folder / "state.pt")
                     pause = time.monotonic()
-                    seen = validate(self.model, heldout, self.painter, max(1, self.options.windows // 8), 1)
+                    seen = validate(self.model, heldout, self.renderer, max(1, self.options.windows // 8), 1)
                     log({"step": self.step, "heldout": {s: v["rate"] for s, v in seen["slots"].items()}})
                     began += time.monotonic() - pause
 
@@ -371,8 +375,8 @@ def train(
         trainer.fit(out, log, heldout)
         trainer.save(state)
         final = model.cpu().half().float().to(device).to(memory_format=torch.channels_last)
-        validation = validate(final, heldout, trainer.painter, options.windows, 0)
-        bare = validate(final, heldout, trainer.painter, options.windows, 0, props=False)
+        validation = validate(final, heldout, trainer.renderer, options.windows, 0)
+        bare = validate(final, heldout, trainer.renderer, options.windows, 0, props=False)
         validation["without_props"] = {"action": bare["slots"]["action"], "actions": bare["actions"]}
         log({"step": trainer.step, "heldout": {s: v["rate"] for s, v in validation["slots"].items()}})
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"

@@ -2,10 +2,12 @@
 
     python -m examples.reference.train_motion --data DIR --out DIR --minutes 6
 
-Endless sequences from a motion graph; auto-conditioned training (Zhou et al., ICLR 2018): after a few frames of
-truth the network lives on its own output, for stretches that grow to nine tenths of the sequence. Writes
-`motion.pt` (averaged weights), `motion.jsonl`, `motion_curve.png`, `motion_sheet.png` and `motion_vectors.npy` (motion
-vectors of free runs, for the renderer's training). `--resume` goes on from `motion.state.pt`.
+The sequences are endless and come from a motion graph. Training is auto-conditioned (Zhou et al., ICLR 2018): after a
+few frames of truth the network runs on its own output. These stretches grow to nine tenths of the sequence.
+
+It writes `motion.pt` (averaged weights), `motion.jsonl`, `motion_curve.png`, `motion_sheet.png` and
+`motion_vectors.npy`. The last holds motion vectors of free runs, for the renderer's training. `--resume` goes on from
+`motion.state.pt`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Train the frame generator: python -m examples.reference.train_renderer --data DIR --out DIR --minutes 15
 
-Frames are drawn on the GPU while training runs, into a bank that is renewed all the time. First only
-reconstruction (L1, the person weighted, and L1 at an eighth of the size), then feature matching and a hinge GAN on
-top, the generator's learning rate halved. The exponential average of the weights is what is kept.
+Frames are drawn on the GPU while training runs, into a bank that is always renewed. The first phase has reconstruction
+only: L1 with the person weighted, and L1 at an eighth of the size. The second phase adds feature matching and a hinge
+GAN, and halves the generator's learning rate. The exponential average of the weights is kept.
 """
 
 from __future__ import annotations

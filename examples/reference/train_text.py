@@ -2,10 +2,12 @@
 
     python -m examples.reference.train_text --encoder ENCODER --data MOTIONS --out OUT --steps 600 --device auto
 
-A slot that a caption names is learned by cross-entropy; one that it does not name by the divergence from the
-uniform distribution, since content noise picks its value at run time. `OUT/encoder/` then holds the fine-tuned
-encoder and `head.safetensors` (float16), as the checkpoint wants them. The best weights are those of the least
-loss on the grammar's ``validation`` captions; held-out captions are only measured. Log: `OUT/text_log.jsonl`.
+A slot that a caption names is learned by cross-entropy. A slot that it does not name is learned by the divergence from
+the uniform distribution, since content noise picks its value at run time.
+
+`OUT/encoder/` then holds the fine-tuned encoder and `head.safetensors` (float16), as the checkpoint wants them. The
+best weights are those of the least loss on the grammar's ``validation`` captions. Held-out captions are only measured.
+The log is `OUT/text_log.jsonl`.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ UNNAMED_WEIGHT = 2.0
 
 @dataclass(frozen=True)
 class Options:
-    """What a run is told; lengths in steps, learning rates at their peak."""
+    """The settings of a run; lengths in steps, learning rates at their peak."""
 
     steps: int = 600
     batch: int = 256
@@ -106,10 +108,10 @@ def slot_losses(logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     named, unnamed, count = logits.new_zeros(()), logits.new_zeros(()), logits.new_zeros(())
     for column, part in enumerate(slot_slices().values()):
         log_p, value = logits[:, part].log_softmax(1), values[:, column]
-        told = value != UNNAMED
-        named = named - (log_p.gather(1, value.clamp(min=0)[:, None])[:, 0] * told).sum()
-        unnamed = unnamed - ((log_p.mean(1) + math.log(log_p.shape[1])) * ~told).sum()
-        count = count + told.sum()
+        is_named = value != UNNAMED
+        named = named - (log_p.gather(1, value.clamp(min=0)[:, None])[:, 0] * is_named).sum()
+        unnamed = unnamed - ((log_p.mean(1) + math.log(log_p.shape[1])) * ~is_named).sum()
+        count = count + is_named.sum()
     return named / count.clamp(min=1), unnamed / (values.numel() - count).clamp(min=1)
 
 
@@ -117,31 +119,31 @@ def slot_losses(logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 def measure(model: TransformersText, bank: Bank, device: torch.device) -> dict[str, Any]:
     """How captions are read: accuracy of named slots, by language too, and how near to uniform the others are.
 
-    ``sharp``: share of named values whose probability is over 0.99. ``uneven``: the largest probability of an
-    unnamed slot times its size, mean and maximum (1 is uniform). ``loss``: what training minimises.
+    ``sharp``: the share of named values whose probability is over 0.99. ``uneven``: the largest probability of an
+    unnamed slot times its size, as mean and maximum. 1 is uniform. ``loss``: what training minimises.
     """
     model.eval()
     chunks = torch.arange(len(bank.ids)).split(512)
     logits = torch.cat([model.logits(*bank.rows(rows, device)[:2]).float().cpu() for rows in chunks])
     named_loss, unnamed_loss = slot_losses(logits, bank.values)
-    told, right, likely, uneven = bank.values != UNNAMED, [], [], []
+    is_named, right, likely, uneven = bank.values != UNNAMED, [], [], []
     for column, part in enumerate(slot_slices().values()):
         p, value = logits[:, part].softmax(1), bank.values[:, column]
         right.append(p.argmax(1) == value)
         likely.append(p.gather(1, value.clamp(min=0)[:, None])[:, 0])
         uneven.append(p.amax(1) * p.shape[1])
-    rights, spread = torch.stack(right, 1), torch.stack(uneven, 1)[~told]
-    whole = (rights | ~told).all(1)
+    rights, spread = torch.stack(right, 1), torch.stack(uneven, 1)[~is_named]
+    whole = (rights | ~is_named).all(1)
     figures: dict[str, Any] = {
         "loss": float(named_loss + UNNAMED_WEIGHT * unnamed_loss),
         "all": float(whole.float().mean()),
-        "sharp": float((torch.stack(likely, 1)[told] > 0.99).float().mean()),
+        "sharp": float((torch.stack(likely, 1)[is_named] > 0.99).float().mean()),
         "uneven_mean": float(spread.mean()) if len(spread) else 1.0,
         "uneven_max": float(spread.max()) if len(spread) else 1.0,
         "uneven_over_1.3": float((spread > 1.3).float().mean()) if len(spread) else 0.0,
     }
     for column, slot in enumerate(SLOTS):
-        figures[slot] = float(rights[told[:, column], column].float().mean())
+        figures[slot] = float(rights[is_named[:, column], column].float().mean())
     for language in LANGUAGES:
         rows = torch.tensor([spoken == language for spoken in bank.languages])
         figures[f"all_{language}"] = float(whole[rows].float().mean())

@@ -1,4 +1,4 @@
-"""What the reference model can be told, and how a condition and a motion vector are laid out.
+"""What captions can ask of the reference model; the layout of a condition and of a motion vector.
 
 A **condition** (41 numbers) is a probability for every value of every slot, slot after slot in the order of
 `SLOTS`. A caption that says nothing of a slot leaves it uniform; the render stage then lets the stream's

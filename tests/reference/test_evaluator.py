@@ -14,7 +14,7 @@ from examples.reference import evaluator, train_evaluator
 from examples.reference.drawing import random_looks
 from examples.reference.evaluator import EvaluatorConfig, VideoEvaluator
 from examples.reference.motion_data import load_clips
-from examples.reference.train_evaluator import WINDOW, ClipWindows, Options, Painter, extend, labels_of, wear
+from examples.reference.train_evaluator import WINDOW, ClipWindows, Options, VideoRenderer, degrade, extend, labels_of
 from examples.reference.vocabulary import ACTIONS, LOOK_SLOTS, PRESENCE_SLICE, SLOTS
 from t2v_edge.errors import CheckpointError
 from tests.reference.motion_samples import write_samples
@@ -110,10 +110,10 @@ def test_worn_videos_keep_their_hue(data: Path):
     generator = torch.Generator().manual_seed(0)
     video = torch.zeros(8, 16, 3, 32, 32, dtype=torch.uint8)
     video[:, :, 0], video[:, :, 2] = 200, 60
-    worn = wear(video, generator)
-    assert worn.shape == video.shape and 0 <= worn.min() and worn.max() <= 1
-    assert (worn - video.float() / 255).abs().mean() > 0.005
-    red, green, blue = worn.mean((1, 3, 4)).unbind(1)
+    degraded = degrade(video, generator)
+    assert degraded.shape == video.shape and 0 <= degraded.min() and degraded.max() <= 1
+    assert (degraded - video.float() / 255).abs().mean() > 0.005
+    red, green, blue = degraded.mean((1, 3, 4)).unbind(1)
     assert (red > 2.5 * blue).all() and (blue > 2 * green).all()
 
 
@@ -122,11 +122,11 @@ def test_painter_draws_what_the_labels_say(data: Path):
     generator = torch.Generator().manual_seed(0)
     motion = ClipWindows(clips, CPU).sample(torch.tensor([ACTIONS.index("walking")]), 3, 8, generator, varied=False)
     look = random_looks(1, generator)
-    video = Painter(CPU, supersample=1).paint(motion, look, 32)
+    video = VideoRenderer(CPU, supersample=1).paint(motion, look, 32)
     assert video.shape == (1, 3, 3, 32, 32) and video.dtype == torch.uint8
     labels = labels_of(torch.tensor([10]), look)[0].tolist()
     assert labels[0] == 10 and len(labels) == 1 + len(LOOK_SLOTS)
-    darker = Painter(CPU, supersample=1).paint(motion, torch.zeros_like(look), 32)
+    darker = VideoRenderer(CPU, supersample=1).paint(motion, torch.zeros_like(look), 32)
     assert video.float().mean() > darker.float().mean()
 
 

@@ -6,8 +6,8 @@
     python opengl_texture.py --live small.bundle "a person is waving"                  # made in this process
     python opengl_texture.py --live small.bundle "a person is waving" --shot shot.png  # without a window
 
-The parts to take into an app of your own: `Newest`, which keeps the frame that is newest while the app draws at its own
-rate, and `Screen`, which has a texture that takes frames without waiting for them.
+The parts to copy into an app of your own are `Newest` and `Screen`. `Newest` keeps the newest frame, while the app
+draws at its own rate. `Screen` has a texture that takes frames without waiting for them.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ class Screen:
     def upload(self, pixels: np.ndarray) -> None:
         """Take a frame: uint8 (H, W, 3) RGB.
 
-        It goes through one of two pixel buffers: the copy into the texture is the driver's to do when it likes, while
-        the next frame is written into the other one. Written directly, the texture makes the caller wait until what
-        was drawn with it before is done.
+        It goes through one of two pixel buffers. The driver copies it into the texture whenever it likes. Meanwhile the
+        next frame is written into the other buffer. Writing to the texture directly makes the caller wait until earlier
+        drawing with it is done.
         """
         height, width, _ = pixels.shape
         if self._texture is None or self._texture.size != (width, height):

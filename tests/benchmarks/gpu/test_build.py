@@ -77,7 +77,7 @@ def test_measuring_takes_what_was_built_and_builds_nothing_again(bundle, tools, 
     monkeypatch.setattr(gpu_engines, "WARM_FRAMES", 4)
     monkeypatch.setattr(gpu_engines, "FIRST_FRAMES", 3)
     run(monkeypatch, gpu_engines, bundle, "--builds", builds, "--batches", "1", "--count", "8", "-o", output)
-    assert len(tensorrt.builds) == 10  # the motion engine that was spoilt on purpose
+    assert len(tensorrt.builds) == 10  # the motion engine that was damaged on purpose
     parts, seconds = json.loads(output.read_text())["bundles"]["tiny"], json.loads(builds.read_text())
     assert not [name for name, part in parts.items() if "failed" in part], parts
     tried = {(stage, t["variant"]): t for stage, result in parts["build 1"]["stages"].items() for t in result["tried"]}
