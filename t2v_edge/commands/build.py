@@ -1,4 +1,4 @@
-"""``t2v-edge build``: TensorRT engines of a bundle, for this machine."""
+"""``t2v-edge build``: TensorRT engines of a bundle, built for this machine."""
 
 from __future__ import annotations
 

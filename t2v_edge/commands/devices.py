@@ -104,12 +104,12 @@ def _one(e: Estimate) -> str:
 
 
 def _rate(fps: float) -> str:
-    """Two digits: an estimate has no more."""
+    """Two digits: an estimate is not more exact."""
     return f"{float(f'{fps:.2g}'):,.10g}"
 
 
 def _lines(value: Any, indent: str) -> list[str]:
-    """A profile's JSON as indented lines; what is not known is left out."""
+    """A profile's JSON as indented lines, without unknown values."""
     lines: list[str] = []
     for key, item in value.items():
         if item is None or item in ([], {}):
