@@ -49,17 +49,7 @@ class Pace:
     memory_growth_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "fps": self.fps,
-            "frames": self.frames,
-            "late": self.late,
-            "latest_ms": self.latest_ms,
-            "headroom": self.headroom,
-            "cpu_share": self.cpu_share,
-            "mean_ms": self.mean_ms,
-            "frame": self.frame.to_json(),
-            "memory_growth_bytes": self.memory_growth_bytes,
-        }
+        return {**vars(self), "frame": self.frame.to_json()}
 
 
 def keep_pace(

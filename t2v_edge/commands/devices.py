@@ -33,10 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show this profile only, with the source of each number; NAME@MODE is a power mode of it",
     )
     parser.add_argument(
-        "--bundle",
-        type=Path,
-        metavar="BUNDLE",
-        help="estimate this bundle's frames a second, latency and bottleneck",
+        "--bundle", type=Path, metavar="BUNDLE", help="estimate this bundle's frames a second, latency and bottleneck"
     )
     add_json(parser)
 

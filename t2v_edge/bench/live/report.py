@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
 from t2v_edge.bench.live.hostile import HostileCounts
@@ -78,34 +78,13 @@ class LiveRun:
         return None if self.jitter_ms is None else self.jitter_ms * self.fps / 1000
 
     def to_json(self) -> dict[str, Any]:
-        received = {
-            field.name: getattr(self.received, field.name) for field in fields(self.received) if field.name != "seconds"
-        }
-        times = {
-            "p50_ms": self.latency.median_ms,
-            "p95_ms": self.latency.p95_ms,
-            "p99_ms": self.latency.p99_ms,
-            "max_ms": self.latency.max_ms,
-            "count": self.latency.count,
-        }
-        cue = (
-            None
-            if self.cue is None
-            else {
-                "p50_ms": self.cue.median_ms,
-                "p95_ms": self.cue.p95_ms,
-                "max_ms": self.cue.max_ms,
-                "count": self.cue.count,
-            }
-        )
-        hostile = (
-            None if self.hostile is None else {f.name: getattr(self.hostile, f.name) for f in fields(self.hostile)}
-        )
+        received = {name: value for name, value in asdict(self.received).items() if name != "seconds"}
+        cue = None if self.cue is None else {k: v for k, v in _times(self.cue).items() if k != "p99_ms"}
         return {
             "seconds": self.seconds,
             "fps": self.fps,
             "client_fps": list(self.rates),
-            "caption_to_first_frame": times,
+            "caption_to_first_frame": _times(self.latency),
             "cue_to_first_frame": cue,
             "jitter_p95_ms": self.jitter_ms,
             "jitter_p95_frames": self.jitter_frames,
@@ -114,7 +93,7 @@ class LiveRun:
             "lost_captions": self.received.lost,
             "client_cpu_share": self.client_cpu,
             "server": self.server.to_json(),
-            "adversaries": hostile,
+            "adversaries": None if self.hostile is None else asdict(self.hostile),
             "broken": self.broken,
         }
 
@@ -274,6 +253,11 @@ def _sentences(run: LiveRun) -> list[str]:
             f"{hostile.mute_sessions} mute sessions, {hostile.refused} times refused"
         )
     return lines
+
+
+def _times(latency: Latency) -> dict[str, Any]:
+    percentiles = {"p50_ms": latency.median_ms, "p95_ms": latency.p95_ms, "p99_ms": latency.p99_ms}
+    return {**percentiles, "max_ms": latency.max_ms, "count": latency.count}
 
 
 def _row(name: str, latency: Latency) -> tuple[str, ...]:

@@ -9,14 +9,7 @@ import pytest
 from t2v_edge.bundle.manifest import FileEntry
 from t2v_edge.device.profile import load_profile
 from t2v_edge.device.system import PythonModule
-from t2v_edge.doctor.checks import (
-    examine,
-    examine_bundle,
-    examine_device,
-    guess_profile,
-    needed_bytes,
-    usable_engines,
-)
+from t2v_edge.doctor.checks import examine, examine_bundle, examine_device, guess_profile, needed_bytes, usable_engines
 from t2v_edge.doctor.finding import FAIL, OK, WARN
 from tests.t2v_edge.system_samples import PYTHONS, dist_packages, in_venv, read_system, without
 
