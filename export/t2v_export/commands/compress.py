@@ -80,7 +80,7 @@ def summary(before: Checkpoint, made: Compressed) -> dict[str, Any]:
         counted = [
             {
                 "parameters": count_parameters(c.modules[stage]),
-                "macs": count_macs(c.modules[stage], c.modules[stage].spec),
+                "macs": count_macs(c.modules[stage], c.specs[stage]),
             }
             for c in (before, made.checkpoint)
         ]
