@@ -1,4 +1,4 @@
-"""How fast a bundle is on this machine: stages, frames, first frames, caption changes, memory, power."""
+"""The benchmark of a bundle on this machine: stages, frames, first frames, caption changes, memory, power."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Callable, Optional, Union
 
 from t2v_edge.bench.pace import REAL_TIME, Pace, PaceClock, keep_pace
 from t2v_edge.bench.report import MIB, BenchReport, CaptionChange, FreeRun
 from t2v_edge.bundle.bundle import Bundle
-from t2v_edge.device.power import Power, PowerSampler, PowerTool, find_tool, own_gpu_memory_mib
+from t2v_edge.device.power import PowerSampler, PowerTool, find_tool, own_gpu_memory_mib
 from t2v_edge.device.system import System
 from t2v_edge.engine.registry import AUTO
 from t2v_edge.errors import EngineError, UsageError
@@ -28,13 +28,13 @@ from t2v_edge.util.timing import Latency
 CPU_ENGINES = ("onnxruntime", "openvino")
 WARM_S = 1.0
 FREE_S = 5.0
-"""The longest run without waiting where one in real time follows."""
+"""The longest run without waiting, if one in real time follows it."""
 
 MIN_FRAMES = 8
 MAX_FRAMES = 1_000_000
 MAX_CHANGE_FRAMES = 10_000
 CHANGE_S = 10.0
-"""In real time the caption changes that often, so that the text stage runs in the same time as the frames."""
+"""Time between caption changes in real time. The text stage then runs while frames are due."""
 
 ENGLISH = tuple(
     f"{who} is {what}"
@@ -44,7 +44,7 @@ ENGLISH = tuple(
 CHINESE = tuple(f"{who}在{what}" for who in ("一个人", "一个女人") for what in ("跑步", "跳舞", "挥手"))
 CAPTIONS = (*ENGLISH, *CHINESE)
 FIRSTS = 12
-"""Captions timed to their first frame. The stages take as long for any caption: they are padded to one length."""
+"""Captions whose first frame is timed. Every caption takes equally long, because all are padded to one length."""
 
 CHANGES = 8
 Advance = Callable[[str, float], object]
@@ -52,11 +52,11 @@ Advance = Callable[[str, float], object]
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure.
+    """What to measure. Raises `UsageError` for values out of range.
 
-    fps: frames a second shown, as in `StreamOptions`; where it is given, a run in real time is measured besides.
-    seconds: how long frames are played. seed: of the streams. engine, variant, threads, batch: as in `Pipeline.open`.
-    ahead: as in `StreamOptions`. Raises `UsageError` for values out of range.
+    fps: frames a second, as in `StreamOptions`; if given, a run in real time is measured too. seconds: how long frames
+    are played. seed: of the streams. engine, variant, threads, batch: as in `Pipeline.open`. ahead: as in
+    `StreamOptions`.
     """
 
     fps: Union[int, float, str, None] = None
@@ -77,24 +77,7 @@ class BenchOptions:
             )
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "fps": None if self.fps is None else str(self.fps),
-            "seconds": self.seconds,
-            "seed": self.seed,
-            "engine": self.engine,
-            "variant": self.variant,
-            "threads": self.threads,
-            "batch": self.batch,
-            "ahead": self.ahead,
-        }
-
-
-@dataclass
-class _Measured:
-    """What the phases leave for the report."""
-
-    power: Power = field(default_factory=Power)
-    real_time: Optional[Pace] = None
+        return {**asdict(self), "fps": None if self.fps is None else str(self.fps)}
 
 
 def bench(
@@ -105,12 +88,12 @@ def bench(
     tool: Callable[[bool], Optional[PowerTool]] = find_tool,
     system: Callable[[], System] = System.read,
 ) -> BenchReport:
-    """Measure the bundle at `path` and say how that went. Frames are made and thrown away.
+    """Measure the bundle at `path`. Frames are made and discarded.
 
-    One after another: a warm-up; the first frames of captions never seen before; changes to such captions in
-    mid-stream; frames as fast as they come, for `seconds` (at most `FREE_S` where `fps` is given); with `fps`, frames
-    on time for `seconds`. Power is that of the last run. advance: told the phase and which share of it is done. clock,
-    tool, system: replaced by tests. Raises what `Pipeline.open` and `Pipeline.stream` raise.
+    The phases are: a warm-up; the first frames of new captions; changes to new captions in mid-stream; frames as fast
+    as they come, for `seconds` (at most `FREE_S` with `fps`); with `fps`, frames in real time for `seconds`. Power is
+    that of the last phase. advance: called with the phase and the share of it that is done. clock, tool, system: for
+    tests. Raises what `Pipeline.open` and `Pipeline.stream` raise.
     """
     with Bundle.open(path) as bundle:
         manifest_sha256 = bundle.manifest_sha256
@@ -123,12 +106,12 @@ def bench(
         text, first = _first_frames(pipeline, options, advance, clock)
         change = _changes(pipeline, options, advance, clock)
         found = tool(any(name not in CPU_ENGINES for name in pipeline.engines.values()))
-        measured = _Measured()
-        with _sampled(found if options.fps is None else None, measured):
+        real_time = None
+        with PowerSampler(found if options.fps is None else None) as sampler:
             stream, free = _free_run(pipeline, options, advance, clock)
         if options.fps is not None:
-            with _sampled(found, measured):
-                stream, measured.real_time = _real_time(pipeline, options, advance, clock)
+            with PowerSampler(found) as sampler:
+                stream, real_time = _real_time(pipeline, options, advance, clock)
         engines = sorted(set(pipeline.engines.values()))
         return BenchReport(
             bundle=pipeline.manifest.name,
@@ -144,10 +127,10 @@ def bench(
             first_frame=first,
             change=change,
             free=free,
-            real_time=measured.real_time,
+            real_time=real_time,
             memory=process_memory(),
             gpu_memory_mib=None if set(engines) <= set(CPU_ENGINES) else own_gpu_memory_mib(),
-            power=measured.power,
+            power=sampler.power,
             machine=describe_machine(system()),
             versions=versions(*engines, "onnxruntime-gpu"),
             date=time.strftime("%Y-%m-%d", time.gmtime()),
@@ -155,8 +138,8 @@ def bench(
 
 
 def describe_machine(system: System) -> dict[str, Any]:
-    """What a result depends on, and nothing of whose machine it is. None, or an empty list, for what it has not."""
-    # fewer processors than the machine has under taskset or in a container
+    """What a result depends on, without naming the machine. A value is None, or an empty list, if it has none."""
+    # Under taskset or in a container these are fewer than the machine's processors.
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         **machine(),
@@ -171,13 +154,6 @@ def describe_machine(system: System) -> dict[str, Any]:
 
 
 @contextmanager
-def _sampled(tool: Optional[PowerTool], measured: _Measured) -> Iterator[None]:
-    with PowerSampler(tool) as sampler:
-        yield
-    measured.power = sampler.power
-
-
-@contextmanager
 def _playing(
     pipeline: Pipeline, options: BenchOptions, caption: str, seed: int, then: Sequence[tuple[float, str]] = ()
 ) -> Iterator[FrameStream]:
@@ -189,7 +165,7 @@ def _playing(
 
 
 def _warm_up(pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: PaceClock) -> None:
-    """Processors reach their clocks, allocators settle, engines do what they do once; the last caption is encoded."""
+    """Let processors reach their clocks, allocators settle and engines initialise; encode the last caption."""
     with _playing(pipeline, options, CAPTIONS[-1], options.seed) as stream:
         start, done = clock.now(), 0
         while done < MIN_FRAMES or (clock.now() - start < WARM_S and done < MAX_FRAMES):
@@ -201,7 +177,7 @@ def _warm_up(pipeline: Pipeline, options: BenchOptions, advance: Advance, clock:
 def _first_frames(
     pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: PaceClock
 ) -> tuple[Latency, Latency]:
-    """The text stage alone, and from asking for a stream to its first pixels."""
+    """Latency of the text stage alone, and from opening a stream to its first pixels."""
     text_ms: list[float] = []
     first_ms: list[float] = []
     for index, caption in enumerate(CAPTIONS[:FIRSTS]):
@@ -217,12 +193,12 @@ def _first_frames(
 
 
 def _changes(pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: PaceClock) -> CaptionChange:
-    """From handing over a caption in mid-stream to the first frame that carries its generation."""
+    """Latency from setting a caption in mid-stream to the first frame of its generation."""
     times_ms: list[float] = []
     frames: list[int] = []
     with _playing(pipeline, options, CAPTIONS[-1], options.seed) as stream:
         for index, caption in enumerate(CAPTIONS[FIRSTS : FIRSTS + CHANGES]):
-            for _ in range(3 + index):  # not the same number, so that changes come at other places between base steps
+            for _ in range(3 + index):  # a different number each time, so that changes fall anywhere in a base step
                 next(stream)
             start = clock.now()
             generation = stream.set_caption(caption)
@@ -230,7 +206,9 @@ def _changes(pipeline: Pipeline, options: BenchOptions, advance: Advance, clock:
             while next(stream).generation < generation:
                 count += 1
                 if count > MAX_CHANGE_FRAMES:
-                    raise EngineError(f"{MAX_CHANGE_FRAMES} frames came without a new caption; a fault of t2v-edge")
+                    raise EngineError(
+                        f"{MAX_CHANGE_FRAMES} frames came without a new caption; this is a bug in t2v-edge"
+                    )
             times_ms.append(1000 * (clock.now() - start))
             frames.append(count)
             advance("caption changes", (index + 1) / CHANGES)
@@ -240,7 +218,7 @@ def _changes(pipeline: Pipeline, options: BenchOptions, advance: Advance, clock:
 def _free_run(
     pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: PaceClock
 ) -> tuple[FrameStream, FreeRun]:
-    """Frames one after another, as fast as they come. The stream is closed, its figures stay."""
+    """Frames as fast as they come. The stream is returned closed, for its statistics."""
     seconds = options.seconds if options.fps is None else min(options.seconds, FREE_S)
     times_ms: list[float] = []
     with _playing(pipeline, options, CAPTIONS[-1], options.seed) as stream:
@@ -258,7 +236,7 @@ def _free_run(
 def _real_time(
     pipeline: Pipeline, options: BenchOptions, advance: Advance, clock: PaceClock
 ) -> tuple[FrameStream, Pace]:
-    """Frames on time, the caption changing every `CHANGE_S`. The stream is closed, its figures stay."""
+    """Frames in real time, with a new caption every `CHANGE_S`. The stream is returned closed, for its statistics."""
     times = range(1, math.ceil(options.seconds / CHANGE_S))
     then = [(at * CHANGE_S, CAPTIONS[at % len(CAPTIONS)]) for at in times]
     with _playing(pipeline, options, CAPTIONS[-1], options.seed, then) as stream:

@@ -1,7 +1,7 @@
-"""A stream held against the clock: which frames are late, and how much time is left over.
+"""A stream in real time: which frames are late, and how much time is left over.
 
-Frame k is due at the end of its interval, (k + 1) / fps after the start, as a screen would ask for it. The stream makes
-it, then sleeps until the next interval begins. Times are absolute, so that a slow frame moves no later one.
+Frame k is due at the end of its interval, (k + 1) / fps after the start, when a screen would need it. After making a
+frame, the run sleeps until the next interval begins. Times are absolute: a slow frame does not shift later ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from t2v_edge.util.timing import Latency
 
 @dataclass(frozen=True)
 class PaceClock:
-    """The time a run is held against: seconds now, seconds of processor time used, and a way to wait."""
+    """A run's clock: seconds now, seconds of processor time used, and a way to wait. Tests replace it."""
 
     now: Callable[[], float] = time.perf_counter
     cpu: Callable[[], float] = time.process_time
@@ -31,11 +31,11 @@ REAL_TIME = PaceClock()
 
 @dataclass(frozen=True)
 class Pace:
-    """How a run in real time went.
+    """The result of a run in real time.
 
-    late: frames that were not done when due; latest_ms: by how much at most. headroom: the share of time in which
-    nothing was to be done. cpu_share: processor time over wall time, 1 for one core kept busy. mean_ms and frame: how
-    long making a frame took. memory_growth_bytes: of resident memory, from the end of the first second.
+    late: frames not done when due. latest_ms: the most that one was late. headroom: the idle share of the time.
+    cpu_share: processor time over wall time, 1 for one busy core. mean_ms, frame: how long making a frame took.
+    memory_growth_bytes: growth of resident memory after the first second.
     """
 
     fps: float
@@ -49,17 +49,7 @@ class Pace:
     memory_growth_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "fps": self.fps,
-            "frames": self.frames,
-            "late": self.late,
-            "latest_ms": self.latest_ms,
-            "headroom": self.headroom,
-            "cpu_share": self.cpu_share,
-            "mean_ms": self.mean_ms,
-            "frame": self.frame.to_json(),
-            "memory_growth_bytes": self.memory_growth_bytes,
-        }
+        return {**vars(self), "frame": self.frame.to_json()}
 
 
 def keep_pace(
@@ -69,7 +59,7 @@ def keep_pace(
     clock: PaceClock = REAL_TIME,
     advance: Callable[[], object] = lambda: None,
 ) -> Pace:
-    """Show `frames` frames of `stream` on time, `fps` a second; `advance` is called after each."""
+    """Play `frames` frames of `stream` in real time, `fps` a second. advance: called after each."""
     took = np.empty(frames)
     lateness = np.empty(frames)
     begun, cpu = clock.now(), clock.cpu()

@@ -1,4 +1,4 @@
-"""What `t2v_edge.bench.frames` found: JSON that anyone can contribute, and a table for people."""
+"""The benchmark's report: JSON that anyone can contribute, and a table."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ COLUMNS = ("", "runs", "median", "p95", "p99", "max", "jitter")
 
 @dataclass(frozen=True)
 class CaptionChange:
-    """Captions changed in mid-stream. latency: from handing one over to the first frame of its generation, which the
-    blend from the old one begins with, frames one after another. most_frames: the latest that this frame came, counted
-    from the change: at a shown rate the wait is that many frames long."""
+    """Caption changes in mid-stream, frames made as fast as they come.
+
+    latency: from setting a caption to the first frame of its generation, with which the blend begins. most_frames: the
+    most frames until that one. In real time the change takes that many frames.
+    """
 
     latency: Latency
     most_frames: int
@@ -34,7 +36,7 @@ class CaptionChange:
 
 @dataclass(frozen=True)
 class FreeRun:
-    """Frames one after another, without waiting. frame: from one to the next, as whoever iterates sees them."""
+    """Frames made as fast as they come. frame: the time from one to the next, as the caller sees it."""
 
     frames: int
     wall_s: float
@@ -58,11 +60,10 @@ class FreeRun:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """One run of `bench`. It holds nothing of whose machine it was: no name of a host or user, and no path.
+    """The report of one benchmark. It has no name of a host or user, and no path.
 
-    shown_fps: the rate frames were made for, exact. stages: text from its first captions, the others from the free run
-    or, where there was one, the run in real time. gpu_memory_mib: this process's. power: of the last of the two runs.
-    date: of the day, UTC.
+    shown_fps: the rate that frames were made for, exact. stages: text from the first frames; the others from the run in
+    real time, or without one from the free run. gpu_memory_mib: of this process. power: of the last run. date: in UTC.
     """
 
     bundle: str
@@ -88,12 +89,12 @@ class BenchReport:
 
     @property
     def energy_mj(self) -> Optional[float]:
-        """Millijoules a frame, of the whole device; None where no rail tells that."""
+        """Millijoules a frame of the whole device, None if no rail measures the device."""
         watts, fps = self.power.total_w, self.free.fps if self.real_time is None else self.real_time.fps
         return None if watts is None or fps is None else 1000 * watts / fps
 
     def to_json(self) -> dict[str, Any]:
-        """Milliseconds, MiB, watts, millijoules, as the keys say (docs/benchmarking.md)."""
+        """The report as JSON. Units are in the keys; docs/benchmarking.md explains them."""
         return {
             "format": FORMAT,
             "schema_version": SCHEMA_VERSION,
@@ -169,13 +170,13 @@ class BenchReport:
             lines.append(f"power by {self.power.tool}: {rails}{energy}")
         else:
             lines.append(
-                "power: " + ("nothing tells it here" if self.power.tool is None else f"{self.power.tool} told nothing")
+                "power: " + ("no tool for it here" if self.power.tool is None else f"{self.power.tool} gave no value")
             )
         return lines
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns as wide as their widest cell, the first to the left and the others to the right."""
+    """Rows as lines. Each column is as wide as its widest cell; the first is aligned left, the others right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         f"  {row[0]:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:]))

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import Any, Optional
 
+LOADED = ("onnxruntime", "openvino", "onnxruntime-cuda")
 BUILT = ("tensorrt", "tensorrt-rtx")
-ENGINES = ("auto", "onnxruntime", "openvino", "onnxruntime-cuda", *BUILT)
+ENGINES = ("auto", *LOADED, *BUILT)
 """Names of engines, as in `t2v_edge.engine.registry`. That module needs numpy, and these must not."""
 
 

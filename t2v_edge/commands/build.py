@@ -1,4 +1,4 @@
-"""``t2v-edge build``: TensorRT engines of a bundle, for this machine."""
+"""``t2v-edge build``: TensorRT engines of a bundle, built for this machine."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--level", type=int, metavar="0..5", help="optimization level; 5 tries longest (default: TensorRT's own, 3)"
     )
     parser.add_argument(
-        "--tactics",
-        metavar="NAMES",
-        help="tactic sources to allow, comma-separated, or none (default: TensorRT's own)",
+        "--tactics", metavar="NAMES", help="tactic sources to allow, comma-separated, or none (default: TensorRT's own)"
     )
     parser.add_argument("--batch", type=int, default=1, help="frames to render at once (default: 1)")
     parser.add_argument("--rebuild", action="store_true", help="ignore engines in the cache and build them again")

@@ -33,10 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show this profile only, with the source of each number; NAME@MODE is a power mode of it",
     )
     parser.add_argument(
-        "--bundle",
-        type=Path,
-        metavar="BUNDLE",
-        help="estimate this bundle's frames a second, latency and bottleneck",
+        "--bundle", type=Path, metavar="BUNDLE", help="estimate this bundle's frames a second, latency and bottleneck"
     )
     add_json(parser)
 
@@ -104,12 +101,12 @@ def _one(e: Estimate) -> str:
 
 
 def _rate(fps: float) -> str:
-    """Two digits: an estimate has no more."""
+    """Two digits: an estimate is not more exact."""
     return f"{float(f'{fps:.2g}'):,.10g}"
 
 
 def _lines(value: Any, indent: str) -> list[str]:
-    """A profile's JSON as indented lines; what is not known is left out."""
+    """A profile's JSON as indented lines, without unknown values."""
     lines: list[str] = []
     for key, item in value.items():
         if item is None or item in ([], {}):

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Shown:
-    """A progress bar that starts once there is something to count."""
+    """A progress bar that starts with the first graph: the total is not known before."""
 
     def __init__(self) -> None:
         self._bar: Optional[Progress] = None

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe_graph(bundle: Bundle, variant: str, stage: str, deep: bool) -> dict[str, Any]:
-    """File, precision, opset and bytes of a graph; `deep` adds weight bytes and operators."""
+    """File, precision, opset and bytes of a graph. deep: also weight bytes and operators."""
     entry = bundle.manifest.variants[variant][stage]
     described: dict[str, Any] = {**entry.to_json(), "bytes": bundle.manifest.files[entry.file].bytes}
     if deep:

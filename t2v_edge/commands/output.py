@@ -1,4 +1,4 @@
-"""How commands speak: results on stdout, progress on stderr and only to people."""
+"""Output of commands: results on stdout, and progress on stderr if that is a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WIDTH = 28
 
 
 def print_result(data: Any, text: str, as_json: bool, out: Optional[TextIO] = None) -> None:
-    """Write `data` as JSON for machines, else `text` for people."""
+    """Write `data` as JSON, or `text`. out: stdout if None."""
     stream = sys.stdout if out is None else out
     stream.write(json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) if as_json else text)
     stream.write("\n")
@@ -25,7 +25,7 @@ def print_result(data: Any, text: str, as_json: bool, out: Optional[TextIO] = No
 
 
 def write_report(data: Any, path: Path) -> None:
-    """Write `data` as JSON, whole or not at all; raises `SinkError` where it cannot be."""
+    """Write `data` as JSON, whole or not at all. Raises `SinkError`."""
     try:
         write_atomic(path, dumps(data))
     except OSError as error:
@@ -33,7 +33,7 @@ def write_report(data: Any, path: Path) -> None:
 
 
 class Progress:
-    """A progress bar on stderr, silent where that is not a terminal. `total` None counts without an end."""
+    """A progress bar on stderr, silent if that is not a terminal. total: None for a count without an end."""
 
     def __init__(self, label: str, total: Optional[int], out: Optional[TextIO] = None, unit: str = "fps") -> None:
         self._out = sys.stderr if out is None else out
@@ -58,7 +58,7 @@ class Progress:
             self._out.flush()
 
     def step(self, what: str) -> None:
-        """One more of `total` begins: name it."""
+        """Show that the next of `total` steps begins. what: its name."""
         self._steps += 1
         if self._on:
             self._out.write(f"\r\x1b[K{self._label} [{self._steps}/{self._total}] {what} ...")
@@ -71,7 +71,7 @@ class Progress:
 
 
 class PhaseBar:
-    """A progress bar for each phase, one after another."""
+    """Progress bars of phases that follow each other."""
 
     def __init__(self, label: str) -> None:
         self._label = label

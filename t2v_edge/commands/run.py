@@ -37,8 +37,7 @@ file of recorded caption events as they came. A CAPTION beside it shows before t
 first of them shows from the start.
 
 Without --seconds a file is 4 seconds long; with --then, 4 seconds after the last; with --captions, all of its cues. A
-window and stdout play until they are closed. Ctrl-C ends such an endless stream. An unfinished
-file is removed."""
+window and stdout play until they are closed. Ctrl-C ends such an endless stream, and removes an unfinished file."""
 
 
 class PlayPlan(NamedTuple):

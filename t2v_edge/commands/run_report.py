@@ -1,4 +1,4 @@
-"""What a run made and how fast, as JSON for machines and lines for people."""
+"""The report of ``t2v-edge run``: what was made, and how fast, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from t2v_edge.util.timing import StreamStats
 
 
 class PixelHash:
-    """SHA-256 of all pixels shown, in order: equal hashes mean identical frames."""
+    """SHA-256 of all pixels shown, in order. Equal hashes mean identical frames."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
@@ -30,7 +30,7 @@ class PixelHash:
 
 @dataclass(frozen=True)
 class RunReport:
-    """One played stream. `wall_s` includes what the sinks took; `stats` is the stream's own time."""
+    """The report of one played stream. wall_s: includes the sinks' time. stats: the stream's own times."""
 
     bundle: str
     engines: Mapping[str, str]
@@ -46,7 +46,7 @@ class RunReport:
     stats: StreamStats
 
     def to_json(self) -> dict[str, Any]:
-        """`fps` is the rate the stream was made at, `shown_fps` the rate it plays at (exact as ``shown_fps_exact``)."""
+        """The report as JSON. ``fps`` is how fast frames were made; ``shown_fps`` is the rate that they play at."""
         return {
             "bundle": self.bundle,
             "engines": dict(self.engines),

@@ -1,4 +1,4 @@
-"""``t2v-edge serve``: live captions in, frames out, over WebSockets."""
+"""``t2v-edge serve``: a live server, captions in and frames out, over WebSockets."""
 
 from __future__ import annotations
 
@@ -187,6 +187,6 @@ def _summary(server: LiveServer) -> str:
 
 
 def _say(as_json: bool, text: str, **values: Any) -> None:
-    """One line on stdout, as it happens."""
+    """Write one event as a line on stdout, at once."""
     sys.stdout.write((json.dumps(values, ensure_ascii=False) if as_json else text) + "\n")
     sys.stdout.flush()

@@ -1,1 +1,1 @@
-"""The doctor: what works on this machine, what does not, and the remedy."""
+"""The doctor: what works on a machine, what does not, and what to type."""

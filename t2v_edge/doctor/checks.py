@@ -1,37 +1,32 @@
-"""What a machine's facts mean for t2v-edge: findings, each with the commands that mend it.
+"""Findings on a machine, on a bundle and on a device profile, each with the commands that help.
 
-All here are pure functions of a `System` and of a bundle's manifest, so that machines recorded elsewhere can be judged.
+All functions are pure: of a `System`, a manifest and a profile. A machine recorded elsewhere can so be examined here.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Optional
+from typing import Optional
 
 from t2v_edge.bundle.manifest import Manifest
 from t2v_edge.device.jetpack import version_of
 from t2v_edge.device.profile import DeviceProfile, list_profiles
 from t2v_edge.device.system import System
+from t2v_edge.doctor.finding import FAIL, OK, WARN, Finding
+from t2v_edge.doctor.tensorrt import check_rtx, check_tensorrt
 from t2v_edge.engine.tensorrt.api import OLDEST, OPSET_CAPS, RUNS
 from t2v_edge.spec import STAGES
 
-OK, WARN, FAIL = "ok", "warn", "fail"
-
 OLDEST_PYTHON = (3, 9)
-WHEELS_FROM = ((11, 4, 1), (7, 2, 2))
-"""The oldest TensorRT wheel, and the oldest JetPack on AGX Orin and Thor, that NVIDIA supports with each other."""
-
 RUN_BASE_BYTES = 160 << 20
 RUN_PER_GRAPH_BYTE = 4
-"""Memory to play a bundle on a CPU. Peak of the whole process, measured on x86-64, Python 3.11, one thread, default
-variants: small (6.4 MB of graphs) 97 MiB on ONNX Runtime and 166 on OpenVINO, tiny (8.2) 100 and 162, reference (34.8)
-251 and 265. The rule is above all six and below 1.2 times the larger of each pair."""
+"""Memory to play a bundle on a CPU: a base, and a multiple of its graphs' size. The rule is a little above the peaks
+measured with three models on ONNX Runtime and OpenVINO."""
 
 BUILD_BYTES = 1900 << 20
-"""What TensorRT's builder takes besides, of the memory that CPU and GPU share: 927 + 968 MiB for its library of kernels
-in a published log of TensorRT 10.3.0 on an Orin Nano 8GB. Not measured by us."""
+"""Memory that TensorRT's builder takes besides, for its library of kernels. From a published log of TensorRT 10.3.0 on
+an Orin Nano 8GB, not measured by us."""
 
 BOARDS = (
     ("AGX Orin", "jetson-agx-orin-{}gb", (32, 64)),
@@ -41,29 +36,16 @@ BOARDS = (
     ("AGX Xavier", "jetson-agx-xavier", ()),
     ("Xavier NX", "jetson-xavier-nx", ()),
 )
-"""What a board's model holds, the name of its profile, and the gigabytes it comes with."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """`code`: what it is about; `level`: ok, warn or fail; `what`: in words; `remedy`: what to type or do."""
-
-    code: str
-    level: str
-    what: str
-    remedy: Optional[str] = None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+"""Words in a board's model name, the name of its profile, and the memory sizes it is sold with, in gigabytes."""
 
 
 def examine(system: System) -> tuple[Finding, ...]:
-    """What is found of a machine, whatever is to be played on it."""
+    """Findings on a machine, without a bundle."""
     found = (
         *_python(system),
         *_platform(system),
-        *_tensorrt(system),
-        *_rtx(system),
+        *check_tensorrt(system),
+        *check_rtx(system),
         *_engines(system),
         *_power(system),
     )
@@ -71,7 +53,7 @@ def examine(system: System) -> tuple[Finding, ...]:
 
 
 def usable_engines(system: System) -> tuple[str, ...]:
-    """Names of the engines that can work here, going by the facts alone; nothing is loaded."""
+    """Names of the engines that should work on the machine. No library is loaded."""
     if system.python.version < OLDEST_PYTHON:
         return ()
     packages = system.python.packages
@@ -81,61 +63,43 @@ def usable_engines(system: System) -> tuple[str, ...]:
         if any(package in packages for package in needed)
     ]
     found += ["onnxruntime-cuda"] if "onnxruntime-gpu" in packages and (system.gpus or system.driver) else []
-    found += ["tensorrt"] if all(f.level == OK for f in _tensorrt(system)) and system.python.tensorrt else []
-    found += ["tensorrt-rtx"] if all(f.level == OK for f in _rtx(system)) and system.python.tensorrt_rtx else []
+    found += ["tensorrt"] if all(f.level == OK for f in check_tensorrt(system)) and system.python.tensorrt else []
+    found += ["tensorrt-rtx"] if all(f.level == OK for f in check_rtx(system)) and system.python.tensorrt_rtx else []
     return tuple(found)
 
 
 def examine_bundle(system: System, manifest: Manifest) -> tuple[Finding, ...]:
-    """What is found of a bundle on this machine, before anything is run."""
+    """Findings on a bundle, before anything is run: memory, and graphs that TensorRT takes."""
     return (*_memory(system, manifest), *_graphs(system, manifest))
 
 
 def examine_device(system: System, profile: DeviceProfile) -> tuple[Finding, ...]:
-    """Whether the machine is the kind of device that `profile` stands for, and has its first engine."""
-    name = profile.name
-    if profile.kind == "headset":
-        return (
-            Finding(
-                "device",
-                FAIL,
-                f"{name} plays a bundle in its browser, which this cannot examine",
-                "run t2v-edge doctor on the machine that serves it, without --device",
-            ),
-        )
-    if (profile.kind == "jetson") != system.is_jetson and profile.kind != "cpu":
-        return (
-            Finding(
-                "device",
-                FAIL,
-                f"{name} is a {profile.kind}, this machine is not",
-                "run t2v-edge doctor on the device itself, or give another --device",
-            ),
-        )
-    wanted = profile.engines[0]
-    usable = usable_engines(system)
+    """Whether the machine is of the profile's kind, and has the profile's first engine."""
+    name, wanted, usable = profile.name, profile.engines[0], usable_engines(system)
     if profile.kind == "desktop" and "tensorrt-rtx" in usable:
         wanted = "tensorrt-rtx"
-    if wanted not in usable:
-        return (
-            Finding(
-                "device",
-                FAIL,
-                f"{name} is meant to run {wanted}, which cannot be used here yet",
-                "do what the findings on it say",
-            ),
-        )
-    return (Finding("device", OK, f"as {name} expects, {wanted} can be used"),)
+    if profile.kind == "headset":
+        what = f"{name} plays a bundle in its browser, which the doctor cannot examine"
+        remedy = "run t2v-edge doctor on the machine that serves it, without --device"
+    elif (profile.kind == "jetson") != system.is_jetson and profile.kind != "cpu":
+        what = f"{name} is a {profile.kind}, this machine is not"
+        remedy = "run t2v-edge doctor on the device itself, or give another --device"
+    elif wanted not in usable:
+        what = f"{name} should run {wanted}, which cannot be used here yet"
+        remedy = "follow the findings on it"
+    else:
+        return (Finding("device", OK, f"{wanted} can be used, as {name} expects"),)
+    return (Finding("device", FAIL, what, remedy),)
 
 
 def needed_bytes(manifest: Manifest) -> int:
-    """About how much memory playing the bundle's default variants takes on a CPU."""
+    """An estimate of the memory that the bundle's default variants take on a CPU."""
     graphs = sum(manifest.files[manifest.variants[v][stage].file].bytes for stage, v in manifest.default.items())
     return RUN_BASE_BYTES + RUN_PER_GRAPH_BYTE * graphs
 
 
 def guess_profile(system: System) -> Optional[str]:
-    """The device profile of this board, None where none is known to fit."""
+    """The name of this board's device profile, None if none is known."""
     for text, profile, sizes in BOARDS:
         if text in (system.board or ""):
             gigabytes = (system.memory_bytes or 0) / 1e9
@@ -144,20 +108,6 @@ def guess_profile(system: System) -> Optional[str]:
             name = profile.format(size)
             return name if name in list_profiles() else None
     return None if system.is_jetson else "cpu"
-
-
-def _environment(system: System) -> str:
-    """The commands for an environment that sees JetPack's TensorRT."""
-    return (
-        "/usr/bin/python3 -m venv --system-site-packages ~/t2v && . ~/t2v/bin/activate && "
-        f"pip install 't2v-edge[cpu,tensorrt]' {_cuda_python(system)}"
-    )
-
-
-def _cuda_python(system: System) -> str:
-    """cuda-python of the toolkit's own minor release; a newer one may ask the driver for what it does not have."""
-    cuda = version_of(system.cuda) or version_of(system.release.cuda if system.release else None)
-    return f"'cuda-python=={cuda[0]}.{cuda[1]}.*'" if len(cuda) > 1 else "cuda-python"
 
 
 def _python(system: System) -> Iterator[Finding]:
@@ -190,8 +140,8 @@ def _platform(system: System) -> Iterator[Finding]:
             "platform",
             WARN,
             f"{board}, Jetson Linux {system.l4t or 'of unknown release'}, which belongs to "
-            "no JetPack release that is known here",
-            "upgrade t2v-edge, or go by the other findings",
+            "a JetPack release that is not known here",
+            "upgrade t2v-edge, or follow the other findings",
         )
         return
     named = f"{board}, JetPack {system.jetpack or release.version} (Jetson Linux {system.l4t or 'unknown'})"
@@ -205,164 +155,9 @@ def _platform(system: System) -> Iterator[Finding]:
         "platform",
         WARN,
         f"{named}: its TensorRT {release.tensorrt} is older than 8.6, so that only ONNX "
-        "Runtime on the CPU is left, in a Python 3.9 or newer of your own",
+        "Runtime on the CPU is left, in your own Python 3.9 or newer",
         remedy,
     )
-
-
-def _tensorrt(system: System) -> Iterator[Finding]:
-    """Findings of TensorRT; all ok and a module there means that it can be used."""
-    python, release = system.python, system.release
-    module, packaged = python.tensorrt, version_of(system.tensorrt)
-    if system.is_jetson and release is not None and version_of(release.version) < (6,) and module is None:
-        return
-    if module is None:
-        yield from _tensorrt_absent(system)
-        return
-    version = version_of(module.version)
-    if system.is_jetson and not module.of_system and not _wheel_fits(system, version):
-        has = "JetPack's is hidden behind it" if packaged else "JetPack brings its own"
-        why = (
-            f"does not support JetPack {release.version}"
-            if version >= (11,) and release is not None
-            else f"is not the {system.tensorrt or (release.tensorrt if release else 'one')} that this JetPack has"
-        )
-        yield Finding(
-            "tensorrt-wheel",
-            FAIL,
-            f"TensorRT {module.version or 'of unknown version'} in {module.folder} "
-            f"came with pip and {why}: do not use it ({has})",
-            "pip uninstall -y tensorrt tensorrt_cu12 tensorrt_cu12_libs tensorrt_cu12_bindings tensorrt_cu13 "
-            f"tensorrt_cu13_libs tensorrt_cu13_bindings && {_environment(system)}",
-        )
-        return
-    if version and version < OLDEST:
-        yield Finding(
-            "tensorrt",
-            WARN,
-            f"TensorRT {module.version} is older than 8.6, the oldest that is supported",
-            "take --engine onnxruntime, or upgrade TensorRT (on a Jetson: JetPack 6.0 or newer)",
-        )
-        return
-    if not system.is_jetson and not (system.gpus or system.driver):
-        yield Finding(
-            "tensorrt",
-            WARN,
-            f"TensorRT {module.version} cannot run: there is no NVIDIA driver",
-            "install NVIDIA's driver, or take --engine onnxruntime",
-        )
-        return
-    whose = "the system's" if module.of_system else f"in {module.folder}"
-    yield Finding("tensorrt", OK, f"TensorRT {module.version or 'of unknown version'}, {whose}")
-    yield from _cuda_bindings(system)
-
-
-def _tensorrt_absent(system: System) -> Iterator[Finding]:
-    python, release = system.python, system.release
-    if not system.is_jetson:
-        if system.tensorrt:
-            yield Finding(
-                "tensorrt",
-                WARN,
-                f"TensorRT {system.tensorrt} is installed, and this Python does not see its module",
-                "/usr/bin/python3 -m venv --system-site-packages ~/t2v && "
-                ". ~/t2v/bin/activate && pip install 't2v-edge[tensorrt]'",
-            )
-        return
-    expected = system.tensorrt or (release.tensorrt if release else "")
-    if not system.tensorrt and not system.tensorrt_bindings:
-        yield Finding(
-            "tensorrt",
-            WARN,
-            f"JetPack's TensorRT {expected}".rstrip() + " is not installed",
-            "sudo apt update && sudo apt install tensorrt python3-libnvinfer",
-        )
-    elif not system.tensorrt_bindings and not python.venv:
-        yield Finding(
-            "tensorrt",
-            WARN,
-            f"TensorRT {expected} is installed without its Python module",
-            "sudo apt update && sudo apt install python3-libnvinfer",
-        )
-    elif system.system_python and python.version[:2] != system.system_python[:2]:
-        of_system = ".".join(map(str, system.system_python))
-        yield Finding(
-            "tensorrt",
-            WARN,
-            f"TensorRT {expected} has a module for the system's Python {of_system} only, "
-            f"and this is Python {python.text}",
-            _environment(system),
-        )
-    elif not python.system_site:
-        yield Finding(
-            "venv",
-            WARN,
-            f"the environment {python.prefix} does not see the system's packages, and so not TensorRT {expected}",
-            _environment(system),
-        )
-    else:
-        yield Finding(
-            "tensorrt",
-            WARN,
-            f"TensorRT {expected} is installed, and this Python does not find its module",
-            "sudo apt install --reinstall python3-libnvinfer",
-        )
-
-
-def _wheel_fits(system: System, version: tuple[int, ...]) -> bool:
-    """Whether TensorRT of pip can be what this JetPack has, or one that NVIDIA supports on it."""
-    oldest, jetpack = WHEELS_FROM
-    if version >= (11,):
-        here = version_of(system.jetpack) or version_of(system.release.version if system.release else None)
-        board = system.board or ""
-        return version >= oldest and here >= jetpack and ("AGX Orin" in board or "Thor" in board)
-    packaged = version_of(system.tensorrt) or version_of(system.release.tensorrt if system.release else None)
-    return not packaged or version[:2] == packaged[:2]
-
-
-def _cuda_bindings(system: System) -> Iterator[Finding]:
-    packages = system.python.packages
-    found = packages.get("cuda-bindings") or packages.get("cuda-python")
-    remedy = f"pip install 't2v-edge[tensorrt]' {_cuda_python(system)}"
-    if found is None:
-        yield Finding("cuda-python", WARN, "cuda-python is not installed, and TensorRT cannot be used without", remedy)
-    elif system.cuda and version_of(found)[:1] != version_of(system.cuda)[:1]:
-        yield Finding(
-            "cuda-python",
-            WARN,
-            f"cuda-python {found} is of another CUDA than the {system.cuda} that is installed",
-            remedy,
-        )
-    else:
-        yield Finding("cuda-python", OK, f"cuda-python {found}, CUDA {system.cuda or 'of the driver'}")
-
-
-def _rtx(system: System) -> Iterator[Finding]:
-    module = system.python.tensorrt_rtx
-    if module is not None and system.is_jetson:
-        yield Finding(
-            "tensorrt-rtx",
-            WARN,
-            "TensorRT-RTX does not run on a Jetson's GPU",
-            "pip uninstall -y tensorrt-rtx, and take JetPack's TensorRT",
-        )
-    elif module is not None and not (system.gpus or system.driver):
-        yield Finding(
-            "tensorrt-rtx",
-            WARN,
-            f"TensorRT-RTX {module.version} can build engines here and not run them: there is no NVIDIA driver",
-            "run on a machine with an RTX GPU and NVIDIA's driver",
-        )
-    elif module is not None:
-        yield Finding("tensorrt-rtx", OK, f"TensorRT-RTX {module.version or 'of unknown version'}")
-        yield from _cuda_bindings(system)
-    elif (system.gpus or system.driver) and not system.is_jetson and system.python.tensorrt is None:
-        yield Finding(
-            "tensorrt-rtx",
-            WARN,
-            "the GPU stands idle: neither TensorRT-RTX nor TensorRT is installed",
-            "pip install 't2v-edge[rtx]' (RTX 30 series and newer)",
-        )
 
 
 def _engines(system: System) -> Iterator[Finding]:
@@ -377,7 +172,7 @@ def _power(system: System) -> Iterator[Finding]:
     mode, modes = system.power_mode, system.power_modes
     if mode is None or not modes:
         return
-    # The number does not say which is the fastest: MAXN is 0 on some boards, MAXN_SUPER 2 on others.
+    # The mode's number does not rank it: MAXN is 0 on some boards, MAXN_SUPER 2 on others.
     best = next((m for name in ("MAXN_SUPER", "MAXN") for m in modes if m.name == name), None)
     best = best or max(modes, key=lambda m: _watts(m.name))
     if mode == best or (_watts(mode.name) and _watts(mode.name) == _watts(best.name)):
@@ -392,7 +187,7 @@ def _power(system: System) -> Iterator[Finding]:
 
 
 def _watts(mode: str) -> int:
-    """30 of MODE_30W_4CORE, 0 where the name has no watts."""
+    """The watts in a mode's name: 30 of MODE_30W_4CORE, 0 if it has none."""
     found = re.search(r"(\d{1,3})W", mode)
     return int(found[1]) if found else 0
 
@@ -425,7 +220,7 @@ def _memory(system: System, manifest: Manifest) -> Iterator[Finding]:
 
 
 def _graphs(system: System, manifest: Manifest) -> Iterator[Finding]:
-    """Whether TensorRT here can take the bundle's graphs."""
+    """Findings on graphs that TensorRT here cannot take."""
     module = system.python.tensorrt
     version = version_of(module.version) if module else version_of(system.tensorrt)
     cap = next((cap for major, cap in OPSET_CAPS if version[:1] >= (major,)), None) if version else None
@@ -449,7 +244,7 @@ def _graphs(system: System, manifest: Manifest) -> Iterator[Finding]:
             yield Finding(
                 "opset",
                 WARN,
-                f"{stage} has opset {newer[0]}, {named} reads up to {cap} rightly; the CPU runs it",
+                f"{stage} has opset {newer[0]}, {named} reads up to {cap} correctly; the CPU runs it",
                 remedy,
             )
 

@@ -1,4 +1,4 @@
-"""The doctor: what of t2v-edge works on a machine, what does not, and what to type."""
+"""The doctor's diagnosis of a machine, and of a bundle on it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,8 @@ from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.bundle.golden import Golden
 from t2v_edge.device.profile import DeviceProfile
 from t2v_edge.device.system import System
-from t2v_edge.doctor.checks import (
-    FAIL,
-    OK,
-    WARN,
-    Finding,
-    examine,
-    examine_bundle,
-    examine_device,
-    guess_profile,
-    usable_engines,
-)
+from t2v_edge.doctor.checks import examine, examine_bundle, examine_device, guess_profile, usable_engines
+from t2v_edge.doctor.finding import FAIL, OK, WARN, Finding
 from t2v_edge.doctor.trial import (
     EngineOpener,
     Trial,
@@ -35,14 +26,15 @@ from t2v_edge.engine.registry import BUILT
 from t2v_edge.errors import BundleError
 
 Advance = Callable[[int, int], object]
-"""Called with how many graphs are done, of how many."""
+"""Called with the number of graphs done, and of all graphs."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """`findings` of a machine and, where one was given, of a bundle on it; `trials` of its golden vectors.
+    """What the doctor found.
 
-    `engines`: names of those that can be used, going by the machine's facts. `bundle`: its name, None without one.
+    findings: on the machine, and on the bundle if one was given. engines: names of those that should work here. bundle:
+    its name, None without one. trials: results of the bundle's golden vectors.
     """
 
     system: System
@@ -53,7 +45,7 @@ class Diagnosis:
 
     @property
     def can_run(self) -> bool:
-        """Whether nothing failed: the machine can run t2v-edge, and the bundle if there is one."""
+        """Whether the machine can run t2v-edge, and the bundle if one was given: no finding is a failure."""
         return all(finding.level != FAIL for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
@@ -77,7 +69,7 @@ class Diagnosis:
         if self.trials:
             lines += ["", "golden vectors", *map(_trial_line, self.trials)]
         what = "this machine" if self.bundle is None else f"this machine and {self.bundle}"
-        verdict = "ready" if self.can_run else "not ready: see what is marked fail"
+        verdict = "ready" if self.can_run else "not ready: see the lines marked fail"
         return "\n".join([*lines, "", f"{what}: {verdict}"])
 
 
@@ -88,11 +80,10 @@ def diagnose(
     engines: Optional[Mapping[str, EngineOpener]] = None,
     advance: Advance = lambda done, total: None,
 ) -> Diagnosis:
-    """Examine a machine; with `bundle`, a path, verify it and run its golden vectors on `engines`.
+    """Examine a machine. With a bundle, a path, verify it and run its golden vectors.
 
-    profile: what the machine is meant to be, None for whatever it is. engines: name -> how it is opened, None for every
-    one that is installed here and that the machine's facts do not rule out. A bundle that is damaged is a finding, not
-    an error.
+    profile: what the machine should be, None for any. engines: name -> how to open it; None for all that are installed
+    and should work here. A damaged bundle is a finding, not an error.
     """
     findings = [*examine(system), *(examine_device(system, profile) if profile is not None else ())]
     name: Optional[str] = None
@@ -114,9 +105,9 @@ def diagnose(
 
 
 def _engines_of(system: System) -> dict[str, EngineOpener]:
-    """Those installed here; TensorRT, whose library may be there without a GPU, only where it can work."""
+    """The installed engines. TensorRT may be installed without a GPU, and counts only if it can work."""
     usable = usable_engines(system)
-    return {name: door for name, door in installed_engines().items() if name in usable or name not in BUILT}
+    return {name: opener for name, opener in installed_engines().items() if name in usable or name not in BUILT}
 
 
 def _run(
@@ -125,9 +116,7 @@ def _run(
     golden = Golden.read(bundle)
     if golden is None:
         return [
-            Finding(
-                "golden", WARN, "the bundle has no golden vectors, so that no engine can be proved", "export it again"
-            )
+            Finding("golden", WARN, "the bundle has no golden vectors, so no engine can be checked", "export it again")
         ], ()
     if not engines:
         return [], ()

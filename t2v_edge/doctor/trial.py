@@ -1,4 +1,4 @@
-"""A bundle proving itself on this machine: its golden vectors through every engine, variant by variant."""
+"""Trials of a bundle on this machine: its golden vectors through every engine, variant by variant."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Optional
 from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.bundle.golden import Golden, GoldenDifference, Tolerance
 from t2v_edge.bundle.tokenizer import CaptionTokenizer
-from t2v_edge.doctor.checks import FAIL, OK, WARN, Finding
+from t2v_edge.doctor.finding import FAIL, OK, WARN, Finding
 from t2v_edge.engine.registry import BUILT, Engine, EngineOptions, available_engines, is_installed, open_engine
 from t2v_edge.engine.tensorrt.api import RUNS
 from t2v_edge.errors import CaptionError, EngineError
@@ -23,8 +23,10 @@ def _manifest_default(bundle: Bundle) -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class EngineOpener:
-    """How an engine is come by. `open`: of (bundle, variant, stage), raising `EngineError` where it cannot be had.
-    `plays`: stage -> the variant that this engine would play of a bundle, stages that it would not play left out.
+    """How an engine is opened.
+
+    open: of (bundle, variant, stage); raises `EngineError`. plays: of a bundle; stage -> the variant that this engine
+    would play, without the stages that it would not play.
     """
 
     open: Callable[[Bundle, str, str], Engine]
@@ -33,10 +35,10 @@ class EngineOpener:
 
 @dataclass(frozen=True)
 class Trial:
-    """What one engine made of one graph's golden vectors.
+    """The result of one graph's golden vectors on one engine.
 
-    `default`: whether this is what the engine would play of the stage. `difference` and `tolerance` are None
-    where the engine could not run it; `problem` then says why.
+    default: whether the engine would play this variant of the stage. difference, tolerance: None if the engine could
+    not run the graph. problem: why it could not.
     """
 
     engine: str
@@ -58,10 +60,9 @@ class Trial:
 
 
 def installed_engines() -> dict[str, EngineOpener]:
-    """Every engine whose library is installed, the preferred first, and how it is opened.
+    """Every installed engine, the preferred first, and how to open it.
 
-    Of those that are built for a machine only what `t2v-edge build` has left in the cache is opened: a doctor builds
-    nothing.
+    The doctor builds nothing: of TensorRT it opens only the engines that `t2v-edge build` left in the cache.
     """
     built = [name for name in BUILT if is_installed(name)]
     return {
@@ -83,7 +84,7 @@ def _open_kept(name: str, bundle: Bundle, variant: str, stage: str) -> Engine:
 
 
 def _planned(name: str, bundle: Bundle) -> Mapping[str, str]:
-    """What `t2v-edge build` chose, after proving it; what it refused is kept as well and must not count as played."""
+    """The variants that `t2v-edge build` chose. Those it refused are in its cache too, and are never played."""
     try:
         from t2v_edge.engine.tensorrt.build import Builder, BuildOptions
 
@@ -95,7 +96,7 @@ def _planned(name: str, bundle: Bundle) -> Mapping[str, str]:
 
 
 def graphs_to_try(bundle: Bundle, engines: Mapping[str, EngineOpener]) -> tuple[tuple[str, str, str], ...]:
-    """(engine, variant, stage) of every graph that an engine is made for; TensorRT takes no unsigned INT8."""
+    """(engine, variant, stage) of every graph that an engine takes. TensorRT does not take unsigned INT8."""
     return tuple(
         (engine, variant, stage)
         for engine in engines
@@ -111,12 +112,12 @@ def try_engines(
     engines: Mapping[str, EngineOpener],
     advance: Callable[[int], object] = lambda done: None,
 ) -> tuple[Trial, ...]:
-    """Run the golden vectors on each of `graphs_to_try`; `advance` is told after each how many are done.
+    """Run the golden vectors on each of `graphs_to_try`. advance: called after each with the number done.
 
-    What an engine cannot load or run is a trial with a `problem`. Raises `BundleError` where the bundle is damaged.
+    A graph that an engine cannot load or run is a trial with a `problem`. Raises `BundleError` for a damaged bundle.
     """
     trials: list[Trial] = []
-    plays = {name: door.plays(bundle) for name, door in engines.items()}
+    plays = {name: opener.plays(bundle) for name, opener in engines.items()}
     for engine, variant, stage in graphs_to_try(bundle, engines):
         default = plays[engine].get(stage) == variant
         tolerance = golden.tolerance(stage, bundle.entry(variant, stage).precision, variant)
@@ -131,7 +132,7 @@ def try_engines(
 
 
 def judge(trials: Sequence[Trial]) -> tuple[Finding, ...]:
-    """Findings of what was proved: whatever is wrong is named, and whether every stage has an engine that is right."""
+    """Findings on trials: each wrong one, and each stage that no engine plays correctly."""
     found = list(_wrong(trials))
     for stage in STAGES:
         if not any(trial.right and trial.default for trial in trials if trial.stage == stage):
@@ -139,13 +140,13 @@ def judge(trials: Sequence[Trial]) -> tuple[Finding, ...]:
                 Finding(
                     "golden",
                     FAIL,
-                    f"no engine here plays {stage} rightly in its default variant",
+                    f"no engine here plays {stage} correctly in its default variant",
                     "try --variant fp32, or export the bundle for this device",
                 )
             )
     if not found:
         engines = ", ".join(dict.fromkeys(trial.engine for trial in trials))
-        found.append(Finding("golden", OK, f"golden vectors of {len(trials)} graphs come out right on {engines}"))
+        found.append(Finding("golden", OK, f"golden vectors of {len(trials)} graphs are right on {engines}"))
     return tuple(found)
 
 
@@ -154,7 +155,7 @@ def _wrong(trials: Sequence[Trial]) -> Iterator[Finding]:
         mine = [trial for trial in trials if trial.engine == engine]
         idle = [trial for trial in mine if trial.problem is not None]
         if idle:
-            # A driver that is missing says the same of every graph: once is enough.
+            # A missing driver gives the same problem for every graph: name it once.
             problem, _, remedy = (idle[0].problem or "").rpartition("; ")
             graphs = ", ".join(f"{t.variant} {t.stage}" for t in idle)
             verb = "runs no graph" if len(idle) == len(mine) else f"does not run {graphs}"
@@ -171,7 +172,7 @@ def _wrong(trials: Sequence[Trial]) -> Iterator[Finding]:
 
 
 def _instead(trial: Trial, trials: Sequence[Trial]) -> str:
-    """What to take instead of what is wrong."""
+    """What to use in place of a wrong engine."""
     others = [t for t in trials if t.right and t.stage == trial.stage and t.engine != trial.engine]
     same = [t.engine for t in others if t.variant == trial.variant]
     if trial.engine in BUILT:
@@ -180,7 +181,7 @@ def _instead(trial: Trial, trials: Sequence[Trial]) -> str:
 
 
 def check_tokenizer(bundle: Bundle, golden: Golden) -> Finding:
-    """Whether this machine's tokenizers library cuts the golden captions as the exporter's did."""
+    """Whether this machine's tokenizers library gives the golden captions the exporter's tokens."""
     spec = bundle.manifest.tokenizer
     tokenizer = CaptionTokenizer(bundle.tokenizer_json, spec.tokens, spec.pad_id)
     for caption, ids, mask in zip(golden.captions, golden.ids, golden.mask):

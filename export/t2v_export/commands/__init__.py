@@ -1,1 +1,1 @@
-"""The toolchain's subcommands of ``t2v-edge``, one a module."""
+"""The toolchain's commands of ``t2v-edge``, one a module; `t2v_edge.commands` lists them."""

@@ -7,48 +7,44 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t2v_calibration.captions import shipped_sets
-from t2v_edge.engine.registry import ENGINES, check_engine
+from t2v_edge.commands.arguments import LOADED
 from t2v_edge.errors import BundleError, UsageError
 from t2v_edge.util.files import atomic_folder
-from t2v_export.compare.comparison import CompareOptions, compare_bundle
-from t2v_export.compare.page.page import make_page
-from t2v_export.compare.report import FORMAT, CompareBudget, make_report, sentence_of, to_bytes, to_text
+from t2v_export.commands.arguments import add_allow_code
 from t2v_export.errors import AccuracyError
 from t2v_export.evaluate.caption_set import HELD_OUT, SlottedCaption, read_slotted
 from t2v_export.exporter.captions import DEFAULT_CAPTIONS
 
+if TYPE_CHECKING:
+    from t2v_export.compare.comparison import CompareOptions
+
 DESCRIPTION = """\
-Play the same captions, seeds and noise through every variant of a bundle, its default mix and its FP32, and measure
-how near they are: accuracy by an evaluator, pixels, motion in time, drift over a long run, size and speed. Writes
-report.json and report.html, one file that opens without a network. With --against another bundle or a checkpoint, the
-FP32 of that model is compared with as well, for example a student with its teacher. docs/comparing.md says how to read
-the figures."""
-EPILOG = """\
+Play the same captions, seeds and noise through every variant of a bundle, its default mix and its FP32, and measure how
+near they are. Measured are accuracy by an evaluator, pixels, motion in time, drift over a long run, size and speed. The
+command writes report.json and report.html, one file that opens without a network. --against compares with the FP32 of
+another bundle or checkpoint too, such as a student with its teacher. docs/comparing.md explains the figures."""
+EXAMPLES = """\
 examples:
   t2v-edge compare bundle --evaluator checkpoints/reference/evaluator -o bundle-compare
   t2v-edge compare bundle -n 1200 --evaluator checkpoints/reference/evaluator --max-drop 1   # exit code 3 past it
   t2v-edge compare small.bundle --against checkpoints/reference --clips 8
   t2v-edge compare bundle --min-psnr 35 --no-timing --json                                  # without an evaluator"""
-COUNT, LONG = 200, 40
+COUNT = 200
+"""Captions to judge where none are counted."""
+LONG = 40
+"""Lists longer than this are left out of what is printed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command and add its arguments."""
-    parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("bundle", type=Path, help="bundle folder or zip")
+    """Add the command's arguments."""
+    parser.add_argument("bundle", type=Path, help="a bundle folder or .zip")
     parser.add_argument(
-        "--against",
-        type=Path,
-        metavar="MODEL",
-        help="a bundle, or a checkpoint folder (needs torch), whose FP32 is compared with too",
+        "--against", type=Path, metavar="MODEL", help="also compare with the FP32 of this bundle or checkpoint folder"
     )
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FOLDER", help="where to write (default: BUNDLE-compare here)"
-    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="where to write (default: BUNDLE-compare)")
     parser.add_argument(
         "--evaluator",
         type=Path,
@@ -58,16 +54,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captions",
         metavar="SET",
-        help=f"a .txt or .jsonl file or a shipped set (default: {HELD_OUT}); slots are what is judged",
+        help=f"a .txt or .jsonl file or a shipped set; accuracy is of their slots (default: {HELD_OUT})",
     )
-    parser.add_argument("-n", "--count", type=int, help=f"captions to judge by the evaluator (default: {COUNT})")
-    parser.add_argument("--clips", type=int, default=16, help="captions of them to play whole (default: 16)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of a clip (default: 4)")
-    parser.add_argument("--drift-runs", type=int, default=8, help="captions of them to run freely (default: 8)")
-    parser.add_argument("--drift-steps", type=int, default=1000, help="base steps of a free run (default: 1000)")
-    parser.add_argument("--pictures", type=int, default=4, help="clips to show side by side (default: 4)")
-    parser.add_argument("--seed", type=int, default=0, help="caption i is played with SEED + i (default: 0)")
-    parser.add_argument("--engine", default="onnxruntime", choices=tuple(ENGINES), help="default: onnxruntime")
+    parser.add_argument("-n", "--count", type=int, help=f"captions for the evaluator to judge (default: {COUNT})")
+    for name, kind, default, meaning in (
+        ("clips", int, 16, "captions of them to play whole"),
+        ("seconds", float, 4.0, "length of a clip"),
+        ("drift-runs", int, 8, "captions of them to run freely"),
+        ("drift-steps", int, 1000, "base steps of a free run"),
+        ("pictures", int, 4, "clips to show side by side"),
+        ("seed", int, 0, "caption i is played with SEED + i"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{meaning} (default: {default:g})")
+    parser.add_argument("--engine", default=LOADED[0], choices=LOADED, help=f"default: {LOADED[0]}")
     parser.add_argument(
         "--processes",
         type=int,
@@ -78,38 +77,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-drop",
         type=float,
         metavar="POINTS",
-        help="exit with 3 where all-attributes accuracy is more percentage points lower than that of "
-        "--against, or of FP32 without it",
+        help="exit with 3 if all-attributes accuracy is lower by more percentage points than that of --against, or of "
+        "FP32 without it",
     )
     parser.add_argument(
         "--min-psnr",
         type=float,
         metavar="DB",
-        help="exit with 3 where frames rendered alone are further from FP32's on average",
+        help="exit with 3 if the mean PSNR of rendered frames against FP32's is lower",
     )
     parser.add_argument(
         "--variant",
         default="default",
         metavar="NAME",
-        help="whose accuracy and frames these demands are about (default: the default mix)",
+        help="what --max-drop and --min-psnr are about (default: the default mix)",
     )
     parser.add_argument(
         "--no-timing",
         action="store_true",
-        help="measure neither latency nor memory: the same inputs then give the same bytes",
+        help="measure neither latency nor memory; the same inputs then give the same bytes",
     )
-    parser.add_argument(
-        "--allow-code",
-        action="store_true",
-        help="import the --against checkpoint's own module:Class files: they can do anything you can",
-    )
-    parser.add_argument("--json", action="store_true", help="print the report, without curves, as JSON")
+    add_allow_code(parser, "the --against checkpoint's")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON, without curves")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare, write the report and print its summary. Returns 0; raises `AccuracyError` (exit code 3, the report is
-    written all the same) where a demand is not kept, and other `T2VError`.
+    """Compare, write the report and print its summary.
+
+    Returns 0; raises `T2VError`. It is `AccuracyError`, with exit code 3, if a demand is not met; the report is written
+    before that.
     """
+    from t2v_edge.engine.registry import check_engine
+    from t2v_export.compare.comparison import compare_bundle
+    from t2v_export.compare.page.page import make_page
+    from t2v_export.compare.report import CompareBudget, make_report, sentence_of, to_bytes, to_text
+
     check_engine(args.engine)
     target = args.output or Path.cwd() / f"{args.bundle.resolve().name.removesuffix('.zip')}-compare"
     check_target(target)
@@ -136,6 +138,8 @@ def run(args: argparse.Namespace) -> int:
 
 def options_of(args: argparse.Namespace) -> CompareOptions:
     """What the arguments ask for."""
+    from t2v_export.compare.comparison import CompareOptions
+
     evaluator = args.evaluator
     if evaluator is None and args.against is not None and (args.against / "evaluator" / "evaluator.onnx").is_file():
         evaluator = args.against / "evaluator"
@@ -159,15 +163,17 @@ def options_of(args: argparse.Namespace) -> CompareOptions:
 
 
 def captions_of(name: str | None, count: int | None) -> tuple[SlottedCaption, ...]:
-    """The captions asked for; those held out where none are named, or a dozen built in where even these are absent."""
+    """The captions asked for. name: None for the held-out set, or for built-in ones if that is not installed."""
     if name is None and HELD_OUT not in shipped_sets():
         return tuple(SlottedCaption(text) for text in DEFAULT_CAPTIONS)[:count]
-    captions = read_slotted(name or HELD_OUT, count)
+    captions: tuple[SlottedCaption, ...] = read_slotted(name or HELD_OUT, count)
     return captions if count is not None else captions[:COUNT]
 
 
 def check_target(target: Path) -> None:
-    """Leave alone what is there and is no report of ours; raises `BundleError`."""
+    """Check that `target` is free, empty or an older report; raises `BundleError`."""
+    from t2v_export.compare.report import FORMAT
+
     if not target.exists():
         return
     report = target / "report.json"
@@ -176,7 +182,7 @@ def check_target(target: Path) -> None:
         or (report.is_file() and f'"format": "{FORMAT}"'.encode() in report.read_bytes()[:4096])
     )
     if not ours:
-        raise BundleError(f"{target} is no report of t2v-edge compare and is left alone; give another -o FOLDER")
+        raise BundleError(f"{target} is not a report of t2v-edge compare and is left alone; give another -o FOLDER")
 
 
 def without_curves(value: Any) -> Any:

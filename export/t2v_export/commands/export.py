@@ -6,34 +6,30 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from t2v_edge.device.profile import load_profile
 from t2v_edge.errors import UsageError
-from t2v_edge.spec import STAGES
-from t2v_export.commands.compress import add_teaching_arguments, recipe_of
-from t2v_export.compress.passes import training_device
+from t2v_export.commands.arguments import add_allow_code, add_checkpoint, add_training, recipe_of, store_of
 from t2v_export.evaluate.caption_set import HELD_OUT, read_slotted
-from t2v_export.exporter.budget import AccuracyBudget
-from t2v_export.exporter.captions import DEFAULT_CAPTIONS, read_captions
-from t2v_export.exporter.choose import SHIP, fastest
-from t2v_export.exporter.export import VARIANTS, Exported, ExportOptions, export_checkpoint
-from t2v_export.store import PassStore
+
+if TYPE_CHECKING:
+    from t2v_export.exporter.budget import AccuracyBudget
+    from t2v_export.exporter.export import Exported
 
 JUDGED = 400
+"""Captions of the held-out set that an accuracy budget is measured on."""
 
-HELP = "turn a trained checkpoint into a bundle for a device"
 DESCRIPTION = """\
-Turn a trained checkpoint (a folder with config.json) into a bundle: three ONNX graphs a variant, verified against
-torch over 64 free-running steps of a dozen captions, with golden vectors and a report. Nothing is written where a
-graph is further from torch than 1e-4 (fp32) or 1e-2 (fp16), relative; the exit code is 3 then. Where float16 alone
-is too far, up to 4 of a stage's layers, the most sensitive ones, stay in float32 and are named. A recipe adds INT8
-variants, calibrated on captions: how far they are from torch is measured and recorded, and bounded by nothing.
-For a device with TensorRT every graph is checked against the releases that its profile names; one that a release would
-refuse or misread is an error that names the node.
-For a CPU every graph is timed here in every installed engine. What is no faster than a more exact graph of the stage
-is left out of the bundle; report.json says what was tried and why it lost."""
-EPILOG = """\
+Turn a trained checkpoint (a folder with config.json) into a bundle. A bundle has three ONNX graphs for each variant,
+golden vectors and a report. Every graph is verified against torch, over 64 free-running steps of a dozen captions.
+Nothing is written if a graph differs from torch by more than 1e-4 (fp32) or 1e-2 (fp16), relative; the exit code is 3
+then. If float16 differs by too much, up to 4 of a stage's most sensitive layers stay in float32, and are named. A
+recipe adds INT8 variants, calibrated on captions. Their difference from torch is recorded, but not limited.
+
+For a device with TensorRT, every graph is checked against the releases in its profile. An error names the node that a
+release would refuse or misread. For a CPU, every graph is timed here in every installed engine. A graph that is no
+faster than a more exact one is left out. report.json says what was tried, and why it lost."""
+EXAMPLES = """\
 examples:
   t2v-edge export checkpoints/reference --device cpu -o bundle
   t2v-edge export checkpoints/reference --recipe fast -o bundle
@@ -43,12 +39,10 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command and add its arguments."""
-    parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("checkpoint", type=Path, help="checkpoint folder; docs/formats.md describes it")
+    """Add the command's arguments."""
+    add_checkpoint(parser)
     parser.add_argument(
-        "--device", default="cpu", metavar="NAME", help="profile the bundle is for, see t2v-edge devices (default: cpu)"
+        "--device", default="cpu", metavar="NAME", help="device profile, see t2v-edge devices (default: cpu)"
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to write, or a name ending in .zip"
@@ -56,13 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
         metavar="LIST",
-        help="comma-separated, of fp32 and fp16 (default: those the device computes; fp32 always)",
+        help="fp32, fp16 or both, comma-separated (default: those that the device computes; fp32 always)",
     )
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help="fast: INT8 variants beside the others, by calibration on captions; small, tiny: first a student of the "
-        "checkpoint, on a GPU; or a .toml file (default: none)",
+        help="fast: add INT8 variants, calibrated on captions; small, tiny: first train a student of the checkpoint, "
+        "on a GPU; or a .toml file (default: none)",
     )
     parser.add_argument(
         "--captions",
@@ -70,39 +64,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="captions to verify with, one a line, at least 12 (default: built in)",
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the verification streams and golden vectors (default: 0)"
-    )
-    parser.add_argument(
-        "--allow-code",
-        action="store_true",
-        help="import the checkpoint's own module:Class files: they can do anything you can",
-    )
+    add_allow_code(parser)
     parser.add_argument(
         "--no-timing",
         action="store_true",
-        help="measure no latencies: the same checkpoint and seed then give the same bytes throughout",
+        help="measure no latencies; the same checkpoint and seed then give the same bytes",
     )
     parser.add_argument(
         "--ship",
-        choices=SHIP,
+        choices=("faster", "all", "chosen"),
         default="faster",
-        help="graphs to write: those that measured faster than every more exact one, and fp32 (faster, the default); "
-        "all that were made (all); the one that each stage runs by default, for the smallest bundle (chosen)",
+        help="graphs to write. faster: fp32, and those measured faster than every more exact one (default); all: every "
+        "one; chosen: only each stage's default, for the smallest bundle",
     )
     parser.add_argument(
         "--min-psnr",
         type=float,
         metavar="DB",
-        help="of an INT8 renderer's frames, the mean over held-out samples: as few layers as keep it, the most "
-        "sensitive ones, stay in float32 (default: the recipe's, or no bound)",
+        help="of an INT8 renderer's frames, the mean over held-out samples; as few layers as needed stay in float32 "
+        "(default: the recipe's, or no limit)",
     )
     parser.add_argument(
         "--max-drop",
         type=float,
         metavar="POINTS",
-        help="of the default mix: where an evaluator reads fewer videos right than of FP32 by more percentage points, "
-        "the stages that lose most run a more exact variant (default: no bound)",
+        help="of the default mix, in percentage points of videos that an evaluator reads right, below FP32; the stages "
+        "that lose most then run a more exact variant (default: no limit)",
     )
     parser.add_argument(
         "--evaluator",
@@ -115,18 +102,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SET",
         help=f"with --max-drop: captions with slots, a .jsonl file or a shipped set (default: {JUDGED} of {HELD_OUT})",
     )
-    parser.add_argument(
-        "--no-cache",
-        action="store_true",
-        help="make and measure everything anew: finished passes are kept by what they were made from, measured times "
-        "included, so that an export that was stopped goes on where it was",
-    )
-    add_teaching_arguments(parser)
+    add_training(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export and print what was written; errors are raised as `T2VError`. Returns the exit code 0."""
+    """Export, and print what was written. Returns the exit code 0; raises `T2VError`."""
+    from t2v_edge.device.profile import load_profile
+    from t2v_export.compress.passes import training_device
+    from t2v_export.exporter.captions import DEFAULT_CAPTIONS, read_captions
+    from t2v_export.exporter.export import VARIANTS, ExportOptions, export_checkpoint
+
     profile = load_profile(args.device)
     asked = (
         tuple(v.strip() for v in args.variants.split(","))
@@ -148,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         allow_code=args.allow_code,
         measure=not args.no_timing,
         ship=args.ship,
-        store=PassStore(None) if args.no_cache else PassStore.of_user(),
+        store=store_of(args),
         train_on=training_device(args.train_on),
         accuracy=budget_of(args),
         progress=True,
@@ -160,23 +146,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def budget_of(args: argparse.Namespace) -> AccuracyBudget | None:
-    """What the default mix may lose; raises `UsageError` where no evaluator says what it loses."""
+    """What the default mix may lose, None for no limit. Raises `UsageError` if no evaluator can measure it."""
+    from t2v_export.exporter.budget import AccuracyBudget
+
     if args.max_drop is None:
         if args.evaluator or args.judge:
             raise UsageError("--evaluator and --judge say how --max-drop is measured; add --max-drop POINTS")
         return None
     evaluator = args.evaluator or args.checkpoint / "evaluator"
     if not (evaluator / "evaluator.onnx").is_file():
-        raise UsageError(f"--max-drop needs an evaluator, and {evaluator} is none; give --evaluator FOLDER")
+        raise UsageError(f"--max-drop needs an evaluator, and {evaluator} is not one; give --evaluator FOLDER")
     captions = read_slotted(args.judge or HELD_OUT)
     return AccuracyBudget(args.max_drop, evaluator, captions if args.judge else captions[:JUDGED])
 
 
 def summary(exported: Exported) -> dict[str, Any]:
-    """For each variant and stage that was made the largest difference from torch, the size, the layers that a float16
-    or INT8 variant keeps in float32 where it does, the PSNR of an INT8 renderer's frames, the latency in its fastest
-    engine where measured, and why it is not in the bundle where it is not.
+    """The result as JSON.
+
+    For each variant and stage: the largest difference from torch and the size in bytes. Where they apply: the layers
+    kept in float32, the PSNR of an INT8 renderer's frames, the latency in the fastest engine, and why the graph is not
+    in the bundle.
     """
+    from t2v_export.exporter.choose import fastest
+
     report = exported.report
     variants: dict[str, dict[str, Any]] = {}
     for variant, stages in report["differences"].items():
@@ -203,7 +195,9 @@ def summary(exported: Exported) -> dict[str, Any]:
 
 
 def table(exported: Exported) -> str:
-    """The same for people."""
+    """The summary as text."""
+    from t2v_edge.spec import STAGES
+
     shown = summary(exported)
     lines = [
         f"{exported.path}: {exported.manifest.name} for {exported.manifest.device}, {shown['bytes'] / 1e6:.1f} MB",

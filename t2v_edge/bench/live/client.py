@@ -1,4 +1,4 @@
-"""A client that measures: it speaks its script and notes when each frame comes, and looks at none."""
+"""A client that measures: it sends captions and records when each frame comes. It decodes no frame."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from t2v_edge.remote.options import ClientOptions
 from t2v_edge.remote.protocol import ServerMessage, Showing
 
 POLL_S = 0.05
-"""How often it is looked whether the first frame, and the last caption's, has come: nothing that is measured."""
+"""Time between two looks for the first frame, and for the last caption's. Neither is part of a measurement."""
 
 
 class BenchClient(AsyncClient):
-    """One viewer. What it sees is in `seen`, from `meet` on."""
+    """One viewer. `record` holds its measurements, from `start` on."""
 
     def __init__(self, options: ClientOptions) -> None:
         super().__init__(options)
-        self.record: Optional[ClientRecord] = None
+        self._record: Optional[ClientRecord] = None
 
     def now(self) -> float:
-        """Seconds of the clock that frames are noted by."""
+        """Seconds on the clock of all recorded times."""
         return time.monotonic()
 
     @property
-    def seen(self) -> ClientRecord:
-        """The record; raises `ClientError` before `meet`."""
-        if self.record is None:
-            raise ClientError("the viewer has not met its server; call meet")
-        return self.record
+    def record(self) -> ClientRecord:
+        """The measurements; raises `ClientError` before `start`."""
+        if self._record is None:
+            raise ClientError("the viewer has not started; call start")
+        return self._record
 
-    async def meet(self, text: str, timeout_s: float) -> None:
-        """Send a first caption and wait for its first frame. Raises `ClientError` where none comes in time."""
+    async def start(self, text: str, timeout_s: float) -> None:
+        """Send a first caption and wait for its first frame. Raises `ClientError` if none comes in time."""
         fps = self.welcome.settings.fps
         if fps is None:
             raise ClientError(f"{self.options.url} does not say its frame rate; connect to t2v-edge serve")
-        self.record = ClientRecord(fps)
-        await self.say(text)
+        self._record = ClientRecord(fps)
+        await self.send_caption(text)
         until_s = self.now() + timeout_s
-        while self.seen.frames == 0:
+        while self.record.frames == 0:
             self._check()
             if self.now() > until_s:
                 raise ClientError(
@@ -54,31 +54,31 @@ class BenchClient(AsyncClient):
                 )
             await asyncio.sleep(POLL_S)
 
-    async def say(self, text: str, due_s: Optional[float] = None) -> None:
-        """Send a caption, a final one; due_s: when its video should be there."""
+    async def send_caption(self, text: str, due_s: Optional[float] = None) -> None:
+        """Send a final caption. due_s: when its video should be there, None for as soon as possible."""
         segment = self._segment + 1
-        self.seen.say(segment, self.now(), due_s)
+        self.record.caption_sent(segment, self.now(), due_s)
         await self.caption(text, segment=segment)
 
-    async def speak(self, lines: Iterable[TimedCaption], start_s: float, stop: asyncio.Future[None]) -> None:
-        """Say every line at its time after `start_s`, until `stop`; raises where the connection ends."""
+    async def play(self, lines: Iterable[TimedCaption], start_s: float, stop: asyncio.Future[None]) -> None:
+        """Send every caption at its time after `start_s`, until `stop`. Raises if the connection ends."""
         for line in lines:
-            await self.stay(start_s + line.at_s, stop)
+            await self.wait_until(start_s + line.at_s, stop)
             if stop.done():
                 return
-            await self.say(line.text, start_s + line.at_s)
+            await self.send_caption(line.text, start_s + line.at_s)
 
-    async def stay(self, until_s: float, stop: asyncio.Future[None]) -> None:
-        """Watch until `until_s` or `stop`; raises where the connection ends before."""
+    async def wait_until(self, until_s: float, stop: asyncio.Future[None]) -> None:
+        """Receive until `until_s` or `stop`. Raises if the connection ends before."""
         assert self._reader is not None
         while not stop.done() and (wait_s := until_s - self.now()) > 0:
             self._check()
             await asyncio.wait({self._reader, stop}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
 
-    async def settle(self, timeout_s: float) -> None:
-        """Wait for the first frames of captions that have been sent, for so long at most."""
+    async def wait_for_answers(self, timeout_s: float) -> None:
+        """Wait at most `timeout_s` for the first frames of captions already sent."""
         until_s = self.now() + timeout_s
-        while self.seen.waits and self.now() < until_s and self._ended is None:
+        while self.record.is_waiting and self.now() < until_s and self._ended is None:
             await asyncio.sleep(POLL_S)
 
     def _check(self) -> None:
@@ -94,10 +94,10 @@ class BenchClient(AsyncClient):
     def _take_frame(self, data: bytes) -> None:
         at_s = self.now()
         header, _ = FrameHeader.unpack(data)
-        if self.record is not None:
-            self.record.see(header, at_s)
+        if self._record is not None:
+            self._record.frame_received(header, at_s)
 
     def _take(self, message: ServerMessage) -> None:
-        if isinstance(message, Showing) and self.record is not None:
-            self.record.hear(message)
+        if isinstance(message, Showing) and self._record is not None:
+            self._record.caption_shown(message)
         super()._take(message)

@@ -1,10 +1,10 @@
-"""Clients that a server must bear: some read nothing, some send a thousand captions a second. Both come back at once
-when they are thrown out.
+"""Hostile clients: some read nothing, some send a thousand captions a second. Disconnected, they reconnect.
 
     python -m t2v_edge.bench.live.hostile < PLAN
 
-A process of its own, so that they take no time from the clients that measure. Its plan is a line of JSON on stdin (url,
-token, mute, flood); it goes on until stdin ends, and then writes what it did as a line of JSON to stdout.
+They run in a process of their own, and so take no time from the clients that measure. The plan is a line of JSON on
+stdin (url, token, cafile, mute, flood). The process runs until stdin ends. Then it writes its counts to stdout, as a
+line of JSON.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from t2v_edge.remote.protocol import Caption, Hello, write
 
 FLOOD_PER_S = 1000
 BATCH_S = 0.01
-"""A flood is sent in batches of this time."""
+"""Time between two batches of a flood."""
 RETURN_S = 0.05
-"""After this a client that was thrown out is back."""
-MUTE_SAYS_S = 0.5
-"""How often a client that reads nothing says something."""
+"""Time before a disconnected client reconnects."""
+MUTE_CAPTION_S = 0.5
+"""Time between two captions of a mute client."""
 WINDOW_BYTES = 4096
 PATIENCE_S = 5.0
 
 
 @dataclass
 class HostileCounts:
-    """What the foes did. sessions: connections that were welcomed or could have been; refused: that were not let in."""
+    """Counts of hostile clients. sessions: connections that sent a hello. refused: those that failed before it."""
 
     mute_sessions: int = 0
     flood_sessions: int = 0
@@ -48,12 +48,12 @@ class HostileCounts:
 
 
 class HostileClients:
-    """So many of each kind, as a context manager: a process of its own, told over its stdin. Raises `ClientError`."""
+    """Hostile clients in a process of their own, as a context manager. Raises `ClientError` if it does not start."""
 
     def __init__(self, url: str, token: Optional[str], cafile: Optional[str], mute: int, flood: int) -> None:
         self._plan = {"url": url, "token": token, "cafile": cafile, "mute": mute, "flood": flood}
         self._process: Optional[asyncio.subprocess.Process] = None
-        self.tally = HostileCounts()
+        self.counts = HostileCounts()
 
     async def __aenter__(self) -> HostileClients:
         self._process = await asyncio.create_subprocess_exec(
@@ -68,67 +68,67 @@ class HostileClients:
         self._process.stdin.write(json.dumps(self._plan).encode() + b"\n")
         ready = await asyncio.wait_for(self._process.stdout.readline(), 6 * PATIENCE_S)
         if not ready:
-            raise ClientError("the clients of --mute and --flood did not start; look at what they said above")
+            raise ClientError("the clients of --mute and --flood did not start; look at their messages above")
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self.end()
+        await self.stop()
 
-    async def end(self) -> None:
-        """Send them away; what they did is in `tally`. May be called often."""
+    async def stop(self) -> None:
+        """Stop the clients and read their `counts`. Calling it again does nothing."""
         process, self._process = self._process, None
         if process is None:
             return
         assert process.stdin is not None
         process.stdin.close()
         try:
-            said, _ = await asyncio.wait_for(process.communicate(), 2 * PATIENCE_S)
+            output, _ = await asyncio.wait_for(process.communicate(), 2 * PATIENCE_S)
             with contextlib.suppress(ValueError, TypeError):
-                self.tally = HostileCounts(**json.loads(said))
+                self.counts = HostileCounts(**json.loads(output))
         except asyncio.TimeoutError:
             process.kill()
             await process.wait()
 
 
-async def play(plan: dict[str, Any], tally: HostileCounts) -> None:
-    """Be a nuisance until cancelled."""
+async def run_clients(plan: dict[str, Any], counts: HostileCounts) -> None:
+    """Run the plan's clients until cancelled."""
     tls = ssl.create_default_context(cafile=plan["cafile"]) if plan["url"].startswith("wss:") else None
     await asyncio.gather(
-        *(_mute(plan, tls, tally) for _ in range(plan["mute"])),
-        *(_flood(plan, tls, tally) for _ in range(plan["flood"])),
+        *(_mute(plan, tls, counts) for _ in range(plan["mute"])),
+        *(_flood(plan, tls, counts) for _ in range(plan["flood"])),
     )
 
 
-async def _mute(plan: dict[str, Any], tls: Optional[ssl.SSLContext], tally: HostileCounts) -> None:
+async def _mute(plan: dict[str, Any], tls: Optional[ssl.SSLContext], counts: HostileCounts) -> None:
     """Ask for frames and read none of them."""
     count = 0
     while True:
-        async with _connected(plan, tls, tally) as sock:
+        async with _connected(plan, tls, counts) as sock:
             if sock is not None:
-                tally.mute_sessions += 1
+                counts.mute_sessions += 1
                 with contextlib.suppress(ConnectionClosed, OSError, asyncio.TimeoutError):
                     while True:
                         count += 1
-                        # Writing is what tells that the other side has gone: nothing is read here.
+                        # Nothing is read here: only a write shows that the server has gone.
                         await asyncio.wait_for(sock.send(_caption(count)), PATIENCE_S)
-                        await asyncio.sleep(MUTE_SAYS_S)
+                        await asyncio.sleep(MUTE_CAPTION_S)
         await asyncio.sleep(RETURN_S)
 
 
-async def _flood(plan: dict[str, Any], tls: Optional[ssl.SSLContext], tally: HostileCounts) -> None:
-    """Send captions as fast as `FLOOD_PER_S`, each another one, and read what comes."""
+async def _flood(plan: dict[str, Any], tls: Optional[ssl.SSLContext], counts: HostileCounts) -> None:
+    """Send different captions at `FLOOD_PER_S`, and read the answers."""
     loop = asyncio.get_running_loop()
     while True:
-        async with _connected(plan, tls, tally) as sock:
+        async with _connected(plan, tls, counts) as sock:
             if sock is not None:
-                tally.flood_sessions += 1
+                counts.flood_sessions += 1
                 reading = asyncio.ensure_future(_read(sock))
                 begun, sent = loop.time(), 0
                 with contextlib.suppress(ConnectionClosed, OSError):
                     while not reading.done():
                         while sent < FLOOD_PER_S * (loop.time() - begun):
                             await sock.send(_caption(sent))
-                            sent, tally.flood_captions = sent + 1, tally.flood_captions + 1
+                            sent, counts.flood_captions = sent + 1, counts.flood_captions + 1
                         await asyncio.sleep(BATCH_S)
                 reading.cancel()
         await asyncio.sleep(RETURN_S)
@@ -145,8 +145,8 @@ def _caption(number: int) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _connected(plan: dict[str, Any], tls: Optional[ssl.SSLContext], tally: HostileCounts) -> AsyncIterator[Any]:
-    """A connection that has said hello, whose own buffers are small; None where there is none to be had."""
+async def _connected(plan: dict[str, Any], tls: Optional[ssl.SSLContext], counts: HostileCounts) -> AsyncIterator[Any]:
+    """A connection with small buffers that has sent its hello; None if the server refused it."""
     parts = urlsplit(plan["url"])
     sock: Any = None
     try:
@@ -157,7 +157,7 @@ async def _connected(plan: dict[str, Any], tls: Optional[ssl.SSLContext], tally:
         )
         await sock.send(write(Hello(token=plan["token"])))
     except (OSError, InvalidHandshake, ConnectionClosed, asyncio.TimeoutError):
-        tally.refused += 1
+        counts.refused += 1
     try:
         yield sock
     finally:
@@ -178,23 +178,23 @@ def _dial(host: Optional[str], port: Optional[int]) -> socket.socket:
         except OSError as error:
             kernel.close()
             last = error
-    raise last or OSError(f"{host} is nowhere")
+    raise last or OSError(f"{host} has no address")
 
 
 async def _main() -> None:
     loop = asyncio.get_running_loop()
     plan = json.loads(await loop.run_in_executor(None, sys.stdin.readline))
-    tally = HostileCounts()
-    playing = asyncio.ensure_future(play(plan, tally))
+    counts = HostileCounts()
+    playing = asyncio.ensure_future(run_clients(plan, counts))
     ended = loop.run_in_executor(None, sys.stdin.read)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     await asyncio.wait({playing, ended}, return_when=asyncio.FIRST_COMPLETED)
     if playing.done():
-        playing.result()  # it has no end but its failure
+        playing.result()  # it ends only by failing: raise that
     playing.cancel()
     await asyncio.gather(playing, return_exceptions=True)
-    sys.stdout.write(json.dumps(asdict(tally)) + "\n")
+    sys.stdout.write(json.dumps(asdict(counts)) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What a client of the live server sees, as figures. No sockets and no clock: times are handed in, in seconds.
+"""A client's measurements. No sockets and no clock: times are passed in, in seconds.
 
-A frame's **offset** is its arrival less its own time (``pts * time_base``). On a stream that keeps its schedule all
-offsets are the same: what they differ by is jitter, and what they grow by is drift.
+A frame's **offset** is its arrival minus its own time (``pts * time_base``). All offsets are equal on a stream that
+keeps its schedule. Their differences are jitter, their growth is drift.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from t2v_edge.remote.protocol import Showing
 from t2v_edge.util.timing import Latency
 
 KEPT = 256
-"""Captions that may wait for their first frame, and generations whose first frame is remembered."""
+"""The most captions that wait for their first frame, and generations whose first frame is kept."""
 ENDS = 0.1
-"""Drift is between the middle of the first offsets and that of the last ones: of so many of them, a share."""
+"""Drift is the median of the last offsets minus that of the first. Each is this share of all offsets."""
 
 
 @dataclass
-class _Said:
-    """A caption that was sent. due_s: when its video should be there, where that is another time."""
+class _SentCaption:
+    """A caption that was sent. due_s: when its video should be there."""
 
     segment: int
     sent_s: float
@@ -38,13 +38,15 @@ class _Said:
 
 @dataclass(frozen=True)
 class Received:
-    """What came to one client, or, summed up, to several.
+    """Counts of one client's frames and captions, or of several clients'.
 
-    seconds: from the first frame to the last. missed: frames of the schedule that were never made, or left out by a
-    lower quality; dropped: made, and not sent; replaced: the same where the caption changed, which is as it should be;
-    late: more than half a frame behind the middle of all. old: frames of an older generation than had been announced,
-    or than had come. captions: that were sent; answered: those whose first frame came; overtaken: those that the server
-    left out for a newer one. gap_ms: the longest time without a frame.
+    seconds: from the first frame to the last. gap_ms: the longest time without a frame.
+
+    Frames. missed: in the schedule, but not made; a lower quality leaves frames out. dropped: made, but not sent.
+    replaced: made and not sent because the caption changed, which is correct. late: more than half a frame behind the
+    median offset. old: of an older generation than one that was announced or had come.
+
+    Captions. captions: sent. answered: whose first frame came. overtaken: that the server skipped for a newer one.
     """
 
     frames: int = 0
@@ -61,12 +63,12 @@ class Received:
 
     @property
     def lost(self) -> int:
-        """Captions that no frame came for."""
+        """Captions without a frame that were not overtaken."""
         return self.captions - self.answered - self.overtaken
 
 
 class ClientRecord:
-    """One client's. fps: the stream's. `begin` forgets what was counted before, as at the end of a warm-up.
+    """The measurements of one client. fps: the stream's.
 
     Keeps 8 bytes a frame. A caption is answered by the first frame of its generation or a later one.
     """
@@ -76,11 +78,11 @@ class ClientRecord:
         self._shown = self._newest = -1
         self._firsts: deque[tuple[int, float]] = deque(maxlen=KEPT)
         self._before: Optional[tuple[FrameHeader, float]] = None
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
-        """What is counted, is counted from here on."""
-        self._waiting: deque[_Said] = deque(maxlen=KEPT)
+    def reset(self) -> None:
+        """Forget all counts, as at the end of a warm-up."""
+        self._waiting: deque[_SentCaption] = deque(maxlen=KEPT)
         self._offsets_s = array("d")
         self._latencies_ms = array("d")
         self._cues_ms = array("d")
@@ -93,30 +95,30 @@ class ClientRecord:
         return len(self._offsets_s)
 
     @property
-    def waits(self) -> bool:
-        """Whether a caption has not been answered yet."""
+    def is_waiting(self) -> bool:
+        """Whether a caption has no answer yet."""
         return bool(self._waiting)
 
-    def say(self, segment: int, sent_s: float, due_s: Optional[float] = None) -> None:
-        """A caption is sent. due_s: when its video should be there; None: as soon as it is sent."""
+    def caption_sent(self, segment: int, sent_s: float, due_s: Optional[float] = None) -> None:
+        """Record a caption. due_s: when its video should be there, None for as soon as it is sent."""
         self._captions += 1
-        self._waiting.append(_Said(segment, sent_s, sent_s if due_s is None else due_s))
+        self._waiting.append(_SentCaption(segment, sent_s, sent_s if due_s is None else due_s))
 
-    def hear(self, showing: Showing) -> None:
-        """The server has taken a caption."""
+    def caption_shown(self, showing: Showing) -> None:
+        """Record that the server shows a caption."""
         self._shown = max(self._shown, showing.generation)
         waiting, self._waiting = self._waiting, deque(maxlen=KEPT)
-        for said in waiting:
-            if said.segment == showing.segment:
-                said.generation = showing.generation
-            if said.generation is None and said.segment < showing.segment:
+        for sent in waiting:
+            if sent.segment == showing.segment:
+                sent.generation = showing.generation
+            if sent.generation is None and sent.segment < showing.segment:
                 self._overtaken += 1
             else:
-                self._waiting.append(said)
+                self._waiting.append(sent)
         self._answer()
 
-    def see(self, header: FrameHeader, at_s: float) -> None:
-        """A frame has come."""
+    def frame_received(self, header: FrameHeader, at_s: float) -> None:
+        """Record a frame's arrival."""
         self._old += header.generation < max(self._shown, self._newest)
         if self._begun_s is None:
             self._begun_s = at_s
@@ -137,42 +139,40 @@ class ClientRecord:
             self._answer()
 
     def _answer(self) -> None:
-        """Captions whose generation is known and has come, or a later one, are answered."""
+        """Mark captions as answered whose generation, or a later one, has come."""
         while self._waiting and self._waiting[0].generation is not None:
-            said = self._waiting[0]
-            came = next((at for generation, at in self._firsts if generation >= (said.generation or 0)), None)
+            sent = self._waiting[0]
+            came = next((at for generation, at in self._firsts if generation >= (sent.generation or 0)), None)
             if came is None:
                 return
             self._waiting.popleft()
-            self._latencies_ms.append(1000 * (came - said.sent_s))
-            self._cues_ms.append(1000 * (came - said.due_s))
-
-    # What came of it.
+            self._latencies_ms.append(1000 * (came - sent.sent_s))
+            self._cues_ms.append(1000 * (came - sent.due_s))
 
     @property
     def latencies_ms(self) -> Sequence[float]:
-        """From sending a caption to its first frame, of each that was answered."""
+        """From sending a caption to its first frame, of each answered caption."""
         return self._latencies_ms
 
     @property
     def cues_ms(self) -> Sequence[float]:
-        """From when a caption's video was due to its first frame."""
+        """From a caption's due time to its first frame, of each answered caption."""
         return self._cues_ms
 
     def deviations_ms(self) -> npt.NDArray[np.float64]:
-        """How far each frame came from where its pts put it, the middle of all being on time."""
+        """Each frame's offset minus the median offset."""
         offsets = np.asarray(self._offsets_s, np.float64)
         return 1000 * (offsets - np.median(offsets)) if len(offsets) else offsets
 
     def drift_frames(self) -> Optional[float]:
-        """By how many frames the stream has fallen behind its own times, or run ahead; None with too few frames."""
+        """Frames by which the stream fell behind its own times, negative if it ran ahead. None with too few frames."""
         count = int(ENDS * self.frames)
         if count < 2:
             return None
         offsets = np.asarray(self._offsets_s, np.float64)
         return float(np.median(offsets[-count:]) - np.median(offsets[:count])) / self.period_s
 
-    def seen(self) -> Received:
+    def received(self) -> Received:
         late = int((self.deviations_ms() > 500 * self.period_s).sum())
         seconds = 0.0 if self._before is None or self._begun_s is None else self._before[1] - self._begun_s
         return Received(
@@ -190,10 +190,10 @@ class ClientRecord:
         )
 
 
-def add_up(seen: Sequence[Received]) -> Received:
-    """Counts of all; seconds and gap_ms are the longest."""
-    counts = {f.name: sum(getattr(one, f.name) for one in seen) for f in fields(Received)}
-    longest = {name: max((getattr(one, name) for one in seen), default=0.0) for name in ("seconds", "gap_ms")}
+def total(received: Sequence[Received]) -> Received:
+    """The counts of all clients together; seconds and gap_ms are the longest."""
+    counts = {f.name: sum(getattr(one, f.name) for one in received) for f in fields(Received)}
+    longest = {name: max((getattr(one, name) for one in received), default=0.0) for name in ("seconds", "gap_ms")}
     return Received(**{**counts, **longest})
 
 
@@ -203,11 +203,11 @@ def latency(records: Sequence[ClientRecord]) -> Latency:
 
 
 def cue_offset(records: Sequence[ClientRecord]) -> Latency:
-    """From when a caption's video was due to its first frame, of all clients."""
+    """From a caption's due time to its first frame, of all clients."""
     return Latency.of([value for record in records for value in record.cues_ms])
 
 
 def jitter_ms(records: Sequence[ClientRecord]) -> Optional[float]:
-    """The 95th percentile of how far frames came from their own times, of all clients; None without frames."""
+    """The 95th percentile of all clients' absolute deviations; None without frames."""
     off = np.concatenate([np.abs(record.deviations_ms()) for record in records]) if records else np.empty(0)
     return float(np.percentile(off, 95)) if len(off) else None

@@ -1,9 +1,9 @@
-"""What `t2v_edge.bench.live.run` found: JSON, a text for people, and whether the limits that were named are kept."""
+"""The live benchmark's report as JSON and as text, and the limits that it may be held to."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
 from t2v_edge.bench.live.hostile import HostileCounts
@@ -20,9 +20,12 @@ COLUMNS = ("", "count", "p50", "p95", "p99", "max")
 
 @dataclass(frozen=True)
 class ServerSide:
-    """What the server said of a run. own: from taking a caption to its first frame being sent, the median and the
-    95th percentile of the clients' sessions, the worst of them. stages: its times, of its last thousand. qualities:
-    clients at the end, by d where every d-th frame is made. trend: its memory and processor."""
+    """The server's own figures of a run.
+
+    own_median_ms, own_p95_ms: from taking a caption to sending its first frame, of the session with the highest value.
+    stages: latencies of its last thousand runs. qualities: clients at the end, by divisor d, with which every d-th
+    frame is made. refused: connections by error code. trend: its memory and processor time.
+    """
 
     own_median_ms: Optional[float]
     own_p95_ms: Optional[float]
@@ -48,25 +51,26 @@ class ServerSide:
 
 @dataclass(frozen=True)
 class LiveRun:
-    """One run. fps: the rate that was asked for; rates: frames a second that each client got. seen: of all clients.
+    """One run of a live benchmark.
 
-    latency: from sending a caption to its first frame at the client. cue: from a cue's time to its first frame, where
-    captions had times. jitter_ms: the 95th percentile of how far frames came from their own times. drift_frames: of the
-    client whose stream drifted most. client_cpu: processor time over wall time of the process that measures. foes:
-    what the clients of --mute and --flood did. broken: what ended it before its time.
+    fps: the rate that was asked for. rates: frames a second that each client got. received: counts of all clients.
+    latency: from sending a caption to its first frame at the client. cue: from a cue's time to its first frame, None
+    for captions without times. jitter_ms: 95th percentile. drift_frames: of the client that drifted most. client_cpu:
+    processor time over wall time of the measuring process. hostile: counts of the --mute and --flood clients. broken:
+    why the run ended early, None if it did not.
     """
 
     seconds: float
     fps: float
     rates: Sequence[float]
-    seen: Received
+    received: Received
     latency: Latency
     cue: Optional[Latency]
     jitter_ms: Optional[float]
     drift_frames: Optional[float]
     client_cpu: float
     server: ServerSide
-    foes: Optional[HostileCounts] = None
+    hostile: Optional[HostileCounts] = None
     broken: Optional[str] = None
 
     @property
@@ -74,46 +78,29 @@ class LiveRun:
         return None if self.jitter_ms is None else self.jitter_ms * self.fps / 1000
 
     def to_json(self) -> dict[str, Any]:
-        seen = {field.name: getattr(self.seen, field.name) for field in fields(self.seen) if field.name != "seconds"}
-        times = {
-            "p50_ms": self.latency.median_ms,
-            "p95_ms": self.latency.p95_ms,
-            "p99_ms": self.latency.p99_ms,
-            "max_ms": self.latency.max_ms,
-            "count": self.latency.count,
-        }
-        cue = (
-            None
-            if self.cue is None
-            else {
-                "p50_ms": self.cue.median_ms,
-                "p95_ms": self.cue.p95_ms,
-                "max_ms": self.cue.max_ms,
-                "count": self.cue.count,
-            }
-        )
-        foes = None if self.foes is None else {f.name: getattr(self.foes, f.name) for f in fields(self.foes)}
+        received = {name: value for name, value in asdict(self.received).items() if name != "seconds"}
+        cue = None if self.cue is None else {k: v for k, v in _times(self.cue).items() if k != "p99_ms"}
         return {
             "seconds": self.seconds,
             "fps": self.fps,
             "client_fps": list(self.rates),
-            "caption_to_first_frame": times,
+            "caption_to_first_frame": _times(self.latency),
             "cue_to_first_frame": cue,
             "jitter_p95_ms": self.jitter_ms,
             "jitter_p95_frames": self.jitter_frames,
             "drift_frames": self.drift_frames,
-            **seen,
-            "lost_captions": self.seen.lost,
+            **received,
+            "lost_captions": self.received.lost,
             "client_cpu_share": self.client_cpu,
             "server": self.server.to_json(),
-            "adversaries": foes,
+            "adversaries": None if self.hostile is None else asdict(self.hostile),
             "broken": self.broken,
         }
 
 
 @dataclass(frozen=True)
 class LiveLimits:
-    """What must hold; None: whatever comes. Milliseconds, frames, percent and MiB an hour, as the names say."""
+    """The most that is allowed, None for no limit. Units are in the names; drift and missed are in frames."""
 
     p95_ms: Optional[float] = None
     cue_ms: Optional[float] = None
@@ -124,19 +111,19 @@ class LiveLimits:
     growth_mib_per_hour: Optional[float] = None
 
     def broken_by(self, report: LiveReport) -> list[str]:
-        """Each limit that was not kept, in words. What could not be measured keeps no limit."""
+        """A sentence for each limit that was not kept. A value that was not measured does not keep its limit."""
         run = report.run
         found = [] if run.broken is None else [run.broken]
-        if run.seen.old:
-            found.append(f"{run.seen.old} frames of an old caption came after the new one was announced; none may")
+        if run.received.old:
+            found.append(f"{run.received.old} frames of an old caption came after the new one was announced; none may")
         drift = None if run.drift_frames is None else abs(run.drift_frames)
         for name, value, most, unit in (
             ("caption to first frame, p95", run.latency.p95_ms, self.p95_ms, "ms"),
             ("cue to first frame, p95", None if run.cue is None else run.cue.p95_ms, self.cue_ms, "ms"),
             ("jitter, p95", run.jitter_ms, self.jitter_ms, "ms"),
             ("drift", drift, self.drift_frames, "frames"),
-            ("missed and dropped", float(run.seen.missed + run.seen.dropped), self.missed, "frames"),
-            ("p95 beside adversaries", report.slowdown_percent, self.slowdown_percent, "% longer"),
+            ("missed and dropped", float(run.received.missed + run.received.dropped), self.missed, "frames"),
+            ("p95 with adversaries", report.slowdown_percent, self.slowdown_percent, "% longer"),
             ("memory", run.server.trend.slope_mib_per_hour, self.growth_mib_per_hour, "MiB an hour"),
         ):
             if most is not None and value is None:
@@ -148,15 +135,18 @@ class LiveLimits:
 
 @dataclass(frozen=True)
 class LiveReport:
-    """A live benchmark. alone: the run before `run`, of the same clients without adversaries. interrupted: whether
-    somebody ended it. failed: limits that were not kept. It holds nothing of whose machine it was."""
+    """The report of a live benchmark. It does not name the machine or its user.
+
+    alone: the same run without hostile clients, made before `run`. announced: what the server printed when it started.
+    interrupted: whether a signal ended it. failed: a sentence for each limit that was not kept.
+    """
 
     bundle: str
     manifest_sha256: Optional[str]
     options: Mapping[str, Any]
     size: tuple[int, int]
     format: str
-    said: Mapping[str, Any]
+    announced: Mapping[str, Any]
     run: LiveRun
     alone: Optional[LiveRun]
     interrupted: bool
@@ -167,7 +157,7 @@ class LiveReport:
 
     @property
     def slowdown_percent(self) -> Optional[float]:
-        """By how much the p95 of caption to first frame is longer beside adversaries than alone."""
+        """By how much hostile clients lengthen the p95 of caption to first frame."""
         before = None if self.alone is None else self.alone.latency.p95_ms
         after = self.run.latency.p95_ms
         return None if before is None or after is None else 100 * (after / before - 1)
@@ -182,8 +172,8 @@ class LiveReport:
             "machine": dict(self.machine),
             "versions": dict(self.versions),
             "options": dict(self.options),
-            "engines": self.said.get("engines"),
-            "variants": self.said.get("variants"),
+            "engines": self.announced.get("engines"),
+            "variants": self.announced.get("variants"),
             "width": self.size[0],
             "height": self.size[1],
             "frame_format": self.format,
@@ -214,25 +204,25 @@ class LiveReport:
     def _verdicts(self) -> list[str]:
         lines = []
         if self.slowdown_percent is not None:
-            lines.append(f"beside adversaries the p95 is {self.slowdown_percent:+.0f} %")
+            lines.append(f"with adversaries the p95 is {self.slowdown_percent:+.0f} %")
         return lines + [f"not kept: {what}" for what in self.failed]
 
 
 def _sentences(run: LiveRun) -> list[str]:
-    seen, trend, server = run.seen, run.server.trend, run.server
+    counts, trend, server = run.received, run.server.trend, run.server
     rates = ", ".join(f"{rate:.1f}" for rate in run.rates)
     lines = [
-        f"frames a second, each client: {rates}; {seen.missed} missed, {seen.dropped} dropped, {seen.late} late; "
-        f"{seen.old} of an old caption, {seen.replaced} of it left out"
+        f"frames a second, each client: {rates}; {counts.missed} missed, {counts.dropped} dropped, {counts.late} late; "
+        f"{counts.old} of an old caption, {counts.replaced} of it left out"
     ]
     if run.jitter_ms is not None:
         drift = "" if run.drift_frames is None else f"; drift {run.drift_frames:+.2f} frames"
         lines.append(
             f"jitter p95 {run.jitter_ms:.1f} ms, {run.jitter_frames:.2f} frames{drift}; longest gap "
-            f"{seen.gap_ms:.0f} ms"
+            f"{counts.gap_ms:.0f} ms"
         )
-    if seen.lost or seen.overtaken:
-        lines.append(f"{seen.lost} captions without a frame, {seen.overtaken} left out for a newer one")
+    if counts.lost or counts.overtaken:
+        lines.append(f"{counts.lost} captions without a frame, {counts.overtaken} left out for a newer one")
     if server.own_p95_ms is not None:
         lines.append(
             f"the server's own figure, from a caption to its first frame sent: median "
@@ -256,13 +246,18 @@ def _sentences(run: LiveRun) -> list[str]:
                 for divisor, clients in lower.items()
             )
         )
-    if run.foes is not None:
-        foes = run.foes
+    if run.hostile is not None:
+        hostile = run.hostile
         lines.append(
-            f"adversaries: {foes.flood_captions} captions in {foes.flood_sessions} floods, "
-            f"{foes.mute_sessions} mute sessions, {foes.refused} times not let in"
+            f"adversaries: {hostile.flood_captions} captions in {hostile.flood_sessions} floods, "
+            f"{hostile.mute_sessions} mute sessions, {hostile.refused} times refused"
         )
     return lines
+
+
+def _times(latency: Latency) -> dict[str, Any]:
+    percentiles = {"p50_ms": latency.median_ms, "p95_ms": latency.p95_ms, "p99_ms": latency.p99_ms}
+    return {**percentiles, "max_ms": latency.max_ms, "count": latency.count}
 
 
 def _row(name: str, latency: Latency) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
-"""Live streams measured from end to end: captions go from a client to the server, frames come back, all is timed.
+"""The live benchmark's run: clients in this process, and a server in its own or one that runs already.
 
-The server is a process of its own, or one that runs already; the clients are here. Where clients that misbehave are
-asked for, the same run is made without them first.
+If hostile clients are asked for, the same run is made without them first.
 """
 
 from __future__ import annotations
@@ -9,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import signal
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,35 +19,47 @@ from typing import Any, Callable, Optional
 from t2v_edge.bench.frames import describe_machine
 from t2v_edge.bench.live.client import BenchClient
 from t2v_edge.bench.live.hostile import HostileClients, HostileCounts
-from t2v_edge.bench.live.record import ClientRecord, add_up, cue_offset, jitter_ms, latency
+from t2v_edge.bench.live.record import ClientRecord, cue_offset, jitter_ms, latency, total
 from t2v_edge.bench.live.report import LiveReport, LiveRun, ServerSide
 from t2v_edge.bench.live.script import CAPTIONS, Script
-from t2v_edge.bench.live.server import Sampler, Samples, ServerTarget, Trend, ask, labelled, serving, stage_times
+from t2v_edge.bench.live.server import (
+    Sampler,
+    Samples,
+    ServerTarget,
+    Trend,
+    labelled,
+    read_metrics,
+    serving,
+    stage_times,
+)
 from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.device.system import System
 from t2v_edge.errors import ClientError, ProtocolError, T2VError, UsageError
 from t2v_edge.play.clock import exact
 from t2v_edge.remote.protocol import MAX_FPS, MAX_SIDE, MIN_FPS
 from t2v_edge.util.machine import versions
+from t2v_edge.util.signals import stop_signals
 
 MAX_CLIENTS = 256
 WARM_S = 2.0
-"""From the first frames to where counting starts: processors reach their clocks, streams learn how early to begin."""
+"""Time before counting starts: processors reach their clocks, and streams learn how early to begin a frame."""
 FIRST_S = 30.0
+"""The longest wait for a client's first frame."""
 ANSWER_S = 5.0
-"""For the first frames of the last captions, when a run is over."""
+"""The longest wait after a run for the first frames of the last captions."""
 SAMPLE_S = 1.0
+"""Time between two readings of the server's memory and processor time."""
 Advance = Callable[[str, float], object]
 
 
 @dataclass(frozen=True)
 class LiveBenchOptions:
-    """What to measure.
+    """What to measure. Raises `UsageError`.
 
-    script: what clients say. clients: viewers that are measured. mute, flood: clients besides that read nothing, and
-    that send a thousand captions a second. fps, size, format: of the streams, None as the server likes. server: the
-    address of one that runs, None to start one. arguments: for the one that is started, of ``t2v-edge serve``. cafile:
-    certificates to trust, for wss. seed: of the first client's stream, each has the next. Raises `UsageError`.
+    script: the clients' captions. clients: viewers that are measured. mute: clients besides that read nothing. flood:
+    clients besides that send a thousand captions a second. fps, size, format: of the streams, None for the server's.
+    server: the address of a running server, None to start one. arguments: of ``t2v-edge serve``, for a server that is
+    started. cafile: certificates to trust, for wss. seed: of the first client's stream; each further one adds 1.
     """
 
     script: Script
@@ -102,10 +112,10 @@ class LiveBenchOptions:
 def bench_live(
     bundle: Optional[Path], options: LiveBenchOptions, advance: Advance = lambda phase, share: None
 ) -> LiveReport:
-    """Measure a live server of the bundle, or the one at `options.server`; advance: told the phase and its share done.
+    """Measure a live server of the bundle, or the one at `options.server`.
 
-    Ctrl-C and SIGTERM end the run, and what was measured up to then is reported. Raises `ServerError`, `ClientError`,
-    `ProtocolError`, `BundleError` or `UsageError`.
+    advance: called with the phase and the share of it that is done. Ctrl-C and SIGTERM end the run early; the report
+    then covers the time before. Raises `ServerError`, `ClientError`, `ProtocolError`, `BundleError` or `UsageError`.
     """
     sha256 = None
     if options.server is None:
@@ -126,7 +136,12 @@ class _Bench:
     async def measure(self, sha256: Optional[str]) -> LiveReport:
         options = self._options
         self._stop = asyncio.get_running_loop().create_future()
-        with _told_to_stop(self._stop):
+
+        def stop() -> None:
+            if not self._stop.done():
+                self._stop.set_result(None)
+
+        with stop_signals(stop):
             async with self._server() as target:
                 alone = None
                 if options.mute or options.flood:
@@ -139,7 +154,7 @@ class _Bench:
             options=options.to_json(),
             size=welcome.settings.size or (0, 0),
             format=welcome.settings.format or "",
-            said=target.said,
+            announced=target.announced,
             run=run,
             alone=alone,
             interrupted=self._stop.done(),
@@ -150,7 +165,7 @@ class _Bench:
 
     @contextlib.asynccontextmanager
     async def _server(self) -> AsyncIterator[ServerTarget]:
-        """The server that is there, or one of our own."""
+        """The server at `options.server`, or one that is started and stopped."""
         options = self._options
         tls = None
         if options.server is not None:
@@ -169,39 +184,39 @@ class _Bench:
     async def _run(
         self, target: ServerTarget, phase: str, mute: int = 0, flood: int = 0
     ) -> tuple[LiveRun, BenchClient]:
-        """Connect, warm up, play the script, and sum up; adversaries come after the clients and leave before them."""
+        """Connect, warm up, play the script and sum up. Hostile clients join after the viewers, and leave before."""
         async with contextlib.AsyncExitStack() as stack:
             viewers = [
                 await stack.enter_async_context(await self._connect(target, n)) for n in range(self._options.clients)
             ]
             await asyncio.gather(
-                *(viewer.meet(CAPTIONS[-1 - n % len(CAPTIONS)], FIRST_S) for n, viewer in enumerate(viewers))
+                *(viewer.start(CAPTIONS[-1 - n % len(CAPTIONS)], FIRST_S) for n, viewer in enumerate(viewers))
             )
-            foes = None
+            hostile = None
             if mute or flood:
-                foes = await stack.enter_async_context(
+                hostile = await stack.enter_async_context(
                     HostileClients(target.url, target.token, self._options.cafile, mute, flood)
                 )
             loop = asyncio.get_running_loop()
             await self._progress(loop.time(), WARM_S, f"{phase}: warming up")
             sampler = await stack.enter_async_context(Sampler(target, SAMPLE_S))
-            gc.collect()  # not in the midst of frames, as far as that can be helped
+            gc.collect()  # now, so that it is less likely to happen between frames
             start_s, cpu = loop.time(), time.process_time()
             for viewer in viewers:
-                viewer.seen.begin()
+                viewer.record.reset()
             broken = await self._play(viewers, start_s, phase)
             seconds, cpu = loop.time() - start_s, time.process_time() - cpu
             trend = sampler.trend
-            await asyncio.gather(*(viewer.settle(ANSWER_S) for viewer in viewers))
+            await asyncio.gather(*(viewer.wait_for_answers(ANSWER_S) for viewer in viewers))
             server = await _server_side(target, viewers, trend)
-            if foes is not None:
-                await foes.end()
+            if hostile is not None:
+                await hostile.stop()
             return _sum_up(
                 viewers,
                 seconds,
                 cpu / seconds,
                 server,
-                None if foes is None else foes.tally,
+                None if hostile is None else hostile.counts,
                 broken,
                 self._options.script.is_timed,
             ), viewers[0]
@@ -219,21 +234,21 @@ class _Bench:
         )
 
     async def _play(self, viewers: Sequence[BenchClient], start_s: float, phase: str) -> Optional[str]:
-        """Until the script is over, somebody ends it, or a client loses its stream: then why."""
+        """Play the script until its end or a signal. Returns why, if a client lost its stream before."""
         script, clients = self._options.script, len(viewers)
         end_s = start_s + script.seconds
 
         async def view(number: int, viewer: BenchClient) -> None:
             fps = viewer.welcome.settings.fps or Fraction(30)
-            await viewer.speak(script.lines(number, clients, fps), start_s, self._stop)
-            await viewer.stay(end_s, self._stop)
+            await viewer.play(script.lines(number, clients, fps), start_s, self._stop)
+            await viewer.wait_until(end_s, self._stop)
 
-        telling = asyncio.ensure_future(self._progress(start_s, script.seconds, phase))
+        progress = asyncio.ensure_future(self._progress(start_s, script.seconds, phase))
         playing = [asyncio.ensure_future(view(number, viewer)) for number, viewer in enumerate(viewers)]
         done, _ = await asyncio.wait(playing, return_when=asyncio.FIRST_EXCEPTION)
-        for task in (telling, *playing):
+        for task in (progress, *playing):
             task.cancel()
-        await asyncio.gather(telling, *playing, return_exceptions=True)
+        await asyncio.gather(progress, *playing, return_exceptions=True)
         errors = [error for task in done if (error := task.exception()) is not None]
         for error in errors:
             if not isinstance(error, T2VError):
@@ -241,7 +256,7 @@ class _Bench:
         return f"a client lost its stream: {errors[0]}" if errors else None
 
     async def _progress(self, start_s: float, seconds: float, phase: str) -> None:
-        """Tell how far it is, until `seconds` have passed or somebody ends it."""
+        """Report progress until `seconds` have passed, or a signal ends the run."""
         loop = asyncio.get_running_loop()
         while (passed := loop.time() - start_s) < seconds and not self._stop.done():
             self._advance(phase, passed / seconds)
@@ -250,7 +265,7 @@ class _Bench:
 
 
 async def _server_side(target: ServerTarget, viewers: Sequence[BenchClient], trend: Trend) -> ServerSide:
-    """What the server says of the run; what it does not say any more is left out."""
+    """The server's own figures. A figure that it no longer gives is left out."""
     medians, tails = [], []
     for viewer in viewers:
         with contextlib.suppress(ClientError, ProtocolError):
@@ -259,7 +274,7 @@ async def _server_side(target: ServerTarget, viewers: Sequence[BenchClient], tre
             tails.append(stats.latency_p95_ms)
     samples: Samples = {}
     with contextlib.suppress(ClientError):
-        samples = await ask(target)
+        samples = await read_metrics(target)
     qualities, refused = (
         {key: int(value) for key, value in labelled(samples, name, label).items()}
         for name, label in (("t2v_quality_clients", "divisor"), ("t2v_refused_total", "code"))
@@ -279,47 +294,24 @@ def _sum_up(
     seconds: float,
     client_cpu: float,
     server: ServerSide,
-    foes: Optional[HostileCounts],
+    hostile: Optional[HostileCounts],
     broken: Optional[str],
     timed: bool,
 ) -> LiveRun:
-    records: list[ClientRecord] = [viewer.seen for viewer in viewers]
-    seen = [record.seen() for record in records]
+    records: list[ClientRecord] = [viewer.record for viewer in viewers]
+    received = [record.received() for record in records]
     drifts = [drift for record in records if (drift := record.drift_frames()) is not None]
     return LiveRun(
         seconds=seconds,
         fps=1 / records[0].period_s,
-        rates=[one.frames / seconds for one in seen],
-        seen=add_up(seen),
+        rates=[one.frames / seconds for one in received],
+        received=total(received),
         latency=latency(records),
         cue=cue_offset(records) if timed else None,
         jitter_ms=jitter_ms(records),
         drift_frames=max(drifts, key=abs, default=None),
         client_cpu=client_cpu,
         server=server,
-        foes=foes,
+        hostile=hostile,
         broken=broken,
     )
-
-
-@contextlib.contextmanager
-def _told_to_stop(stop: asyncio.Future[None]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM sets `stop`; another one ends the program as it always does."""
-    loop = asyncio.get_running_loop()
-
-    def end(number: int) -> None:
-        loop.remove_signal_handler(number)
-        if not stop.done():
-            stop.set_result(None)
-
-    set_up = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Not on Windows, and not outside the main thread: there Ctrl-C interrupts.
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.add_signal_handler(number, end, number)
-            set_up.append(number)
-    try:
-        yield
-    finally:
-        for number in set_up:
-            loop.remove_signal_handler(number)

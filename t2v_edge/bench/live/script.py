@@ -1,4 +1,4 @@
-"""What the clients of a live benchmark say, and when."""
+"""The script of a live benchmark: the clients' captions and their times."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CHINESE = tuple(
     for what in ("走路", "跑步", "跳舞", "挥手")
 )
 CAPTIONS = tuple(caption for pair in zip(ENGLISH, CHINESE) for caption in pair) + ENGLISH[len(CHINESE) :]
-"""So many that by the time one comes again a server has long forgotten what its text stage made of it."""
+"""More than a server's text stage keeps results for, so that a caption is encoded again when it comes again."""
 
 GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
 class TimedCaption:
-    """A caption to be sent at `at_s` of a run."""
+    """A caption to be sent `at_s` seconds after a run's start."""
 
     at_s: float
     text: str
@@ -37,8 +37,11 @@ class TimedCaption:
 
 @dataclass(frozen=True)
 class Script:
-    """captions: sent in turn, every `every_s` seconds, `switches` of them at most; or `cues`: (seconds, caption), sent
-    when they say. A run is `seconds` long."""
+    """The captions of a run that is `seconds` long.
+
+    captions: sent in turn, one every `every_s` seconds, at most `switches` of them. cues: (seconds, caption), sent at
+    their times instead, if they are given.
+    """
 
     seconds: float
     every_s: float = 1.0
@@ -48,14 +51,14 @@ class Script:
 
     @property
     def is_timed(self) -> bool:
-        """Whether captions have times of their own."""
+        """Whether the captions have their own times."""
         return self.cues is not None
 
     def lines(self, client: int, clients: int, fps: Fraction) -> Iterator[TimedCaption]:
-        """What client number `client` of so many says, in the order of time.
+        """The captions of one client, in order of time. client: its number, from 0 to below `clients`.
 
-        Without cues the clients take turns, no two say the same at about the same time, and where within a frame's
-        time a caption falls is spread evenly: intervals of whole frames would measure one place of it alone.
+        Without cues the clients take turns, with different captions. A caption's place within a frame's time is spread
+        evenly: intervals of whole frames would always measure the same place.
         """
         if self.cues is not None:
             yield from (TimedCaption(at_s, text) for at_s, text in self.cues if at_s <= self.seconds)
@@ -73,10 +76,10 @@ class Script:
 def make_script(
     path: Optional[Path], seconds: Optional[float], every_s: Optional[float], switches: Optional[int]
 ) -> Script:
-    """The script of these options: a .vtt or .srt file is played in time, the lines of a .txt file come in turn.
+    """The script of these options. path: a .vtt or .srt file to play in time, or a .txt file with a caption a line.
 
-    Defaults: captions of our own, every second, for ten seconds or `switches` of them. A file of cues ends a second
-    after its last one. Raises `UsageError`, or `CueError` for a file.
+    Defaults: built-in captions, one a second, for ten seconds or for `switches` of them. A file of cues ends one second
+    after its last cue. Raises `UsageError`, or `CueError` for a file.
     """
     if path is not None and path.suffix.lower() != ".txt":
         if every_s is not None or switches is not None:
@@ -85,10 +88,10 @@ def make_script(
         return Script(cues[-1][0] + 1.0 if seconds is None else seconds, cues=cues)
     captions = CAPTIONS if path is None else tuple(cue.text for cue in read_cues(path))
     if len(captions) < 2:
-        raise UsageError(f"{path} has one caption; a second one is needed to change to")
+        raise UsageError(f"{path} has one caption; add a second one to change to")
     if switches is not None and seconds is not None:
         if every_s is not None:
-            raise UsageError("--switches, --every and --seconds: two of them say the third")
+            raise UsageError("--switches, --every and --seconds: two of them give the third; leave one out")
         return Script(seconds, seconds / (switches + 1), captions, switches)
     every = 1.0 if every_s is None else every_s
     if switches is not None:

@@ -1,4 +1,4 @@
-"""The server under measurement: started in a process of its own, and read by its /metrics."""
+"""The server under measurement: started in its own process, and observed by its /metrics."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from t2v_edge.server.access import TOKEN_VARIABLE
 from t2v_edge.util.timing import Latency
 
 START_S = 600.0
-"""For opening a bundle: engines may be timed, or built, on first use."""
+"""The longest wait for a server to start: it may time or build engines on first use."""
 STOP_S = 15.0
-ASK_S = 5.0
+READ_S = 5.0
 SETTLED = 0.1
-"""Of a run, the share whose memory is left out: allocators still grow."""
+"""The share of a run, at its start, whose memory is left out: allocators still grow."""
 LEAST_S = 60.0
-"""Of a run from which a slope of memory is told: in less, an hour is out of reach."""
+"""The shortest run that gives a slope of memory: a shorter one says nothing about an hour."""
 
 Labels = tuple[tuple[str, str], ...]
 Samples = dict[tuple[str, Labels], float]
@@ -40,23 +40,23 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 @dataclass(frozen=True)
 class ServerTarget:
-    """Where a server is, and what it said of itself when it started: its engines and variants, where that is known."""
+    """A server's address. announced: the line it printed when it started, such as its engines; empty if not known."""
 
     url: str
     token: Optional[str] = None
     tls: Optional[ssl.SSLContext] = None
-    said: Mapping[str, Any] = field(default_factory=dict)
+    announced: Mapping[str, Any] = field(default_factory=dict)
 
 
 @contextlib.asynccontextmanager
 async def serving(bundle: Path, arguments: Sequence[str], token: Optional[str]) -> AsyncIterator[ServerTarget]:
-    """``t2v-edge serve`` of this bundle on a free port, in a process and session of its own, until the block is left.
+    """Run ``t2v-edge serve`` of this bundle on a free port, in its own process, until the block is left.
 
-    Raises `ServerError` with what the process said, where it does not come up.
+    Raises `ServerError` with the process's messages if it does not start.
     """
     environment = os.environ if token is None else {**os.environ, TOKEN_VARIABLE: token}
     with tempfile.TemporaryFile() as log:
-        # A session of its own: Ctrl-C here is this program's to answer.
+        # A new session: Ctrl-C then reaches only this process, which stops the server itself.
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -76,11 +76,11 @@ async def serving(bundle: Path, arguments: Sequence[str], token: Optional[str]) 
         try:
             assert process.stdout is not None
             try:
-                said = json.loads(await asyncio.wait_for(process.stdout.readline(), START_S))
-                target = ServerTarget(said["url"], token, None, said)
+                announced = json.loads(await asyncio.wait_for(process.stdout.readline(), START_S))
+                target = ServerTarget(announced["url"], token, None, announced)
             except (ValueError, KeyError, asyncio.TimeoutError) as error:
                 log.seek(0)
-                words = log.read()[-2000:].decode("utf-8", "replace").strip() or "it said nothing"
+                words = log.read()[-2000:].decode("utf-8", "replace").strip() or "without a message"
                 raise ServerError(f"the server did not start ({words}); try t2v-edge serve {bundle}") from error
             yield target
         finally:
@@ -98,19 +98,19 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-async def ask(target: ServerTarget) -> Samples:
-    """What the server's /metrics say now. Raises `ClientError`."""
-    return await asyncio.get_running_loop().run_in_executor(None, _ask, target)
+async def read_metrics(target: ServerTarget) -> Samples:
+    """The server's metrics now. Raises `ClientError`."""
+    return await asyncio.get_running_loop().run_in_executor(None, _read_metrics, target)
 
 
-def _ask(target: ServerTarget) -> Samples:
+def _read_metrics(target: ServerTarget) -> Samples:
     parts = urlsplit(target.url)
     host = parts.hostname or ""
-    # No proxy, whatever the environment says: what is measured is beside us.
+    # No proxy, even if the environment names one: it would be measured too.
     connection = (
-        http.client.HTTPSConnection(host, parts.port, timeout=ASK_S, context=target.tls)
+        http.client.HTTPSConnection(host, parts.port, timeout=READ_S, context=target.tls)
         if parts.scheme == "wss"
-        else http.client.HTTPConnection(host, parts.port, timeout=ASK_S)
+        else http.client.HTTPConnection(host, parts.port, timeout=READ_S)
     )
     headers = {} if target.token is None else {"Authorization": f"Bearer {target.token}"}
     try:
@@ -127,7 +127,7 @@ def _ask(target: ServerTarget) -> Samples:
 
 
 def parse_metrics(text: str) -> Samples:
-    """Prometheus' text format: (name, labels) -> value. Lines that are none are passed over."""
+    """Read Prometheus' text format: (name, labels) -> value. Other lines are skipped."""
     found: Samples = {}
     for line in text.splitlines():
         match = _SAMPLE.fullmatch(line)
@@ -139,7 +139,7 @@ def parse_metrics(text: str) -> Samples:
 
 
 def labelled(samples: Samples, name: str, label: str) -> dict[str, float]:
-    """The values of a name by one label, summed over others."""
+    """The values of a metric by one label, summed over its other labels."""
     found: dict[str, float] = {}
     for (key, labels), value in samples.items():
         if key == name and label in dict(labels):
@@ -149,7 +149,7 @@ def labelled(samples: Samples, name: str, label: str) -> dict[str, float]:
 
 
 def stage_times(samples: Samples) -> dict[str, Latency]:
-    """Each stage's latency, as the server measured it; percentiles are of its last thousand."""
+    """Each stage's latency, as the server measured it. Percentiles are of its last thousand runs."""
     stages = {}
     for stage, count in labelled(samples, "t2v_latency_ms_count", "stage").items():
         keys = [("t2v_latency_ms", (("stage", stage), ("quantile", at))) for at in ("0.5", "0.95", "0.99")]
@@ -159,10 +159,11 @@ def stage_times(samples: Samples) -> dict[str, Latency]:
 
 @dataclass(frozen=True)
 class Trend:
-    """The server's memory and processor over a run.
+    """The server's memory and processor time over a run.
 
-    start, end, peak: resident bytes once it had settled, at the end, at the highest. slope_mib_per_hour: by least
-    squares, None of runs shorter than `LEAST_S`. cpu_share: processor time over wall time, 1 for a core kept busy.
+    start_bytes, end_bytes, peak_bytes: resident memory after it settled, at the end, and at its highest.
+    slope_mib_per_hour: by least squares, None for runs shorter than `LEAST_S`. cpu_share: processor time over wall
+    time, 1 for one busy core.
     """
 
     samples: int = 0
@@ -174,7 +175,7 @@ class Trend:
 
     @classmethod
     def of(cls, times_s: Sequence[float], resident: Sequence[float], cpu_s: Sequence[float]) -> Trend:
-        """Of samples in the order of time."""
+        """The trend of samples in order of time."""
         if not times_s:
             return cls()
         times, memory = np.asarray(times_s, np.float64), np.asarray(resident, np.float64)
@@ -203,9 +204,9 @@ class Trend:
 
 
 class Sampler:
-    """Asks the server for its memory and processor time every `every_s` seconds, until it is left.
+    """Reads the server's memory and processor time every `every_s` seconds, as a context manager.
 
-    Keeps `MOST` samples: when they are full, every second one goes and it asks half as often.
+    Keeps at most `MOST` samples. Then every second one is dropped, and it reads half as often.
     """
 
     MOST = 4096
@@ -245,7 +246,7 @@ class Sampler:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            with contextlib.suppress(ClientError):  # a server that is gone is told by its clients
-                samples = await ask(self._target)
+            with contextlib.suppress(ClientError):  # if the server is gone, its clients raise
+                samples = await read_metrics(self._target)
                 self.add(loop.time(), samples)
             await asyncio.sleep(self._every_s)

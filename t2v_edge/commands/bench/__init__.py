@@ -1,1 +1,1 @@
-"""``t2v-edge bench``: of frames, and with ``--live`` of a live server."""
+"""``t2v-edge bench``: a benchmark of a bundle, or with ``--live`` of a live server."""

@@ -33,10 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine(parser)
     add_throughput(parser)
     parser.add_argument(
-        "--report",
-        type=Path,
-        metavar="FILE",
-        help="also write the JSON to FILE; it does not name you or your machine",
+        "--report", type=Path, metavar="FILE", help="also write the JSON to FILE; it does not name you or your machine"
     )
     add_live_arguments(parser)
     add_json(parser)

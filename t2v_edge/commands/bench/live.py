@@ -22,17 +22,7 @@ _LIMITS = {
 }
 """Argument -> field of `LiveLimits`, unit, meaning."""
 _ONLY_LIVE = (
-    "server",
-    "clients",
-    "size",
-    "format",
-    "switches",
-    "every",
-    "captions",
-    "mute",
-    "flood",
-    "token_file",
-    "tls_ca",
+    *"server clients size format switches every captions mute flood token_file tls_ca".split(),
     *_LIMITS,
 )
 _NOT_LIVE = {"batch": 1, "ahead": False}

@@ -203,7 +203,7 @@ def test_the_table_is_aligned_and_says_what_is_missing():
     assert {len(row) for row in rows} == {len(head)}
     assert rows[2].split() == ["motion", "0", "-", "-", "-", "-", "-"]
     assert "150.0 frames a second, one after another" in lines
-    assert "memory: 150 MiB at its highest" in lines and lines[-1] == "power: nothing tells it here"
+    assert "memory: 150 MiB at its highest" in lines and lines[-1] == "power: no tool for it here"
     assert table([("a", "bb"), ("ccc", "d")]) == ["  a    bb", "  ccc   d"]
 
 
@@ -211,7 +211,7 @@ def test_late_frames_headroom_and_gpu_memory_are_said_where_there_are_any():
     pace = Pace(60.0, 3600, 5, 12.34, 0.721, 0.5, 4.0, Latency(3600, 4.0, 5.0, 6.0, 7.0, 1.0), 0)
     text = sample(real_time=pace, gpu_memory_mib=321.4, power=Power("nvidia-smi")).to_text()
     assert "in real time at 60 fps: 5 of 3600 frames late, by up to 12.3 ms; 72 % of the time free" in text
-    assert "321 MiB on the GPU" in text and "nvidia-smi told nothing" in text
+    assert "321 MiB on the GPU" in text and "nvidia-smi gave no value" in text
     assert "frames late;" in sample(real_time=dataclasses.replace(pace, late=0)).to_text()
 
 

@@ -73,7 +73,7 @@ def test_files_are_made_ahead_and_what_is_shown_where_asked(bundle_path, monkeyp
         opened.append(options["ahead"])
         raise UsageError("enough")
 
-    monkeypatch.setattr("t2v_edge.commands.run.Pipeline.open", open_pipeline)
+    monkeypatch.setattr("t2v_edge.pipeline.Pipeline.open", open_pipeline)
     assert main(["run", str(bundle_path), "a person is walking", *target, *asked]) == 2
     assert opened == [ahead]
 
@@ -192,7 +192,7 @@ def test_ctrl_c_ends_an_endless_stream_well_and_removes_a_file_cut_short(bundle_
         (["run", "{b}", "", "-o", "x.mp4"], 1, "empty"),
         (["run", "{b}", WALK, "-o", "x.avi"], 1, "x.mp4"),
         (["run", "{b}", WALK, "-o", "x.mp4", "--fps", "fast"], 2, "fps"),
-        (["run", "{b}", WALK, "-o", "x.mp4", "--then", "soon", WALK], 2, "'soon' is no number"),
+        (["run", "{b}", WALK, "-o", "x.mp4", "--then", "soon", WALK], 2, "'soon' is not a number"),
         (["run", "{b}", "-o", "x.mp4"], 2, "nothing to play"),
         (["run", "{b}", "-o", "x.mp4", "--captions", "none.vtt"], 1, "none.vtt cannot be read"),
         (["run", "{b}", "-o", "x.mp4", "--captions", "none.doc"], 1, ".vtt, .srt, .txt"),

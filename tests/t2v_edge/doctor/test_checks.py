@@ -9,17 +9,8 @@ import pytest
 from t2v_edge.bundle.manifest import FileEntry
 from t2v_edge.device.profile import load_profile
 from t2v_edge.device.system import PythonModule
-from t2v_edge.doctor.checks import (
-    FAIL,
-    OK,
-    WARN,
-    examine,
-    examine_bundle,
-    examine_device,
-    guess_profile,
-    needed_bytes,
-    usable_engines,
-)
+from t2v_edge.doctor.checks import examine, examine_bundle, examine_device, guess_profile, needed_bytes, usable_engines
+from t2v_edge.doctor.finding import FAIL, OK, WARN
 from tests.t2v_edge.system_samples import PYTHONS, dist_packages, in_venv, read_system, without
 
 
@@ -194,7 +185,7 @@ def test_tensorrt_without_a_driver_cannot_run():
 
 def test_an_unknown_jetson_linux_is_said_to_be_unknown():
     system = replace(read_system("jetpack-7.2"), l4t="45.1.0", jetpack=None)
-    assert "no JetPack release that is known" in one(examine(system), "platform").what
+    assert "a JetPack release that is not known" in one(examine(system), "platform").what
 
 
 @pytest.fixture

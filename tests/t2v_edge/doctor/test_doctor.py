@@ -12,8 +12,8 @@ import pytest
 from t2v_edge import cli
 from t2v_edge.bundle.bundle import Bundle, write_bundle
 from t2v_edge.device.system import System
-from t2v_edge.doctor.checks import FAIL, OK, WARN
 from t2v_edge.doctor.diagnosis import diagnose
+from t2v_edge.doctor.finding import FAIL, OK, WARN
 from t2v_edge.doctor.trial import EngineOpener, installed_engines
 from t2v_edge.engine.registry import BUILT, EngineOptions, available_engines, open_engine
 from t2v_edge.errors import EngineError
@@ -90,7 +90,7 @@ def test_a_nan_is_wrong_and_still_json(sound, tmp_path):
     engines = {"onnxruntime": EngineOpener(Wrong("text", lambda made: made * np.float32(np.nan)))}
     diagnosis = diagnose(read_system("cpu-x86"), sound.write(tmp_path / "b"), engines=engines)
     assert not diagnosis.can_run and "NaN or infinite" in golden_findings(diagnosis)[0].what
-    assert "no engine here plays text rightly in its default variant" in golden_findings(diagnosis)[1].what
+    assert "no engine here plays text correctly in its default variant" in golden_findings(diagnosis)[1].what
     json.dumps(diagnosis.to_json(), allow_nan=False)
 
 

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 
 from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.bundle.golden import Golden
+from t2v_edge.cli import main
 from t2v_edge.engine.base import EngineOptions
 from t2v_edge.engine.registry import available_engines, open_engine
 from t2v_edge.errors import CheckpointError, T2VError, UsageError
@@ -365,7 +366,7 @@ def test_too_few_captions_are_refused(make_checkpoint, tmp_path):
 
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit):
-        run_command("--help")
+        main(["export", "--help"])
     shown = capsys.readouterr().out
     assert "1e-4 (fp32)" in shown and "examples:" in shown and "--allow-code" in shown
 

@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from t2v_edge.bench.live.record import ClientRecord, Received, add_up, cue_offset, jitter_ms, latency
+from t2v_edge.bench.live.record import ClientRecord, Received, cue_offset, jitter_ms, latency, total
 from t2v_edge.bench.live.report import LiveLimits, LiveReport, LiveRun, ServerSide
 from t2v_edge.bench.live.run import LiveBenchOptions
 from t2v_edge.bench.live.script import CAPTIONS, Script, make_script
@@ -31,7 +31,7 @@ def watched(frames):
     """A record of (pts, arrival) and the like: the rest of `header`."""
     record = ClientRecord(FPS)
     for pts, at_s, *more in frames:
-        record.see(header(pts, *more), at_s)
+        record.frame_received(header(pts, *more), at_s)
     return record
 
 
@@ -45,9 +45,9 @@ def steady(count, start_s=10.0, first=0):
 def test_frames_on_their_schedule_have_no_jitter_no_drift_and_no_misses():
     record = watched(steady(101))
     assert jitter_ms([record]) == pytest.approx(0, abs=1e-6) and record.drift_frames() == pytest.approx(0, abs=1e-6)
-    seen = record.seen()
-    assert (seen.frames, seen.missed, seen.dropped, seen.late, seen.old) == (101, 0, 0, 0, 0)
-    assert seen.seconds == pytest.approx(4.0) and seen.gap_ms == pytest.approx(40)
+    received = record.received()
+    assert (received.frames, received.missed, received.dropped, received.late, received.old) == (101, 0, 0, 0, 0)
+    assert received.seconds == pytest.approx(4.0) and received.gap_ms == pytest.approx(40)
 
 
 def test_jitter_is_how_far_frames_come_from_their_own_times():
@@ -55,8 +55,8 @@ def test_jitter_is_how_far_frames_come_from_their_own_times():
     assert jitter_ms([watched(frames)]) == pytest.approx(12, abs=1e-6), "a tenth of them: the 95th percentile sees it"
     frames = [(pts, at_s + (0.012 if pts % 50 == 0 else 0.0)) for pts, at_s in steady(200)]
     assert jitter_ms([watched(frames)]) == pytest.approx(0, abs=1e-6)
-    assert watched([(pts, at + 0.021 * (pts == 7)) for pts, at in steady(100)]).seen().late == 1
-    assert watched([(pts, at + 0.019 * (pts == 7)) for pts, at in steady(100)]).seen().late == 0, "of 20 ms"
+    assert watched([(pts, at + 0.021 * (pts == 7)) for pts, at in steady(100)]).received().late == 1
+    assert watched([(pts, at + 0.019 * (pts == 7)) for pts, at in steady(100)]).received().late == 0, "of 20 ms"
 
 
 def test_drift_is_what_offsets_grow_by_in_frames_whatever_single_frames_do():
@@ -75,81 +75,81 @@ def test_frames_that_were_not_made_not_sent_or_replaced_are_told_apart():
             (8, 0.32, 1, 6),
         ]
     )  # one was made, and then the caption changed
-    seen = record.seen()
-    assert (seen.missed, seen.dropped, seen.replaced) == (2, 1, 1)
-    assert seen.gap_ms == pytest.approx(120)
+    received = record.received()
+    assert (received.missed, received.dropped, received.replaced) == (2, 1, 1)
+    assert received.gap_ms == pytest.approx(120)
 
 
 def test_at_half_the_rate_every_other_frame_is_missed_and_none_dropped():
-    seen = watched([(2 * n, n / 12.5, 0, n) for n in range(11)]).seen()
-    assert (seen.frames, seen.missed, seen.dropped) == (11, 10, 0)
+    received = watched([(2 * n, n / 12.5, 0, n) for n in range(11)]).received()
+    assert (received.frames, received.missed, received.dropped) == (11, 10, 0)
 
 
 @pytest.mark.parametrize("announced_first", [True, False])
 def test_a_caption_is_answered_by_the_first_frame_of_its_generation(announced_first):
     record = watched([(0, 0.0, 0)])
-    record.begin()
-    record.say(5, 1.0)
+    record.reset()
+    record.caption_sent(5, 1.0)
     showing = Showing(1, 5, 0, "x")
     if announced_first:
-        record.hear(showing)
-    record.see(header(1, 0), 1.01) if not announced_first else None
-    record.see(header(2, 1), 1.05)
-    record.see(header(3, 1), 1.09)
+        record.caption_shown(showing)
+    record.frame_received(header(1, 0), 1.01) if not announced_first else None
+    record.frame_received(header(2, 1), 1.05)
+    record.frame_received(header(3, 1), 1.09)
     if not announced_first:
-        record.hear(showing)
-    assert list(record.latencies_ms) == pytest.approx([50]) and not record.waits
-    assert record.seen().old == 0 and record.seen().lost == 0
+        record.caption_shown(showing)
+    assert list(record.latencies_ms) == pytest.approx([50]) and not record.is_waiting
+    assert record.received().old == 0 and record.received().lost == 0
 
 
 def test_a_caption_that_a_newer_one_outran_is_answered_by_the_newer_ones_frame_or_left_out():
     record = watched([(0, 0.0, 0)])
     for segment, at_s in ((1, 1.0), (2, 1.1), (3, 1.2)):
-        record.say(segment, at_s)
-    record.hear(Showing(1, 1, 0, "x"))
-    record.hear(Showing(2, 3, 0, "z"))  # the server took no notice of segment 2
-    assert record.waits
-    record.see(header(1, 2), 1.3)
+        record.caption_sent(segment, at_s)
+    record.caption_shown(Showing(1, 1, 0, "x"))
+    record.caption_shown(Showing(2, 3, 0, "z"))  # the server took no notice of segment 2
+    assert record.is_waiting
+    record.frame_received(header(1, 2), 1.3)
     assert list(record.latencies_ms) == pytest.approx([300, 100])
-    seen = record.seen()
-    assert (seen.captions, seen.answered, seen.overtaken, seen.lost) == (3, 2, 1, 0)
-    record.say(4, 2.0)
-    assert record.seen().lost == 1
+    received = record.received()
+    assert (received.captions, received.answered, received.overtaken, received.lost) == (3, 2, 1, 0)
+    record.caption_sent(4, 2.0)
+    assert record.received().lost == 1
 
 
 def test_a_frame_of_an_old_generation_is_counted_after_it_was_announced_or_seen():
     record = watched([(0, 0.0, 0)])
-    record.hear(Showing(1, 0, 0, "x"))
-    record.see(header(1, 0), 0.04)
-    record.see(header(2, 1), 0.08)
-    record.see(header(3, 0), 0.12)
-    assert record.seen().old == 2
+    record.caption_shown(Showing(1, 0, 0, "x"))
+    record.frame_received(header(1, 0), 0.04)
+    record.frame_received(header(2, 1), 0.08)
+    record.frame_received(header(3, 0), 0.12)
+    assert record.received().old == 2
 
 
 def test_what_was_before_the_beginning_is_not_counted():
     record = watched([*steady(10), (30, 12.0, 0, 40)])
-    record.say(0, 5.0)
-    record.begin()
-    record.see(header(31, 0, 41), 12.04)
-    record.hear(Showing(1, 0, 0, "x"))
-    record.see(header(32, 1, 42), 12.08)
-    seen = record.seen()
-    assert (seen.frames, seen.missed, seen.dropped, seen.captions, seen.answered) == (2, 0, 0, 0, 0)
-    assert seen.seconds == pytest.approx(0.04)
+    record.caption_sent(0, 5.0)
+    record.reset()
+    record.frame_received(header(31, 0, 41), 12.04)
+    record.caption_shown(Showing(1, 0, 0, "x"))
+    record.frame_received(header(32, 1, 42), 12.08)
+    received = record.received()
+    assert (received.frames, received.missed, received.dropped, received.captions, received.answered) == (2, 0, 0, 0, 0)
+    assert received.seconds == pytest.approx(0.04)
 
 
 def test_cues_are_held_against_their_own_times():
     record = watched([(0, 0.0, 0)])
-    record.say(0, sent_s=1.02, due_s=1.0)
-    record.hear(Showing(1, 0, 0, "x"))
-    record.see(header(1, 1), 1.06)
+    record.caption_sent(0, sent_s=1.02, due_s=1.0)
+    record.caption_shown(Showing(1, 0, 0, "x"))
+    record.frame_received(header(1, 1), 1.06)
     assert latency([record]).median_ms == pytest.approx(40) and cue_offset([record]).median_ms == pytest.approx(60)
 
 
 def test_clients_are_added_up():
-    seen = add_up([Received(10, 1.0, 1, 2, 3, 4, 5, 6, 5, 1, 50.0), Received(20, 2.0, 1, 1, 1, 1, 0, 2, 2, 0, 40.0)])
-    assert seen == Received(30, 2.0, 2, 3, 4, 5, 5, 8, 7, 1, 50.0)
-    assert jitter_ms([]) is None and add_up([]) == Received()
+    received = total([Received(10, 1.0, 1, 2, 3, 4, 5, 6, 5, 1, 50.0), Received(20, 2.0, 1, 1, 1, 1, 0, 2, 2, 0, 40.0)])
+    assert received == Received(30, 2.0, 2, 3, 4, 5, 5, 8, 7, 1, 50.0)
+    assert jitter_ms([]) is None and total([]) == Received()
 
 
 # What clients say.
@@ -197,7 +197,7 @@ def test_cues_come_at_their_times_and_lines_in_turn(tmp_path):
     for wrong in ({"every_s": 1.0}, {"switches": 3}):
         with pytest.raises(UsageError, match="their own times"):
             make_script(cues, **{"seconds": None, "every_s": None, "switches": None, **wrong})
-    with pytest.raises(UsageError, match="two of them say the third"):
+    with pytest.raises(UsageError, match="two of them give the third"):
         make_script(None, 1.0, 1.0, 1)
     with pytest.raises(CueError, match="cannot be read"):
         make_script(tmp_path / "absent.vtt", None, None, None)
@@ -307,7 +307,7 @@ def report(alone=None, **changes):
         ("drift_frames", 0.25, 0.2, "drift"),
         ("missed", 4, 3, "missed and dropped"),
         ("growth_mib_per_hour", 5.0, 4.0, "memory"),
-        ("slowdown_percent", 25.1, 24.9, "beside adversaries"),
+        ("slowdown_percent", 25.1, 24.9, "with adversaries"),
     ],
 )
 def test_each_limit_is_kept_at_its_border_and_broken_past_it(limit, kept, broken, words):
@@ -324,7 +324,7 @@ def test_each_limit_is_kept_at_its_border_and_broken_past_it(limit, kept, broken
 
 def test_frames_of_an_old_caption_and_a_lost_stream_break_every_run():
     assert LiveLimits().broken_by(report()) == []
-    old = report(seen=replace(report().run.seen, old=1))
+    old = report(received=replace(report().run.received, old=1))
     assert "1 frames of an old caption" in LiveLimits().broken_by(old)[0]
     assert LiveLimits().broken_by(report(broken="a client lost its stream")) == ["a client lost its stream"]
 

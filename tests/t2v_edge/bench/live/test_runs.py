@@ -163,19 +163,19 @@ def test_beside_adversaries_the_others_are_measured_twice(capsys):
             "1000000",
         )
         refused = server.metrics.value("t2v_refused_total", code="too_fast")
-    foes = found["run"]["adversaries"]
+    hostile = found["run"]["adversaries"]
     assert found["alone"]["adversaries"] is None and found["alone"]["answered"] >= 8
-    assert refused >= 1 and foes["flood_sessions"] > refused - 1, "thrown out, it comes back"
-    assert foes["flood_captions"] >= 60 and foes["mute_sessions"] >= 1
+    assert refused >= 1 and hostile["flood_sessions"] > refused - 1, "thrown out, it comes back"
+    assert hostile["flood_captions"] >= 60 and hostile["mute_sessions"] >= 1
     assert found["slowdown_percent"] is not None and found["run"]["answered"] >= 8
 
 
 def test_foes_of_each_kind_are_borne_and_leave_when_they_are_told():
     async def scenario():
         async with serving(limits=Limits(stall_s=0.3, penalty_s=0.1)) as server, a_neighbour(server):
-            async with HostileClients(server.url, None, None, mute=1, flood=1) as foes:
+            async with HostileClients(server.url, None, None, mute=1, flood=1) as hostile:
                 await until(lambda: server.metrics.value("t2v_refused_total", code="too_fast") >= 2)
-            assert foes.tally.flood_sessions >= 2 and foes.tally.mute_sessions >= 1
+            assert hostile.counts.flood_sessions >= 2 and hostile.counts.mute_sessions >= 1
             await until(lambda: server.client_count == 1)
 
     asyncio.run(scenario())
