@@ -45,7 +45,7 @@ COMMANDS = {
 NOT_QUICK = {
     "python3 -m venv .venv && . .venv/bin/activate": "makes the environment of the slow walk",
     "pip install -e '.[cpu,video,serve,export]'": "fills the environment of the slow walk",
-    "t2v-edge export checkpoints/small --recipe fast --ship chosen -o out/int8.bundle": "calibrates for a minute",
+    "t2v-edge export checkpoints/small --recipe fast -o out/int8.bundle": "calibrates for a minute",
     "t2v-edge export checkpoints/small --recipe fast --device jetson-orin-nano-8gb -o out/orin.bundle": "likewise",
     "t2v-edge bench out/small.bundle": "plays for half a minute",
     "t2v-edge compare out/int8.bundle --evaluator checkpoints/reference/evaluator -o out/report": "takes minutes",
