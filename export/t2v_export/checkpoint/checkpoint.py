@@ -19,6 +19,7 @@ from t2v_export.checkpoint.config import CheckpointConfig, parse_config
 from t2v_export.checkpoint.files import folder_sha256, needed_file, plain_file
 from t2v_export.checkpoint.weights import MAX_FILE_BYTES, load_weights, pack_weights, read_weights, tensors_sha256
 from t2v_export.models import build_stage
+from t2v_export.models.contract import spec_of
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TOKENIZER_BYTES = 64 << 20
@@ -47,7 +48,7 @@ class Checkpoint:
     @property
     def specs(self) -> Mapping[str, StageSpec]:
         """The contracts as a bundle has them: `frame` is uint8 (1, H, W, 3) RGB."""
-        specs: dict[str, StageSpec] = {stage: module.spec for stage, module in self.modules.items()}  # type: ignore[misc]
+        specs = {stage: spec_of(module) for stage, module in self.modules.items()}
         frame = TensorSpec("frame", (1, self.config.height, self.config.width, 3), "uint8")
         results = tuple(frame if r.name == "frame" else r for r in specs["render"].results)
         return {**specs, "render": replace(specs["render"], results=results)}
@@ -130,7 +131,7 @@ def _read_tokenizer(root: Path) -> str:
 def _check_specs(checkpoint: Checkpoint) -> None:
     config, specs = checkpoint.config, checkpoint.specs
     check_stages(specs["text"], specs["motion"], specs["render"])
-    frame = checkpoint.render.spec.results[0]  # type: ignore[union-attr,index]
+    frame = spec_of(checkpoint.render).results[0]
     wanted = TensorSpec("frame", (1, 3, config.height, config.width))
     if frame != wanted:
         raise CheckpointError(f"stage render: its spec must make {wanted}, not {frame}")
@@ -206,7 +207,15 @@ def with_stages(
     where the stages do not fit together.
     """
     tokenizer = checkpoint.tokenizer if tokenizer is None else tokenizer
-    made = replace(checkpoint, config=config, tokenizer=tokenizer, **modules)
+    stages = {**checkpoint.modules, **modules}
+    made = replace(
+        checkpoint,
+        config=config,
+        tokenizer=tokenizer,
+        text=stages["text"],
+        motion=stages["motion"],
+        render=stages["render"],
+    )
     _check_specs(made)
     digest = hashlib.sha256(_json(config.to_json()))
     for text in (tokenizer, made.card, *_own_code(made).values()):

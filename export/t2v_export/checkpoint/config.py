@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -118,7 +118,7 @@ def _stage(stage: str, data: Any) -> StageConfig:
     return StageConfig(table["class"], MappingProxyType(dict(options)))
 
 
-def _table(data: Any, where: str, needed: set[str], optional: set[str] = frozenset()) -> dict[str, Any]:  # type: ignore[assignment]
+def _table(data: Any, where: str, needed: Set[str], optional: Set[str] = frozenset()) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"config.json: {where} must be an object")
     missing, unknown = sorted(needed - set(data)), sorted(set(data) - needed - optional)

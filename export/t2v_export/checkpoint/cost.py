@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from t2v_edge.spec import StageSpec
 from t2v_export.checkpoint.checkpoint import Checkpoint
+from t2v_export.models.contract import spec_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class CheckpointCost:
 
 def checkpoint_cost(checkpoint: Checkpoint) -> CheckpointCost:
     """Count all three stages of a checkpoint."""
-    macs = {stage: count_macs(module, _spec(module)) for stage, module in checkpoint.modules.items()}
+    macs = {stage: count_macs(module, spec_of(module)) for stage, module in checkpoint.modules.items()}
     parameters = {stage: count_parameters(module) for stage, module in checkpoint.modules.items()}
     return CheckpointCost(macs, parameters, checkpoint.config.fps)
 
@@ -81,8 +82,3 @@ def plain_kernels() -> Iterator[None]:
         warnings.simplefilter("ignore", UserWarning)
         with torch.backends.mkldnn.flags(enabled=False):
             yield
-
-
-def _spec(module: nn.Module) -> StageSpec:
-    spec: StageSpec = module.spec  # type: ignore[assignment]
-    return spec

@@ -8,15 +8,18 @@ not what it is rounded to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2v_calibration.ranges import WEIGHT_LEVELS
+from t2v_export.models.contract import spec_of
 
+Layer = Union[nn.Conv2d, nn.ConvTranspose2d, nn.Linear]
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 MOMENTUM = 0.05  # of the moving range
 SAMPLED = 1 << 16  # elements of an input that its percentiles are read from
@@ -82,14 +85,14 @@ def quantize_aware(
     for name, layer in layers.items():
         if name not in skipped:
             rounding[name] = _Rounding(layer, bits, signed, percentile)
-            layer.forward = rounding[name]  # type: ignore[method-assign]
+            layer.forward = rounding[name]  # type: ignore[method-assign,assignment]
     return QuantizeAware(rounding)
 
 
 class _Rounding:
     """A layer's forward pass with a rounded weight and a rounded input."""
 
-    def __init__(self, layer: nn.Module, bits: int, signed: bool, percentile: float) -> None:
+    def __init__(self, layer: Layer, bits: int, signed: bool, percentile: float) -> None:
         self.layer, self.levels, self.signed, self.percentile = layer, WEIGHT_LEVELS[bits], signed, percentile
         self.axis = 1 if isinstance(layer, nn.ConvTranspose2d) and layer.groups == 1 else 0
         self.range: Tensor | None = None
@@ -101,10 +104,11 @@ class _Rounding:
             rounded = self._input(value.float()).to(value.dtype)
             weight = self._weight(layer.weight.float())
         if isinstance(layer, nn.Conv2d):
-            return layer._conv_forward(rounded, weight, layer.bias)
+            made: Tensor = layer._conv_forward(rounded, weight, layer.bias)
+            return made
         if isinstance(layer, nn.Linear):
             return F.linear(rounded, weight, layer.bias)
-        assert isinstance(layer, nn.ConvTranspose2d) and not rest
+        assert not rest and isinstance(layer.padding, tuple)
         return F.conv_transpose2d(
             rounded,
             weight,
@@ -158,14 +162,14 @@ def _rounded(value: Tensor, scale: Tensor) -> Tensor:
 def _example(module: nn.Module) -> list[Tensor]:
     device = next(module.parameters()).device
     made = []
-    for tensor in module.spec.inputs:  # type: ignore[union-attr]
+    for tensor in spec_of(module).inputs:
         whole = tensor.dtype.startswith("int")
         shape = tensor.shape
         made.append((torch.ones(shape, dtype=torch.int64) if whole else torch.full(shape, 0.1)).to(device))
     return made
 
 
-def _ends(module: nn.Module, layers: dict[str, nn.Module], example: Sequence[Tensor]) -> tuple[set[str], set[str]]:
+def _ends(module: nn.Module, layers: Mapping[str, nn.Module], example: Sequence[Tensor]) -> tuple[set[str], set[str]]:
     """Names of the first dense layers and of the last layers, from the graph that autograd records of one run."""
     outputs: dict[object, str] = {}  # what made a layer's output -> the layer
     inputs: list[tuple[str, object]] = []

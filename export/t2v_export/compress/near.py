@@ -7,6 +7,7 @@ from random import Random
 
 import tokenizers
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from t2v_edge.bundle.tokenizer import normalise
@@ -22,7 +23,7 @@ def near_words(checkpoint: Checkpoint, captions: Sequence[str], count: int) -> d
     module = checkpoint.text
     if not isinstance(module, TransformersText) or count == 0:
         return {}
-    table = functional.normalize(module.encoder.get_input_embeddings().weight.detach(), dim=1)
+    table: Tensor = functional.normalize(module.encoder.get_input_embeddings().weight.detach(), dim=1)
     tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer)
     tokenizer.no_padding()
     vocabulary = {i: token for token, i in tokenizer.get_vocab().items() if i < len(table)}

@@ -33,6 +33,11 @@ class SharpenGroups(nn.Module):
     forward: probabilities (batch, sum of groups), normal noise of the same shape -> weights of the same shape.
     """
 
+    rows: Tensor
+    back: Tensor
+    beyond: Tensor
+    sizes: Tensor
+
     def __init__(self, groups: Sequence[int], noise_gain: float = 30.0) -> None:
         super().__init__()
         self.groups = tuple(groups)
@@ -67,6 +72,10 @@ class LimbMaps(nn.Module):
     metres, `bones` (pairs of joints) and the `camera` (distance, height, pitch in radians, focal length in
     half-images).
     """
+
+    start: Tensor
+    end: Tensor
+    grid: Tensor
 
     def __init__(self, layout: Mapping[str, Any], resolution: int, depth: bool, gain: float = 4.0) -> None:
         super().__init__()
@@ -127,6 +136,7 @@ class PoseRenderer(nn.Module):
     """
 
     pixel_range = "0..1"
+    named: Tensor
 
     def __init__(
         self,
@@ -167,9 +177,10 @@ class PoseRenderer(nn.Module):
             nn.Linear(motion_size + look_width, stem_width), nn.BatchNorm1d(stem_width), nn.LeakyReLU(0.2)
         )
         self.stem = Stem(stem_width, channels[0], 4, 4)
-        self.maps = nn.ModuleDict({str(size): LimbMaps(layout, size, size in depth_maps) for size in maps})
+        limb_maps = {str(size): LimbMaps(layout, size, size in depth_maps) for size in maps}
+        self.maps = nn.ModuleDict(limb_maps)
         self.squeeze = nn.ModuleDict(
-            {size: nn.Sequential(nn.Conv2d(m.channels, map_width, 1), nn.ReLU()) for size, m in self.maps.items()}
+            {size: nn.Sequential(nn.Conv2d(m.channels, map_width, 1), nn.ReLU()) for size, m in limb_maps.items()}
             if map_width
             else {}
         )
@@ -177,7 +188,7 @@ class PoseRenderer(nn.Module):
         self.biases = nn.ModuleDict()
         for level, (inputs, outputs) in enumerate(zip(channels[:-1], channels[1:])):
             size = 4 << level
-            extra = (map_width or self.maps[str(size)].channels) if size in maps else 0
+            extra = (map_width or limb_maps[str(size)].channels) if size in maps else 0
             self.blocks.append(UpBlock(inputs + extra, outputs, upsample, residual=residual))
             if size * 2 in bias_levels:
                 self.biases[str(size * 2)] = nn.Linear(sum(groups), outputs)
@@ -204,4 +215,5 @@ class PoseRenderer(nn.Module):
             size *= 2
             bias = self.biases[str(size)](look)[:, :, None, None] if str(size) in self.biases else None
             x = block(x, bias)
-        return self.pixels(x)
+        pixels: Tensor = self.pixels(x)
+        return pixels

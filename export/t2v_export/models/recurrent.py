@@ -46,7 +46,7 @@ class MemoryCell(nn.LSTMCell):
         return torch.sigmoid(leave) * torch.tanh(c), c
 
 
-CELLS = {"gru": GatedCell, "lstm": MemoryCell}
+CELLS: dict[str, type[GatedCell | MemoryCell]] = {"gru": GatedCell, "lstm": MemoryCell}
 
 
 def make_cell(cell: str, inputs: int, hidden: int) -> GatedCell | MemoryCell:
@@ -54,6 +54,11 @@ def make_cell(cell: str, inputs: int, hidden: int) -> GatedCell | MemoryCell:
     if cell not in CELLS:
         raise ValueError(f"cell {cell!r} is not one of {', '.join(CELLS)}")
     return CELLS[cell](inputs, hidden)
+
+
+def cells_of(layers: nn.ModuleList) -> list[GatedCell | MemoryCell]:
+    """The cells of a list of layers made with `make_cell`."""
+    return [cell for cell in layers if isinstance(cell, (GatedCell, MemoryCell))]
 
 
 class RecurrentMotion(nn.Module):
@@ -131,7 +136,7 @@ class RecurrentMotion(nn.Module):
             noises = (*noises[:-1], (code == code.max(dim=1, keepdim=True).values).to(code.dtype))
         x = torch.cat([condition, *noises, *([states[-1]] if self.feedback else [])], dim=1)
         following: list[Tensor] = []
-        for cell in self.cells:
+        for cell in cells_of(self.cells):
             first = len(following)
             following += cell.step(x, states[first : first + cell.states])
             x = following[first]

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from t2v_edge.spec import NoiseSpec, StageSpec, StateSpec
 from t2v_export.models.contract import motion_spec
-from t2v_export.models.recurrent import make_cell
+from t2v_export.models.recurrent import GatedCell, MemoryCell, cells_of, make_cell
 
 PARENTS = (-1, 0, 1, 2, 3, 0, 5, 6, 7, 0, 9, 10, 9, 12, 13, 9, 15, 16, 14, 17)
 POSE_SIZE = 74
@@ -62,7 +62,8 @@ def project_bones(joints: Tensor, lengths: Tensor, matrices: tuple[Tensor, Tenso
     bones = torch.matmul(joints.flatten(-2), to_bones).unflatten(-1, (20, 3))
     unit = bones / (bones.square().sum(-1, keepdim=True) + 1e-12).sqrt()
     kept = torch.cat([bones[..., :1, :], (unit * lengths.unsqueeze(-1))[..., 1:, :]], -2)
-    return torch.matmul(kept.flatten(-2), to_joints).unflatten(-1, (20, 3))
+    placed: Tensor = torch.matmul(kept.flatten(-2), to_joints).unflatten(-1, (20, 3))
+    return placed
 
 
 def turn(points: Tensor, cosine: Tensor, sine: Tensor, down: float = 0.0) -> Tensor:
@@ -101,10 +102,10 @@ def to_camera(pose: Tensor, cosine: Tensor, sine: Tensor, place: Tensor) -> Tens
     return torch.cat([flat[..., :60], floor, flat[..., 60:], pose[..., PRESENCE]], -1)
 
 
-def _run(cell: nn.Module, x: Tensor, states: tuple[Tensor, ...], *, fused: bool) -> tuple[Tensor, ...]:
+def _run(cell: GatedCell | MemoryCell, x: Tensor, states: tuple[Tensor, ...], *, fused: bool) -> tuple[Tensor, ...]:
     """One cell, by torch's fused kernel or written out in operators that export plainly."""
     if not fused:
-        return tuple(cell.step(x, states))
+        return cell.step(x, states)
     kept = cell(x, states[0] if cell.states == 1 else states)
     return (kept,) if cell.states == 1 else tuple(kept)
 
@@ -122,6 +123,15 @@ class SkeletalMotion(nn.Module):
 
     Of the condition only the first `action_size` numbers are read. Raises ValueError for a `motion_size` other than 75.
     """
+
+    mean: Tensor
+    deviation: Tensor
+    bones: Tensor
+    neutral: Tensor
+    codes: Tensor
+    unused: Tensor
+    to_bones: Tensor
+    to_joints: Tensor
 
     def __init__(
         self,
@@ -201,7 +211,7 @@ class SkeletalMotion(nn.Module):
 
     def cell_states(self) -> tuple[str, ...]:
         """Names of the cells' states, in order."""
-        letters = ("h", "c")[: self.cells[0].states]
+        letters = ("h", "c")[: cells_of(self.cells)[0].states]
         if len(self.cells) == 1:
             return letters
         return tuple(f"{letter}{layer}" for layer in range(len(self.cells)) for letter in letters)
@@ -214,11 +224,11 @@ class SkeletalMotion(nn.Module):
         `pose` is the last one in normal units. In training the cells run fused, elsewhere as plain operators.
         """
         x = functional.relu(self.enter(torch.cat([pose, self.embed(self.choose(action, style))], 1)))
-        each, following = self.cells[0].states, []
-        for layer, cell in enumerate(self.cells):
-            kept = _run(cell, x, states[layer * each : (layer + 1) * each], fused=self.training)
-            following += kept
-            x = kept[0]
+        following: list[Tensor] = []
+        for cell in cells_of(self.cells):
+            first = len(following)
+            following += _run(cell, x, states[first : first + cell.states], fused=self.training)
+            x = following[first]
         plain = self.leave(x) * self.deviation + self.mean
         joints = project_bones(plain[:, JOINTS].unflatten(1, (20, 3)), self.bones, (self.to_bones, self.to_joints))
         return torch.cat([joints.flatten(1), plain[:, STEP.start :]], 1), tuple(following)

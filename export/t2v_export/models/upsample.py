@@ -6,7 +6,7 @@ transposed convolution (DCGAN, Radford et al., 2016) or convolution + pixel shuf
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,11 +23,15 @@ SQUASHES = ("smooth", "clip")
 
 def make_activation(name: str) -> nn.Module:
     """relu, leaky_relu (slope 0.2), silu, or none; raises ValueError for another."""
-    makers = {"relu": nn.ReLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), "silu": nn.SiLU, "none": nn.Identity}
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "relu": nn.ReLU,
+        "leaky_relu": lambda: nn.LeakyReLU(0.2),
+        "silu": nn.SiLU,
+        "none": nn.Identity,
+    }
     if name not in makers:
         raise ValueError(f"activation {name!r} is not one of {', '.join(makers)}")
-    made: nn.Module = makers[name]()
-    return made
+    return makers[name]()
 
 
 def double(in_channels: int, out_channels: int, mode: str, bias: bool) -> nn.Sequential:
@@ -77,9 +81,9 @@ class UpBlock(nn.Module):
         """`bias` (batch, out, 1, 1), where given, is added before the first activation."""
         normed: Tensor = self.norm(self.up(x))
         made: Tensor = self.activation(normed if bias is None else normed + bias)
-        if self.second is None or self.skip is None:
-            return made
-        return self.activation(self.second(made) + self.skip(x))
+        if self.second is not None and self.skip is not None:
+            made = self.activation(self.second(made) + self.skip(x))
+        return made
 
 
 class ClippedLinear(nn.Module):

@@ -51,7 +51,8 @@ class PairCritic:
     def judge(self, made: Tensor) -> Tensor:
         """What the student has to lower."""
         self.network.requires_grad_(False)
-        return -self.network(self._pairs(made)).mean()
+        loss: Tensor = -self.network(self._pairs(made)).mean()
+        return loss
 
     def learn(self, made: Tensor, wanted: Tensor) -> Tensor:
         """One update of the critic; its loss."""

@@ -119,9 +119,9 @@ class MotionTrainer:
             self.stream_noises[name].copy_(torch.where(_like(anew, value), value, self.stream_noises[name]))
         for state in self.shared:  # where a start is drawn, both must start from the same
             self.mine[state.input].copy_(self.theirs[state.input])
-        for spec in self.spec.noises:
-            if spec.cadence == "step":
-                self.step_noises[spec.input].copy_(self.draws.noise(spec, self.length))
+        for noise in self.spec.noises:
+            if noise.cadence == "step":
+                self.step_noises[noise.input].copy_(self.draws.noise(noise, self.length))
         self.condition.copy_(self.captions.advance(self.length))
         share = TAUGHT_FIRST + (TAUGHT_LAST - TAUGHT_FIRST) * min(1.0, 2 * progress)
         self.taught.copy_(some(share)[:, None])

@@ -52,7 +52,8 @@ def image_modules(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, tu
     def note(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.dim() == 4:
-                found[name] = tuple(output.shape[1:])  # type: ignore[assignment]
+                channels, height, width = output.shape[1:]
+                found[name] = channels, height, width
 
         return hook
 
@@ -70,9 +71,9 @@ def alike(teacher: Mapping[str, tuple[int, int, int]], student: Mapping[str, tup
     Not those of 256 and more: they cost more than all others, and the frames themselves are compared.
     """
     last: dict[tuple[int, int], str] = {}
-    for name, (channels, *size) in teacher.items():
-        if name in student and student[name][1:] == tuple(size) and channels > 3 and 8 <= size[0] < 256:
-            last[tuple(size)] = name  # type: ignore[index]
+    for name, (channels, height, width) in teacher.items():
+        if name in student and student[name][1:] == (height, width) and channels > 3 and 8 <= height < 256:
+            last[height, width] = name
     return tuple(last.values())
 
 
@@ -118,7 +119,7 @@ class RenderTrainer:
         self.groups = Groups(groups, device) if groups and max(groups) > 1 else None
         if device.type == "cuda":
             for module in (self.teacher, student):
-                module.to(memory_format=torch.channels_last)
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.low = 0.0 if getattr(self.teacher, "pixel_range", "-1..1") == "0..1" else -1.0
         held = generators(device, seed + 1)
         pairs = MEASURED[device.type] // 2

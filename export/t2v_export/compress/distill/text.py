@@ -91,14 +91,21 @@ def vary(
 def conditions(module: nn.Module, tokenizer: CaptionTokenizer, captions: Sequence[str], device: torch.device) -> Tensor:
     """What a text module makes of captions, (n, C) float32 on `device`."""
     ids, mask = tokens(tokenizer, captions)
-    made = [module(i.to(device), m.to(device)) for i, m in zip(ids.split(256), mask.split(256))]
-    return torch.cat([m[0] if isinstance(m, tuple) else m for m in made]).float()
+    made = [_condition(module, i.to(device), m.to(device)) for i, m in zip(ids.split(256), mask.split(256))]
+    return torch.cat(made).float()
+
+
+def _condition(module: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    made = module(ids, mask)
+    condition: Tensor = made[0] if isinstance(made, tuple) else made
+    return condition
 
 
 def tokens(tokenizer: CaptionTokenizer, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Token ids and mask, int64 (n, tokens). Raises `CaptionError` for a caption that cannot be tokenized."""
     made = [tokenizer(caption) for caption in captions]
-    return tuple(torch.from_numpy(np.concatenate([getattr(t, n) for t in made])) for n in ("ids", "mask"))  # type: ignore[return-value]
+    ids, mask = (torch.from_numpy(np.concatenate([getattr(t, n) for t in made])) for n in ("ids", "mask"))
+    return ids, mask
 
 
 class TextTrainer:
@@ -132,8 +139,9 @@ class TextTrainer:
         trained = [*trained, *(vary(c, chooser, near, beside) for _ in range(VARIATIONS) for c in trained)]
         reader, writer = tokenizers
         self.bank, self.held = (
-            CaptionBank(*(t.to(device) for t in tokens(writer, some)), conditions(teacher, reader, some, device))
+            CaptionBank(ids.to(device), mask.to(device), conditions(teacher, reader, some, device))
             for some in (trained, order[:held])
+            for ids, mask in (tokens(writer, some),)
         )
         self.groups = getattr(getattr(student, "head", None), "groups", None)
         self.scale = self.bank.condition.std(0).clamp(min=1e-3)
@@ -158,9 +166,8 @@ class TextTrainer:
     def loss(self, student: nn.Module, ids: Tensor, mask: Tensor, condition: Tensor) -> Tensor:
         """Nats a group, or mean squared error in units of each number's spread."""
         if self.groups is None:
-            made = student(ids, mask)
-            made = made[0] if isinstance(made, tuple) else made
-            return ((made.float() - condition) / self.scale).square().mean()
+            error = (_condition(student, ids, mask).float() - condition) / self.scale
+            return error.square().mean()
         logits: Callable[..., Tensor] = student.logits  # type: ignore[assignment]
         divergence = [
             functional.kl_div(part.float().log_softmax(1), wanted, reduction="batchmean")
@@ -172,8 +179,7 @@ class TextTrainer:
     def measure(self, student: nn.Module) -> Mapping[str, float]:
         """On held-out captions: `held_loss`, and `error`, the mean largest difference of a number of the condition."""
         ids, mask, condition = self.held.rows(torch.arange(len(self.held), device=self.device))
-        made = student(ids, mask)
-        made = made[0] if isinstance(made, tuple) else made
+        made = _condition(student, ids, mask)
         return {
             "held_loss": float(self.loss(student, ids, mask, condition)),
             "error": float((made - condition).abs().amax(1).mean()),

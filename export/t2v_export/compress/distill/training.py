@@ -80,7 +80,8 @@ def teach(
     With a `folder` its state is saved there every half minute, and where one is found the training goes on from it: on
     a CPU to the same weights as without the stop. Raises `TrainingError` where a loss is no longer finite.
     """
-    average, log, done = Average(lesson.student), [], 0
+    average, done = Average(lesson.student), 0
+    log: list[dict[str, Any]] = []
     file = folder / f"{lesson.name}.state.pt" if folder else None
     if file is not None and file.exists():
         done, log = _resume(lesson, average, file)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from t2v_calibration.calibration_set import Feeds
 from t2v_edge.errors import UsageError
-from t2v_edge.spec import StageSpec
 from t2v_export.checkpoint.config import StageConfig
 from t2v_export.compress.prune.design import Design, Path, WidthOption
 from t2v_export.compress.prune.importance import feed
 from t2v_export.compress.prune.trace import Trace
 from t2v_export.compress.prune.units import Place
+from t2v_export.models.contract import spec_of
 
 # rounding of sums in another order, relative to the largest output
 TOLERANCE = 1e-3
@@ -85,7 +85,7 @@ def check_cut(
         for (name, axis), indices in removed.items():
             if (name, axis) in trace.readers and name in state:
                 state[name].index_fill_(axis, indices, 0.0)
-        old, new = _spec(module), _spec(made)
+        old, new = spec_of(module), spec_of(made)
         inputs = feed(old, samples)
         full = silenced(*inputs)
         small = made(*(keep(t.name, value, removed) for t, value in zip(old.inputs, inputs)))
@@ -100,11 +100,6 @@ def check_cut(
                 f"stage {stage}: {spec.name} changes when unused units are taken out: the class computes with its "
                 f"widths in a way that pruning does not follow; leave {stage}_keep at 1 and rebuild it smaller instead"
             )
-
-
-def _spec(module: nn.Module) -> StageSpec:
-    spec: StageSpec = module.spec  # type: ignore[assignment]
-    return spec
 
 
 def _shown(numbers: Mapping[Path, int]) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 from t2v_edge.spec import StageSpec
 from t2v_export.checkpoint.config import CheckpointConfig, StageConfig
 from t2v_export.compress.prune.units import Family, Place
+from t2v_export.models.contract import spec_of
 from t2v_export.models.text import TransformersText
 
 Path = tuple[Any, ...]
@@ -145,8 +146,7 @@ def _changed(options: Mapping[str, Any], values: Mapping[Path, int]) -> dict[str
 def shapes(module: nn.Module) -> dict[Place, int]:
     """Sizes of every axis of a module's weights and of its states' inputs."""
     found = {(k, axis): size for k, v in module.state_dict().items() for axis, size in enumerate(v.shape)}
-    spec: StageSpec = module.spec  # type: ignore[assignment]
-    return found | {(s.input, axis): size for s in spec.states for axis, size in enumerate(s.shape)}
+    return found | {(s.input, axis): size for s in spec_of(module).states for axis, size in enumerate(s.shape)}
 
 
 def row_option(design: Design, table: str, rows: int) -> Path | None:
@@ -208,7 +208,7 @@ def _knob(
         if smaller is None:
             continue
         after = shapes(smaller)
-        if set(after) != set(before) or not _same_contract(design.module.spec, smaller.spec):  # type: ignore[arg-type]
+        if set(after) != set(before) or not _same_contract(spec_of(design.module), spec_of(smaller)):
             return None
         lost = {place: before[place] - after[place] for place in before if before[place] != after[place]}
         if not lost or any(v < 0 or v % step for v in lost.values()):

@@ -86,7 +86,7 @@ class _Energies(TorchDispatchMode):
     """Sums the squares of what each weight reads, channel by channel."""
 
     def __init__(self, module: nn.Module, axes: Mapping[str, int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.axes = axes
         self.names = {t.untyped_storage().data_ptr(): n for n, t in module.state_dict().items() if n in axes}
         self.sums: dict[str, Tensor] = {}

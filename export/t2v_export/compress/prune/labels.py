@@ -63,7 +63,7 @@ class Labels(TorchDispatchMode):
     ids: Tensor | None = None
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def add_weight(self, name: str, tensor: Tensor) -> None:
         """Make the atoms of a parameter or stored buffer."""
@@ -107,8 +107,8 @@ class Labels(TorchDispatchMode):
 
     def meet(self, all_labels: list[Tensor], shape: Any) -> Tensor:
         """Labels of numbers computed from tensors of these labels, element by element, broadcast to `shape`."""
-        real = [self._bare(labels, all_labels, shape) for labels in all_labels]
-        real = [labels.expand(shape) for labels in real if labels is not None]
+        bare = [self._bare(labels, all_labels, shape) for labels in all_labels]
+        real = [labels.expand(shape) for labels in bare if labels is not None]
         if not real:
             return torch.zeros((), dtype=torch.int64).expand(shape)
         kept = real[0]
@@ -186,9 +186,9 @@ class Labels(TorchDispatchMode):
         tensors = [a for a in flat([args, kwargs]) if isinstance(a, Tensor)]
         tags = [self.tags.get(t) for t in tensors]
         if len(tensors) == 1 and tags[0] is not None and tags[0].weight:
-            moved = [flat(replay(func, args, kwargs, {id(tensors[0]): labels})) for labels in tags[0].axes]
+            by_axis = [flat(replay(func, args, kwargs, {id(tensors[0]): labels})) for labels in tags[0].axes]
             for i, result in enumerate(results):
-                self.tags[result] = Tag(tuple(m[i] for m in moved), True, tags[0].name)
+                self.tags[result] = Tag(tuple(moved[i] for moved in by_axis), True, tags[0].name)
             return
         moved = flat(replay(func, args, kwargs, {id(t): self.labels(t) for t in tensors}))
         for labels, result in zip(moved, results):

@@ -59,7 +59,7 @@ def _layers(module: TransformersText) -> tuple[str, nn.ModuleList]:
 def _layer_names(module: TransformersText) -> set[str]:
     """What the config calls the number of layers."""
     config = module.encoder.config
-    return {"num_hidden_layers", config.attribute_map.get("num_hidden_layers", "num_hidden_layers")}  # type: ignore[union-attr,operator,return-value]
+    return {"num_hidden_layers", config.attribute_map.get("num_hidden_layers", "num_hidden_layers")}
 
 
 def _pooled(module: TransformersText, name: str, kept: Sequence[int], batches: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -68,7 +68,7 @@ def _pooled(module: TransformersText, name: str, kept: Sequence[int], batches: S
     part.encoder = copy.deepcopy(module.encoder)
     layers = part.encoder.get_submodule(name)
     parent, _, last = name.rpartition(".")
-    setattr(part.encoder.get_submodule(parent), last, nn.ModuleList(layers[i] for i in kept))  # type: ignore[index]
+    setattr(part.encoder.get_submodule(parent), last, nn.ModuleList(layers[i] for i in kept))
     with torch.no_grad():
         return torch.cat([part.pooled(*batch) for batch in batches])
 

@@ -26,6 +26,7 @@ from t2v_export.compress.prune.positions import prune_positions
 from t2v_export.compress.prune.trace import Trace, trace_stage
 from t2v_export.compress.prune.vocabulary import prune_vocabulary
 from t2v_export.graph.from_torch import run_torch
+from t2v_export.models.contract import spec_of
 from t2v_export.recipe import Prune
 
 ROUNDS = 4  # of planning, where a plan's own count of multiply-accumulates differs from what the cut module needs
@@ -140,7 +141,7 @@ def _open(
 ) -> _Stage:
     """Trace a stage and score its units. `weight` is how much the stage counts in the budget's `measure`."""
     module = checkpoint.modules[name]
-    spec = checkpoint.modules[name].spec
+    spec = spec_of(module)
     design, trace = Design(name, checkpoint.config, module, checkpoint.folder / "encoder"), trace_stage(module, spec)
     knobs = find_knobs(design, trace.families)
     scores = score_families(module, spec, trace, options.criterion, samples, seed) if knobs else []
@@ -175,7 +176,7 @@ def _cost(checkpoint: Checkpoint, name: str, measure: str) -> int:
     module = checkpoint.modules[name]
     if measure == "parameters":
         return count_parameters(module)
-    return count_macs(module, module.spec)
+    return count_macs(module, spec_of(module))
 
 
 def _weight(checkpoint: Checkpoint, name: str) -> int:

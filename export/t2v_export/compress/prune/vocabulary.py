@@ -25,6 +25,7 @@ from t2v_export.compress.near import near_words
 from t2v_export.compress.prune.cut import load_cut
 from t2v_export.compress.prune.design import ENCODER, Design, Path, row_option, shapes
 from t2v_export.compress.prune.trace import trace_stage
+from t2v_export.models.contract import spec_of
 
 MODELS = ("WordPiece", "WordLevel", "Unigram")
 _PLACEHOLDER = re.compile(r"\[\w+\]|<\w+>")  # such as BERT's [unused0] and T5's <extra_id_0>
@@ -42,7 +43,7 @@ def prune_vocabulary(checkpoint: Checkpoint, captions: Sequence[str], near: int 
     tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer)
     kept = kept_tokens(checkpoint.tokenizer, captions, tokenizer_spec(checkpoint).pad_id)
     alike = {word for words in near_words(checkpoint, captions, near).values() for word in words}
-    kept = sorted({*kept, *(tokenizer.token_to_id(word) for word in alike)})
+    kept = sorted({*kept, *(i for word in alike if (i := tokenizer.token_to_id(word)) is not None)})
     whole = tokenizer.get_vocab_size()
     names = {i: token for token, i in tokenizer.get_vocab().items()}
     others = [i for i in sorted(set(names) - set(kept)) if not _PLACEHOLDER.fullmatch(names[i])]
@@ -135,7 +136,7 @@ def _renumber_template(processor: Any, places: dict[int, int]) -> None:
 
 def _table(design: Design) -> tuple[Path, str, int]:
     """The number that sizes the table of tokens, the table's name, and its rows."""
-    tables = trace_stage(design.module, design.module.spec).tables  # type: ignore[arg-type]
+    tables = trace_stage(design.module, spec_of(design.module)).tables
     before = shapes(design.module)
     for table in tables:
         rows = before[table, 0]
