@@ -22,11 +22,11 @@ def paired_differences(candidate: Readings, baseline: Readings, seed: int) -> di
     1947). Slots that no caption names are left out.
     """
     generator = np.random.Generator(np.random.PCG64(seed))
-    one, other, told = candidate.right(), baseline.right(), candidate.named != UNNAMED
+    one, other, named = candidate.right(), baseline.right(), candidate.named != UNNAMED
     found = {
-        slot: paired(one[told[:, i], i], other[told[:, i], i], generator)
+        slot: paired(one[named[:, i], i], other[named[:, i], i], generator)
         for i, slot in enumerate(candidate.slots)
-        if told[:, i].any()
+        if named[:, i].any()
     }
     return found | {"all": paired(np.all(one, 1), np.all(other, 1), generator)}
 
