@@ -1,9 +1,9 @@
-"""Quantization-aware training: layers of a torch stage round as the INT8 graph will, and gradients pass through.
+"""Quantization-aware training: layers of a torch stage round as the INT8 graph will.
 
-Weights are rounded for each output channel, symmetrically, inputs for each tensor, with ranges that follow what is
-seen; the straight-through estimator of Bengio et al. (2013) trains the float weights (Jacob et al., CVPR 2018). A
-BatchNorm that will be folded needs no care: a positive factor for each output channel changes a weight's scale and
-not what it is rounded to.
+Weights have a symmetric grid for each output channel. Inputs have one grid for each tensor, and its range follows what
+is seen. Gradients pass the rounding unchanged (straight-through estimator, Bengio et al., 2013; Jacob et al., CVPR
+2018). A BatchNorm behind a layer may be folded later: a positive factor for each output channel changes only the scale
+of its weights.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SAMPLED = 1 << 16  # elements of an input that its percentiles are read from
 
 
 class QuantizeAware:
-    """The rounding attached to a module: a context manager, or call `remove`. The module is changed in nothing else.
+    """The rounding attached to a module: a context manager, or call `remove`.
 
-    `layers`: names of those that round. Ranges of inputs are observed in training mode and kept in evaluation mode;
-    `state_dict` and `load_state_dict` carry them over a stop.
+    `layers`: names of the layers that round. Ranges of inputs are observed in training mode and kept in evaluation
+    mode. `state_dict` and `load_state_dict` store and restore them.
     """
 
     def __init__(self, rounding: dict[str, _Rounding]) -> None:
@@ -73,10 +73,10 @@ def quantize_aware(
     """Make the convolutions and linear layers of a stage round in `forward`, until the result is removed.
 
     bits: of weights, 7 or 8 (`Quantize.weight_bits`). signed: inputs have the grid of `int8`, else of `int8-u8`.
-    keep_first, keep_last: as in the quantize pass, dense layers that a float input reaches through no other layer, and
-    layers after which no other comes, stay in float. percentile: share of an input's values that its range holds.
-    example: inputs to trace the module with, by default of the shapes in its `spec`. Recurrent cells stay in float.
-    Works on any device and under autocast; the rounding itself is computed in float32.
+    keep_first, keep_last: as in the quantize pass, which layers stay in float. percentile: percent of an input's values
+    that its range holds. example: inputs to trace the module with, by default made from its `spec`.
+
+    Recurrent cells stay in float. It works on any device and under autocast. The rounding is computed in float32.
     """
     layers = {name: part for name, part in module.named_modules() if isinstance(part, LAYERS)}
     first, last = _ends(module, layers, _example(module) if example is None else example)

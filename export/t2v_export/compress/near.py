@@ -1,4 +1,4 @@
-"""Words that an encoder takes for nearly the same, by its table of tokens: what a caption's words may stand for."""
+"""Words that an encoder takes for nearly the same, by its table of tokens."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from t2v_export.models.text import TransformersText
 
 
 def near_words(checkpoint: Checkpoint, captions: Sequence[str], count: int) -> dict[str, tuple[str, ...]]:
-    """For each word of the captions that is one token, the `count` whole words nearest to it by cosine, nearest first.
+    """For each word of the captions that is one token, the `count` whole words nearest to it, nearest first.
 
-    Nothing where the text stage is no transformers encoder, or `count` is 0.
+    Nearness is the cosine of the encoder's token embeddings. Empty if the text stage is not a transformers encoder, or
+    `count` is 0.
     """
     module = checkpoint.text
     if not isinstance(module, TransformersText) or count == 0:

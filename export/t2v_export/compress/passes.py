@@ -1,4 +1,4 @@
-"""A recipe's passes from checkpoint to smaller checkpoint; each finished one is kept by what it was made from."""
+"""The passes of a recipe, from checkpoint to smaller checkpoint. Finished passes are kept by what they were made from."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ READ_BY = {"text": ("near", "corpus"), "render": (*LOSSES, "quantization_aware")
 
 @dataclass(frozen=True)
 class PassOptions:
-    """`seed` of everything random; `store` of finished work; `device` to train on; `only_stage`: distil this one alone
-    and keep it, so that stages may be trained side by side, each by a process of its own.
+    """How passes run: `seed` of everything random, `store` of finished work, `device` to train on.
+
+    `only_stage`: train this stage alone and keep it. So several processes can train one stage each.
     """
 
     seed: int = 0
@@ -56,10 +57,10 @@ class Compressed:
 
 
 def compress(checkpoint: Checkpoint, recipe: Recipe, options: PassOptions = PassOptions()) -> Compressed:
-    """Run a recipe's checkpoint passes in order. What a store holds is not made again.
+    """Run a recipe's checkpoint passes in order. What the store holds is not made again.
 
-    The teacher of every distill pass is the checkpoint as it came. Raises `UsageError`, `CheckpointError`,
-    `CaptionError`, `CalibrationError` and `TrainingError`.
+    The teacher of every distill pass is `checkpoint` itself. Raises `UsageError`, `CheckpointError`, `CaptionError`,
+    `CalibrationError` and `TrainingError`.
     """
     current, key = checkpoint, content_key(checkpoint=checkpoint.sha256, seed=options.seed, version=VERSION)
     logs: dict[str, Sequence[Mapping[str, Any]]] = {}
@@ -165,18 +166,18 @@ def _distilled(
     kept = options.store.load(key)
     if kept is not None:
         try:
-            return _taught(student.modules[stage], kept, stage)
+            return _trained(student.modules[stage], kept, stage)
         except (CheckpointError, RuntimeError, KeyError, ValueError):
             pass  # a damaged entry is made again
-    lessons = DistillOptions(teacher, student, one, captions, options.seed, options.device, options.progress)
-    module, log = distill_stage(lessons, stage, options.store.workplace(key))
+    setup = DistillOptions(teacher, student, one, captions, options.seed, options.device, options.progress)
+    module, log = distill_stage(setup, stage, options.store.workplace(key))
     files = {f"{stage}.safetensors": pack_weights(module.state_dict()), LOG: json.dumps(log).encode()}
     options.store.save(key, files)
     options.store.clear_workplace(key)
-    return _taught(student.modules[stage], files, stage)
+    return _trained(student.modules[stage], files, stage)
 
 
-def _taught(
+def _trained(
     student: torch.nn.Module, files: Mapping[str, bytes], stage: str
 ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
     """A stage's module as its training left it, rounded to float16 as a checkpoint's weights are; and the log."""

@@ -21,12 +21,12 @@ SEED = 0  # of weights that start fresh
 
 
 def rebuild_checkpoint(checkpoint: Checkpoint, options: Rebuild, allow_code: bool = False) -> Checkpoint:
-    """The checkpoint with one stage built anew, some of its options changed.
+    """The checkpoint with one stage built again, some of its options changed.
 
-    Weights whose name and shape fit are carried over; the others start as the class starts them, always the same. Of an
-    encoder of transformers only the stage's own options can change. `allow_code` permits to import `module:Class` from
-    the checkpoint's folder. Raises `CheckpointError` for an option that the class refuses, `UsageError` for one of
-    the encoder's.
+    Weights whose name and shape fit keep their values. The others start as the class starts them, with a fixed seed. Of
+    a transformers encoder only the stage's own options can change. `allow_code` permits to import `module:Class` from
+    the checkpoint's folder. Raises `CheckpointError` for an option that the class refuses, `UsageError` for one of the
+    encoder's.
     """
     stage, config = options.stage, checkpoint.config
     before = config.stages[stage]

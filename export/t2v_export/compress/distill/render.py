@@ -1,8 +1,8 @@
-"""The render lesson: the student draws what the teacher draws of the same motion, condition and noise.
+"""The trainer of the render stage: the student draws what the teacher draws of the same motion, condition and noise.
 
-Beside the frames' own differences the student learns from the teacher's features through 1x1 convolutions that only
-training knows (Romero et al., FitNets, ICLR 2015; Ren et al., OMGD, ICCV 2021), from how frames change in time, from
-what another caption changes in a frame, and, where it is asked for, from a critic of pairs of frames.
+It learns from the frames themselves, from how they change in time, and from what another caption changes in them. It
+also learns from the teacher's features, through 1x1 convolutions that exist in training alone (Romero et al., FitNets,
+ICLR 2015; Ren et al., OMGD, ICCV 2021). A critic of pairs of frames can be added.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from t2v_export.compress.distill.training import LearningRate, UpdateReplay, aut
 from t2v_export.compress.fake_quant import QuantizeAware, quantize_aware
 
 RENEW = 500
-"""Updates after which the teacher's motion is played anew."""
+"""Updates after which the teacher plays other motion."""
 
 STREAMS_PER_PAIR = 8
 EDGE_WEIGHT = 4.0
@@ -78,10 +78,11 @@ def alike(teacher: Mapping[str, tuple[int, int, int]], student: Mapping[str, tup
 
 
 class RenderTrainer:
-    """One update learns from `batch` frames in pairs: two moments of a stream, up to a base step apart, or, with a
-    weight of `contrast`, in every second pair one moment as two captions show it. Where the condition has `groups` of
-    probabilities, those captions differ in one of them. What differs then counts as much as a whole frame, however
-    small it is: a person's skin may be a hundredth of the pixels, and a mean over all of them hardly knows it.
+    """One update learns from `batch` frames in pairs: two moments of a stream, up to a base step apart.
+
+    With a weight of `contrast`, every second pair shows one moment as two captions describe it. If the condition has
+    `groups` of probabilities, these captions differ in one group. The pixels that differ then count as much as a whole
+    frame, however few they are.
     """
 
     name = "render"
@@ -158,7 +159,7 @@ class RenderTrainer:
             self.critic.set_rate(0.3 * rate)
 
     def _changed(self) -> list[Tensor]:
-        """What an update changes, but for the optimizers' moments."""
+        """The tensors that an update changes, without the optimizers' moments."""
         critic = self.critic.network.state_dict().values() if self.critic is not None else ()
         return [*self.student.state_dict().values(), *self.bridges.parameters(), *critic]
 
@@ -179,8 +180,9 @@ class RenderTrainer:
         return bool((one - other).abs().max() > EDGE)
 
     def _draw_pairs(self, played: Trajectories, pairs: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Inputs of the render stage for `pairs` pairs, the first of all of them in front: motion, condition and noises
-        as a stream at a high frame rate interpolates them.
+        """Inputs of the render stage for `pairs` pairs: all first moments, then all second moments.
+
+        Motion, condition and noises are interpolated as in a stream at a high frame rate.
         """
         steps, streams = played.motion.shape[:2]
         device = played.motion.device
@@ -269,9 +271,11 @@ class RenderTrainer:
 
     @torch.no_grad()
     def measure(self, student: nn.Module) -> Mapping[str, float]:
-        """On streams that are never trained on: `psnr` of frames in dB, mean and 5th percentile; `temporal_error`, the
-        mean error of a pair's change over the teacher's mean change; and `contrast_error`, the mean difference from the
-        teacher, 0 to the pixels' range, where two captions differ.
+        """Figures on streams that are not trained on.
+
+        `psnr`: of frames in dB; `psnr_low`: its 5th percentile. `temporal_error`: mean error of a pair's change,
+        relative to the teacher's mean change. `contrast_error`: mean difference from the teacher where two captions
+        differ, in the range of pixels.
         """
         size = 32
         parts = [student(*rows) for rows in zip(*(t.split(size) for t in self.held))]
@@ -318,7 +322,7 @@ class RenderTrainer:
 
 
 class Groups:
-    """The groups of probabilities in a condition, of which a caption may name one value each."""
+    """The groups of probabilities in a condition. A caption may name one value of each."""
 
     def __init__(self, sizes: Sequence[int], device: torch.device, used: Sequence[int] | None = None) -> None:
         self.sizes = tuple(sizes)
@@ -339,7 +343,7 @@ class Groups:
         return Groups(self.sizes, even.device, used) if used else None
 
     def apart(self, conditions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Conditions (n, C) twice, that name two different values of one group each, drawn anew for each row."""
+        """Two variants of conditions (n, C) that name different values of one random group in each row."""
         count, device = len(conditions), conditions.device
         share, first, step = torch.rand((3, count), generator=generator, device=device)
         group = self.used[(share * len(self.used)).long()]

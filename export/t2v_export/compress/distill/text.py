@@ -1,4 +1,4 @@
-"""The text lesson: the student gives a caption the condition that the teacher gives it."""
+"""The trainer of the text stage: the student gives a caption the condition that the teacher gives it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from t2v_export.compress.distill.training import autocast, generators
 from t2v_export.compress.near import replaced
 
 VARIATIONS = 12
-"""How often each caption comes again with words left out and exchanged, so that the student learns the teacher's doubts
-as well, and what it makes of word after word that the captions never say.
-"""
+"""Variations of each caption, from which the student also learns where the teacher is unsure."""
 
 DROPPED, REPLACED, EXCHANGED = 0.2, 0.2, 0.3
 HELD_OUT = 0.05
@@ -43,7 +41,7 @@ class CaptionBank:
 
 
 class Neighbours:
-    """Which words, or Chinese characters, captions say before and after which."""
+    """The words, or Chinese characters, that captions have before and after each word."""
 
     def __init__(self, captions: Sequence[str]) -> None:
         before: dict[str, set[str]] = {}
@@ -56,14 +54,14 @@ class Neighbours:
         self._before, self._after = ({w: sorted(s) for w, s in d.items()} for d in (before, after))
 
     def exchange(self, words: list[str], share: float, chooser: random.Random) -> list[str]:
-        """The words with about a `share` of them exchanged for one that some caption says beside the same neighbour."""
+        """The words, about a `share` of them exchanged for others that some caption has next to the same neighbour."""
         made = list(words)
         for i in range(len(made)):
             if chooser.random() < share:
                 left = chooser.random() < 0.5
-                beside = i - 1 if left else i + 1
-                if 0 <= beside < len(made):
-                    options = (self._after if left else self._before).get(made[beside])
+                place = i - 1 if left else i + 1
+                if 0 <= place < len(made):
+                    options = (self._after if left else self._before).get(made[place])
                     made[i] = chooser.choice(options) if options else made[i]
         return made
 
@@ -74,10 +72,10 @@ def vary(
     near: Mapping[str, Sequence[str]] = {},
     neighbours: Neighbours | None = None,
 ) -> str:
-    """The caption without some of its words, or Chinese characters, and with some of them replaced by `near` ones or
-    exchanged for what has stood beside their `neighbours`.
+    """A variation of a caption: some words, or Chinese characters, are left out or replaced.
 
-    How many is drawn anew each time, from none to twice the usual share.
+    A word is replaced by a `near` one, or exchanged for one that stood next to the same of its `neighbours`. How many
+    words change is random, from none to twice the usual share.
     """
     words = replaced(_WORD.findall(caption), near, REPLACED, chooser)
     if neighbours is not None:
@@ -135,8 +133,8 @@ class TextTrainer:
         held = max(1, int(HELD_OUT * len(captions)))
         order = chooser.sample(list(captions), len(captions))
         trained = order[held:] or order
-        beside = Neighbours(trained)
-        trained = [*trained, *(vary(c, chooser, near, beside) for _ in range(VARIATIONS) for c in trained)]
+        neighbours = Neighbours(trained)
+        trained = [*trained, *(vary(c, chooser, near, neighbours) for _ in range(VARIATIONS) for c in trained)]
         reader, writer = tokenizers
         self.bank, self.held = (
             CaptionBank(ids.to(device), mask.to(device), conditions(teacher, reader, some, device))

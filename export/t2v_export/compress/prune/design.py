@@ -29,9 +29,9 @@ SHARED = ("condition_size", "motion_size", "height", "width", "folder")
 class WidthOption:
     """A number of a stage's options that is a width, and the units it counts.
 
-    `paths`: where it stands (a list's entry has its index); the encoder's heads and width are one knob of two numbers.
-    `value` is the first number; `scale` what each number is per unit of it. `families` with the units of each that
-    one less of the knob takes, `lost` the indices that leave each place with it.
+    `paths`: where its numbers stand; the entry of a list has its index. The encoder's heads and width are one option of
+    two numbers. `value`: the first number. `scale`: what each number is per unit of `value`. `families`: with the units
+    of each that leave when the value falls by one. `lost`: how many indices then leave each place.
     """
 
     paths: tuple[Path, ...]
@@ -47,15 +47,15 @@ class WidthOption:
         return f"{first}" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
 
     def values(self, value: int) -> dict[Path, int]:
-        """The numbers to build with where the knob is `value`."""
+        """The numbers to build with for a `value`."""
         return {path: value * scale for path, scale in zip(self.paths, self.scale)}
 
 
 class Design:
-    """A stage's class with all its options, those left at their defaults included.
+    """A stage's class with all its options, defaults included.
 
-    `options` are what config.json would say; an encoder of transformers has its settings under ``encoder`` besides,
-    which its own config.json holds. `folder` is what a text class gets as its own.
+    `options` are those of config.json. A transformers encoder also has its own settings, under ``encoder``. `folder` is
+    the encoder's folder, which a text class is given.
     """
 
     def __init__(self, stage: str, config: CheckpointConfig, module: nn.Module, folder: FilePath | None = None) -> None:
@@ -159,11 +159,11 @@ def row_option(design: Design, table: str, rows: int) -> Path | None:
     return None
 
 
-def find_knobs(design: Design, families: tuple[Family, ...]) -> tuple[WidthOption, ...]:
+def find_width_options(design: Design, families: tuple[Family, ...]) -> tuple[WidthOption, ...]:
     """The numbers that are widths of prunable units and of nothing else.
 
-    Each number is tried a little smaller; the axes of weights that shrink with it must be explained, index for index,
-    by whole units. A number that also sizes something else (an input, a table, a kernel) is no width.
+    Each number is tried a little smaller. The axes of weights that shrink with it must be explained, index for index,
+    by whole units. A number that also sizes an input, a table or a kernel is left alone.
     """
     before = shapes(design.module)
     candidates: list[tuple[tuple[Path, ...], tuple[int, ...], int]] = [
@@ -174,16 +174,16 @@ def find_knobs(design: Design, families: tuple[Family, ...]) -> tuple[WidthOptio
     heads, width = (ENCODER, "num_attention_heads"), (ENCODER, "hidden_size")
     numbers = _canonical(design)
     if heads in numbers and width in numbers and numbers[width] % numbers[heads] == 0:
-        # last: where heads have a size of their own, they and the width are knobs by themselves
+        # last: where heads have a size of their own, they and the width are options by themselves
         candidates.append(((heads, width), (1, numbers[width] // numbers[heads]), numbers[heads]))
-    knobs: list[WidthOption] = []
+    found: list[WidthOption] = []
     taken: set[int] = set()
     for paths, scale, value in candidates:
-        knob = _knob(design, before, families, paths, scale, value)
-        if knob is not None and not taken.intersection(id(f) for f, _ in knob.families):
-            taken.update(id(f) for f, _ in knob.families)
-            knobs.append(knob)
-    return tuple(knobs)
+        made = _width_option(design, before, families, paths, scale, value)
+        if made is not None and not taken.intersection(id(f) for f, _ in made.families):
+            taken.update(id(f) for f, _ in made.families)
+            found.append(made)
+    return tuple(found)
 
 
 def _canonical(design: Design) -> dict[Path, int]:
@@ -195,7 +195,7 @@ def _canonical(design: Design) -> dict[Path, int]:
     return {(ENCODER, n): getattr(config, n) for n in names if isinstance(getattr(config, n, None), int)}
 
 
-def _knob(
+def _width_option(
     design: Design,
     before: Mapping[Place, int],
     families: tuple[Family, ...],

@@ -50,9 +50,9 @@ class Tag:
 
 @dataclass
 class Labels(TorchDispatchMode):
-    """Within it, every operator that torch runs hands labels from its inputs to its results.
+    """A dispatch mode in which every operator of torch hands labels from its inputs to its results.
 
-    Found by the way: `readers`, the axes by which weights read; `calls`, the products; `tables` looked up by `ids`.
+    It also collects `readers`, the axes by which weights read; `calls`, the products; and `tables` looked up by `ids`.
     """
 
     atoms: Atoms
@@ -118,7 +118,7 @@ class Labels(TorchDispatchMode):
         return self.atoms.roots(kept)
 
     def _bare(self, labels: Tensor, others: list[Tensor], shape: Any) -> Tensor | None:
-        """The labels, or None where they say nothing of the result: all `NONE`, or repeated along another's units."""
+        """The labels, or None if they do not label the result: all `NONE`, or repeated along another's units."""
         if not bool((core(labels) != NONE).any()):
             return None
         padded = (1,) * (len(shape) - labels.ndim) + tuple(labels.shape)

@@ -21,9 +21,9 @@ from t2v_export.models.text import TransformersText
 def prune_layers(checkpoint: Checkpoint, count: int, samples: Sequence[Feeds]) -> Checkpoint:
     """The checkpoint with `count` layers of its text encoder.
 
-    One layer after the other leaves, each time the one without which the pooled text changes least on `samples`: what
-    Block Influence estimates (Men et al., 2024) is measured, as an encoder for captions is small. Raises `UsageError`
-    for a class that is no encoder of transformers, and one whose layers are not one list.
+    Layers leave one by one: each time the layer without which the pooled text changes least on `samples`. So what Block
+    Influence (Men et al., 2024) estimates is measured. Raises `UsageError` if the stage is not a transformers encoder,
+    or its layers are not one list.
     """
     module = checkpoint.text
     if not isinstance(module, TransformersText):
@@ -74,7 +74,7 @@ def _pooled(module: TransformersText, name: str, kept: Sequence[int], batches: S
 
 
 def _renamed(module: TransformersText, name: str, kept: Sequence[int]) -> dict[str, Tensor]:
-    """The weights of the layers kept, numbered anew, and all others."""
+    """The weights of the layers kept, with new numbers, and all others."""
     pattern = re.compile(re.escape(f"encoder.{name}.") + r"(\d+)\.")
     places = {old: new for new, old in enumerate(kept)}
     state = {}

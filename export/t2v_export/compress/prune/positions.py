@@ -1,4 +1,4 @@
-"""Positions that no caption reaches: an encoder made for long texts has a row for each of theirs."""
+"""Table rows for positions that no caption reaches, which an encoder for long texts has."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SAMPLES = 8
 
 
 def prune_positions(checkpoint: Checkpoint, captions: Sequence[str]) -> Checkpoint:
-    """The checkpoint without the last rows of those tables of its text stage that are not looked up by token.
+    """The checkpoint without unused last rows of its text stage's tables of positions.
 
-    Some of the `captions`, and one of full length, show which rows are read. The conditions stay exactly what they
-    were. A table stays as it is where its rows are no option of the class, or where their number changes conditions.
+    Some of the `captions`, and one of full length, show which rows are read. Conditions stay exactly the same. A table
+    keeps its rows if their number is not an option of the class, or if it changes conditions.
     """
     module = checkpoint.text
     ids, mask = tokens(caption_tokenizer(checkpoint), captions[:SAMPLES])

@@ -1,4 +1,4 @@
-"""Small operations on tensors of labels, most of which repeat themselves along most of their axes (stride 0)."""
+"""Small operations on tensors of labels. Most of these tensors repeat along most axes (stride 0)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """A vocabulary without the tokens that a caption corpus never uses.
 
-What stays: special and added tokens, every token of one character (with a continuation prefix or without), and the
-tokens that the corpus is split into. As the tokens that are left are a part of those that were, WordPiece's
-longest match, Unigram's best path and WordLevel's look-up split the corpus as before; a word that was one token and
-is not in the corpus falls back to shorter tokens and at last to its characters.
+Kept are special and added tokens, every token of one character (with or without a continuation prefix), and the tokens
+of the corpus. The rest of the tokenizer is unchanged, so WordPiece, Unigram and WordLevel split the corpus as before.
+Another word that was one token falls back to shorter tokens, at last to its characters.
 """
 
 from __future__ import annotations
@@ -34,10 +33,9 @@ _PLACEHOLDER = re.compile(r"\[\w+\]|<\w+>")  # such as BERT's [unused0] and T5's
 def prune_vocabulary(checkpoint: Checkpoint, captions: Sequence[str], near: int = 0, size: int = 0) -> Checkpoint:
     """The checkpoint with the tokens that `captions`, and `near` words for each of theirs, need.
 
-    The condition of each caption stays exactly what it was. Where that is less than `size`, further tokens stay in the
-    order of their numbers: most tokenizers are sorted by how often tokens occur, so these are common words. Raises
-    `UsageError` for a tokenizer of another kind than `MODELS`, and for a text class in which no number of its options
-    is the size of its table of tokens.
+    The condition of each caption stays exactly the same. Further tokens stay up to `size`, in the order of their
+    numbers: most tokenizers put common words first. Raises `UsageError` for a tokenizer of another kind than `MODELS`,
+    and for a text class without an option that is the size of its table of tokens.
     """
     design = Design("text", checkpoint.config, checkpoint.text, checkpoint.folder / "encoder")
     tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer)
