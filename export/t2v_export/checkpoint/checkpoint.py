@@ -55,10 +55,10 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path | str, allow_code: bool = False) -> Checkpoint:
-    """Read and check a checkpoint folder; `allow_code` permits to import `module:Class` files beside its config.
+    """Read and check a checkpoint folder. `allow_code` permits to import the `module:Class` files in it.
 
-    Raises `CheckpointError` naming the file, weight or setting and the remedy, `SpecError` where the stages do
-    not fit together. No file outside the folder is read, no pickle is opened, no encoder code is run.
+    Raises `CheckpointError` with the file, weight or setting and the remedy, `SpecError` if the stages do not fit
+    together. No file outside the folder is read, no pickle is opened, no encoder code is run.
     """
     root = Path(path)
     if not root.is_dir():
@@ -180,10 +180,9 @@ def save_checkpoint(
 
 
 def save_loaded(checkpoint: Checkpoint, path: Path | str, dtype: torch.dtype = torch.float16) -> None:
-    """Write a checkpoint that is in memory, whole or not at all: its evaluator and its own code come along.
+    """Write a loaded checkpoint, with its evaluator and its own code, whole or not at all.
 
-    Both are read from the folder the checkpoint, or the one it was made from, was loaded from. Raises
-    `CheckpointError`.
+    Evaluator and code are read from `checkpoint.folder`. Raises `CheckpointError`.
     """
     evaluator = {name: plain_file(checkpoint.folder, name, MAX_FILE_BYTES) for name in EVALUATOR_FILES}
     save_checkpoint(
@@ -201,10 +200,10 @@ def save_loaded(checkpoint: Checkpoint, path: Path | str, dtype: torch.dtype = t
 def with_stages(
     checkpoint: Checkpoint, config: CheckpointConfig, modules: Mapping[str, nn.Module], tokenizer: str | None = None
 ) -> Checkpoint:
-    """A new checkpoint with these modules in place of its own (those not given stay), and a hash of what it now is.
+    """A new checkpoint with other modules, and the hash of its new content. Stages that are not given stay.
 
-    `folder` stays the one it came from: evaluator and user classes are there. Raises `CheckpointError` and `SpecError`
-    where the stages do not fit together.
+    `folder` stays the original one: evaluator and user classes are there. Raises `CheckpointError` and `SpecError` if
+    the stages do not fit together.
     """
     tokenizer = checkpoint.tokenizer if tokenizer is None else tokenizer
     stages = {**checkpoint.modules, **modules}

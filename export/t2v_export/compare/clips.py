@@ -1,4 +1,4 @@
-"""Clips played frame by frame through every mix at once: pixel differences, temporal quality, and pictures of both."""
+"""Clips played frame by frame in every mix at once: pixel differences, temporal quality, and pictures."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def play_clip(engines: WorkerEngines, task: ClipTask) -> Clip:
 
 
 class _Film:
-    """A clip in progress. A sequence is (bundle, render variant, take): mixes that share one share its frames."""
+    """A clip in progress. A sequence is (bundle, render variant, take); mixes of the same sequence share its frames."""
 
     def __init__(self, engines: WorkerEngines, caption: int) -> None:
         setting = engines.setting

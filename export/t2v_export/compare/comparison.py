@@ -32,12 +32,11 @@ from t2v_export.evaluate.workers import Work, perform
 class CompareOptions:
     """How much to play, and how.
 
-    captions: to play, caption i with `seed` + i; those with slots are judged by the evaluator in `evaluator`, None
-    for none. clips, seconds: how many captions are played whole, and for how long. drift_runs, drift_steps: how many
-    are run freely, and for how many base steps. pictures: of how many clips. against: a bundle or a checkpoint folder
-    to compare with as well. judged: the mix that demands are about. engine, processes: who plays, each process on
-    one thread. timing: measure latency and memory; without it, nothing in the report depends on the machine's speed.
-    allow_code: see `load_checkpoint`.
+    captions: caption i is played with `seed` + i; those with slots are judged. evaluator: its folder, or None. clips,
+    seconds: how many captions are played whole, and for how long. drift_runs, drift_steps: how many free runs, and
+    their base steps. pictures: clips that are shown. against: a bundle or a checkpoint folder to compare with as well.
+    judged: the mix that demands are about. engine, processes: each process plays on one thread. timing: measure latency
+    and memory; without it the report does not depend on the machine's speed. allow_code: see `load_checkpoint`.
     """
 
     captions: tuple[SlottedCaption, ...]
@@ -69,8 +68,9 @@ class CompareOptions:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """All that was measured, before it is put into words. `default`: the mix that is the bundle's default mix.
-    `judged`: the mix that demands are about.
+    """All that was measured, as numbers.
+
+    `default`: name of the bundle's default mix. `judged`: name of the mix that demands are about.
     """
 
     options: CompareOptions

@@ -32,8 +32,9 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class CompareBudget:
-    """What is demanded of the mix that is judged. max_drop: of all-attributes accuracy, percentage points. min_psnr:
-    mean PSNR in dB of frames rendered alone.
+    """Demands on the judged mix.
+
+    max_drop: of all-attributes accuracy, percentage points. min_psnr: mean PSNR in dB of frames rendered alone.
     """
 
     max_drop: float | None = None
@@ -215,7 +216,7 @@ def _ratios(one: TemporalSums | None, other: TemporalSums | None) -> Json | None
 
 
 def change(one: float | None, other: float | None) -> float | None:
-    """From `other` to `one`, percent; None where that cannot be said."""
+    """The change from `other` to `one` in percent, or None if it is undefined."""
     if one is None or other is None:
         return None
     if one == other:

@@ -1,4 +1,4 @@
-"""The passes of a recipe, from checkpoint to smaller checkpoint. Finished passes are kept by what they were made from."""
+"""The passes of a recipe, from checkpoint to smaller checkpoint. Finished ones are kept by what they were made from."""
 
 from __future__ import annotations
 

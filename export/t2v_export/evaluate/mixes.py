@@ -28,11 +28,11 @@ class VariantMix:
 
 
 def mixes_of(bundle: Bundle) -> tuple[tuple[VariantMix, ...], str]:
-    """A bundle's mixes, FP32 first, and the name of the one that is its default mix.
+    """A bundle's mixes, FP32 first, and the name of its default mix.
 
-    Every variant is a mix, FP32 where it lacks a stage, and so is the default mix, unless it is the same as that of
-    one of the others but FP32: a default of FP32 alone is played by itself, which shows that playing repeats exactly.
-    Raises `UsageError` where a stage has no FP32, or a variant a name that means something else here.
+    Each variant is a mix; FP32 fills the stages that it lacks. The default mix is added unless another variant's mix
+    equals it. A default of FP32 alone is added too: playing it shows that playing repeats exactly. Raises `UsageError`
+    if a stage has no FP32, or a variant has a name with another meaning here.
     """
     manifest = bundle.manifest
     exact = manifest.variants.get(EXACT, {})
@@ -57,7 +57,7 @@ def mixes_of(bundle: Bundle) -> tuple[tuple[VariantMix, ...], str]:
 
 
 def mix_called(name: str, mixes: Sequence[VariantMix], default: str) -> VariantMix:
-    """The mix of a bundle called `name`, ``default`` being its default mix; raises `UsageError` naming them all."""
+    """The mix of a bundle called `name`; ``default`` means its default mix. Raises `UsageError` with all names."""
     known = {mix.name: mix for mix in mixes if mix.name != AGAINST}
     known[DEFAULT] = known[default]
     if name not in known:
@@ -113,10 +113,10 @@ class EnginePool:
 
 @dataclass(frozen=True)
 class Comparable:
-    """What of two models can be set side by side step by step and pixel by pixel; anything else only as statistics.
+    """Which results of two models can be compared step by step and pixel by pixel. Others are compared as statistics.
 
-    `motion`, `states`: the motion vectors, the recurrent states have one meaning. `frames`: frames show the same
-    moment at the same size. `render`: one renderer can draw the other's motion.
+    `motion`, `states`: motion vectors and recurrent states have one meaning. `frames`: frames show the same moment at
+    the same size. `render`: one renderer can draw the other's motion.
     """
 
     motion: bool

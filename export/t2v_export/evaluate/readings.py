@@ -37,7 +37,10 @@ def proportion(right: int, count: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Readings:
-    """What captions named and what was read: int (n, slots) each; `UNNAMED` where a caption says nothing of a slot."""
+    """What captions named and what was read: int (n, slots) each.
+
+    `UNNAMED` in `named` means that the caption does not name the slot.
+    """
 
     slots: tuple[str, ...]
     named: NDArray[np.int64]

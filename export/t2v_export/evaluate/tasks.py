@@ -1,4 +1,4 @@
-"""What a worker of a comparison is told and has open, and its first task: captions read by the evaluator."""
+"""The settings and engines of a comparison's workers, and their first task: captions read by the evaluator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WARM_UP_S = 1.0
 
 @dataclass(frozen=True)
 class Pair:
-    """A candidate and what it is measured against, by mix name."""
+    """A candidate and its baseline, by mix name."""
 
     candidate: str
     baseline: str

@@ -1,4 +1,4 @@
-"""Short ways to write the `StageSpec` of a stage class; the names and shapes are those of docs/formats.md."""
+"""The `StageSpec` of a stage class: read from a module, or made. docs/formats.md has the names and shapes."""
 
 from __future__ import annotations
 

@@ -67,8 +67,9 @@ def project_bones(joints: Tensor, lengths: Tensor, matrices: tuple[Tensor, Tenso
 
 
 def turn(points: Tensor, cosine: Tensor, sine: Tensor, down: float = 0.0) -> Tensor:
-    """Turn points (..., k, 3) about the vertical by an angle given as its cosine and sine, each (..., 1), and lower
-    them by `down`.
+    """Points (..., k, 3) turned about the vertical and lowered by `down`.
+
+    The angle is given as its cosine and sine, each (..., 1).
     """
     x, y, z = points[..., 0], points[..., 1] - down, points[..., 2]
     return torch.stack([cosine * x + sine * z, y, cosine * z - sine * x], -1)
@@ -91,8 +92,8 @@ def _rotate(direction: Tensor, angle: Tensor) -> Tensor:
 def to_camera(pose: Tensor, cosine: Tensor, sine: Tensor, place: Tensor) -> Tensor:
     """Motion vectors (..., 75) of poses (..., 74) facing a cosine and sine (..., 1) at `place` (..., 2), metres.
 
-    Joints (x, y - 0.9, z) times 2; floor phase sin(pi x), sin(pi z), cos(pi x), cos(pi z) of the place; the
-    prop's ends as the joints; presence. The angle is heading plus camera yaw; the place is already turned by the yaw.
+    They hold joints (x, y - 0.9, z) times 2; the floor phase sin(pi x), sin(pi z), cos(pi x), cos(pi z) of the place;
+    the prop's ends like joints; presence. The angle is heading plus camera yaw. The place is already turned by the yaw.
     """
     points = torch.cat([pose[..., JOINTS], pose[..., PROP]], -1).unflatten(-1, (22, 3))
     turned = turn(points, cosine, sine, _HIP_HEIGHT)
@@ -113,15 +114,16 @@ def _run(cell: GatedCell | MemoryCell, x: Tensor, states: tuple[Tensor, ...], *,
 class SkeletalMotion(nn.Module):
     """One step of the reference model's motion: condition, style, view, jitter and states in, motion out.
 
-    ``noise.style`` (1, style_size) is drawn once a stream and chooses, of each action, one of `choices` ways to do it:
-    the one whose stored code it points at most (a softmax, so that the step stays differentiable);
-    ``noise.view`` (1, 1) in 0..1 is the camera's yaw in turns; ``noise.jitter`` (1, 74), drawn at every step, is
-    added to the last pose and keeps quiet actions alive (MoCoGAN's motion noise; Tulyakov et al., CVPR 2018).
-    States: the cell's, ``pose`` (1, 74) the last output in normal units, ``place`` (1, 2) of the hip in metres,
-    modulo the floor's period, and ``heading`` (1, 2) as cosine and sine. Bones have exactly their lengths and no
-    joint lies under the floor, in what is shown and in what is fed back.
+    ``noise.style`` (1, style_size), drawn once a stream, chooses one of `choices` variants of each action: the one
+    whose stored code is nearest in direction, by a softmax. ``noise.view`` (1, 1) in 0..1 is the camera's yaw in turns.
+    ``noise.jitter`` (1, 74), drawn at every step, is added to the last pose and keeps quiet actions alive (MoCoGAN's
+    motion noise; Tulyakov et al., CVPR 2018).
 
-    Of the condition only the first `action_size` numbers are read. Raises ValueError for a `motion_size` other than 75.
+    States: the cell's; ``pose`` (1, 74), the last output in normal units; ``place`` (1, 2) of the hip in metres, modulo
+    the floor's period; ``heading`` (1, 2) as cosine and sine. Bones keep their lengths exactly and no joint lies under
+    the floor, in the output and in what is fed back.
+
+    Only the first `action_size` numbers of the condition are read. Raises ValueError for a `motion_size` other than 75.
     """
 
     mean: Tensor
@@ -182,7 +184,7 @@ class SkeletalMotion(nn.Module):
         self.unused.copy_(unused.flatten().to(self.unused) * -100.0)
 
     def choose(self, action: Tensor, style: Tensor) -> Tensor:
-        """Weights (n, action_size * choices) of the ways to move: an action's probability goes to its chosen way."""
+        """Weights (n, action_size * choices) of the variants: an action's probability goes to its chosen variant."""
         logits = STYLE_SHARPNESS * torch.matmul(style, self.codes.T) + self.unused
         ways = torch.softmax(logits.unflatten(1, (self.action_size, self.choices)), -1)
         return (ways * action.unsqueeze(-1)).flatten(1)

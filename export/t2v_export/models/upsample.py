@@ -1,7 +1,7 @@
 """Upsampling renderers: a linear stem, then blocks that each double the size.
 
-Norm is BatchNorm straight after a convolution, so that it folds into it; upsampling is resize + convolution,
-transposed convolution (DCGAN, Radford et al., 2016) or convolution + pixel shuffle (Shi et al., 2016).
+Norm is BatchNorm directly behind a convolution, and folds into it. Upsampling is resize and convolution, transposed
+convolution (DCGAN, Radford et al., 2016), or convolution and pixel shuffle (Shi et al., 2016).
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def double(in_channels: int, out_channels: int, mode: str, bias: bool) -> nn.Seq
 class UpBlock(nn.Module):
     """Double the size: upsampling convolution, norm, activation; (batch, in, h, w) -> (batch, out, 2h, 2w).
 
-    With `residual`, a second 3x3 convolution follows and a 1x1 convolution of the input, resized, is added
-    before the last activation (TFGAN, Balaji et al., 2019, without its conditional norm).
+    With `residual`, a second 3x3 convolution follows. A 1x1 convolution of the input, resized, is added before the last
+    activation (TFGAN, Balaji et al., 2019, without its conditional norm).
     """
 
     def __init__(
@@ -105,9 +105,9 @@ class ClippedLinear(nn.Module):
 class ToPixels(nn.Module):
     """The last convolution and squashing: (batch, in, h, w) -> (batch, 3, h, w) in `pixel_range`.
 
-    Of the kinds "shuffle", a pixel shuffle of the convolution's channels, and "transpose", a transposed convolution,
-    height and width double, and nothing is convolved at the size of the frame. `squash`: "smooth", tanh or sigmoid, or
-    "clip", a `ClippedLinear`: the convolution gives the pixels themselves, so that INT8 ends on their own 256 levels.
+    kind: "conv"; "shuffle", a pixel shuffle of the convolution's channels; or "transpose", a transposed convolution.
+    The last two double height and width, so nothing is convolved at the size of the frame. squash: "smooth", tanh or
+    sigmoid; or "clip", a `ClippedLinear`, where the convolution gives the pixels and INT8 ends on their own 256 levels.
     """
 
     def __init__(

@@ -269,8 +269,8 @@ def test_layers_round_at_the_end_of_a_quantization_aware_training(teacher):
 def test_exchanged_words_are_such_as_stand_beside_that_neighbour():
     import random
 
-    beside = Neighbours(["a red shirt", "a blue shirt", "one green hat"])
-    made = {tuple(beside.exchange(["a ", "red ", "shirt"], 0.5, random.Random(i))) for i in range(200)}
+    neighbours = Neighbours(["a red shirt", "a blue shirt", "one green hat"])
+    made = {tuple(neighbours.exchange(["a ", "red ", "shirt"], 0.5, random.Random(i))) for i in range(200)}
     assert {words[1] for words in made} == {"red ", "blue "} and {words[0] for words in made} == {"a "}
     assert {words[2] for words in made} == {"shirt"}
 

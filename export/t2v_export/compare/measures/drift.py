@@ -1,4 +1,4 @@
-"""Long free runs: how far state, motion and frames stray from the baseline's, and whether motion stays alive."""
+"""Long free runs: how far state, motion and frames stray from the baseline, and whether motion stays alive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process of its own that plays one mix and says how far its memory grew (`python -m` this module)."""
+"""A process of its own that plays one mix and prints how far its memory grew (`python -m` this module)."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ Json = Mapping[str, Any]
 
 
 def compared(report: Json, names: MixNames) -> str:
-    """Which graph each mix runs, and what it weighs."""
+    """The graphs of each mix, with their size."""
     rows = []
     for name, mix in report["lanes"].items():
         stages = [f"{escape(mix['variants'][s])}{' *' if s in mix['filled_with_fp32'] else ''}" for s in STAGES]
@@ -63,8 +63,8 @@ def compared(report: Json, names: MixNames) -> str:
     return section(
         "compared",
         "What was compared",
-        "Each row is one way to run the three stages; all of them play the same captions, seeds and noise. "
-        "Megabytes are of the graphs' files, MACs of one run of each stage.",
+        "Each row is one way to run the three stages. All play the same captions, seeds and noise. Megabytes are of the "
+        "graphs' files, MACs of one run of each stage.",
         inside,
     )
 
@@ -98,7 +98,7 @@ def speed(report: Json, names: MixNames) -> str:
         section(
             "cost",
             "What does it cost?",
-            "Times are of this machine alone and of its load at the time; up and to the left is better in the plot.",
+            "Times are of this machine under its load at the time. In the plot, up and to the left is better.",
             inside,
         )
         if inside

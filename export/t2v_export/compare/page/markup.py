@@ -72,6 +72,6 @@ def figure(caption: str, picture: str) -> str:
 
 
 def section(name: str, title: str, explained: str, inside: str) -> str:
-    """A figure's section: what it says in a sentence stands under its title."""
+    """A section of the page: a title, a sentence that explains it, and its content."""
     head = f'<h2>{escape(title)}</h2><p class="explain">{escape(explained)}</p>'
     return f'<section id="{name}">{head}{inside}</section>'

@@ -1,4 +1,4 @@
-"""What mixes are called and coloured on the page."""
+"""Names and colours of the mixes on the page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MixNames:
         return f'<i class="{self.style(mix)}"></i>{escape(self.text(mix))}'
 
     def pair(self, pair: Json) -> str:
-        """The candidate, and where more than one baseline is about, what it is against."""
+        """The candidate, and its baseline if there is more than one."""
         versus = f" against {escape(self.text(pair['baseline']))}" if self._against else ""
         return self.mark(pair["candidate"]) + versus
 

@@ -47,7 +47,7 @@ def make_page(report: Json, measured: Comparison) -> str:
 
 
 def _headline(report: Json, names: MixNames) -> str:
-    """One sentence: how near the mix that is judged is, and what it saves."""
+    """One sentence: how near to FP32 the judged mix is, and what it saves."""
     mix = report["budget"]["lane"]
     subject = "The default mix" if mix == names.default else f"Variant {mix}"
     pair = pair_of(report, mix, EXACT)
@@ -177,8 +177,8 @@ def _side_by_side(measured: Comparison, names: MixNames) -> str:
     return section(
         "pictures",
         "Side by side",
-        f"The middle frame of a clip as the baseline and as the variant make it, whole stream, and their "
-        f"absolute difference {clips.AMPLIFIED} times amplified: black is equal.",
+        "The middle frame of a clip, whole stream: the baseline's, the variant's, and their absolute difference "
+        f"{clips.AMPLIFIED} times amplified. Black is equal.",
         "".join(scenes),
     )
 
@@ -202,12 +202,12 @@ def _method(report: Json) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     default = ", ".join(f"{stage} {variant}" for stage, variant in report["default"]["variants"].items())
     items = [
-        f"Caption i was played with seed {report['played']['seed']} + i: start states and noises are the same in every "
-        "lane, and the same command gives the same figures, times and memory apart.",
+        f"Caption i was played with seed {report['played']['seed']} + i: start states and noises are the same in every mix. "
+        "The same command gives the same figures, except times and memory.",
         f"The bundle's default mix is {default}.",
         f"Captions: SHA-256 {report['played']['captions_sha256'][:16]}.",
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['system']}. Versions: {versions}.",
-        "All figures stand in report.json beside this page; docs/comparing.md says how each is made and where it ends.",
+        "All figures are in report.json, next to this page. docs/comparing.md says how each is made and what it cannot show.",
     ]
     return section(
         "method",

@@ -85,9 +85,9 @@ def accuracy(report: Json, names: MixNames) -> str:
     return section(
         "accuracy",
         "Are captions still read right?",
-        "An independent video classifier reads from a video what its caption named; the difference counts "
-        "caption by caption, its interval is a paired bootstrap over captions, and McNemar's exact p says "
-        "how likely such a split is between equally good models.",
+        "An independent video classifier reads from a video what its caption named. The difference counts caption by "
+        "caption. Its interval is a paired bootstrap over captions. McNemar's exact p is the chance of such a split "
+        "between equally good models.",
         inside,
     )
 
@@ -146,9 +146,9 @@ def frames(report: Json, names: MixNames) -> str:
     return section(
         "frames",
         "How near are the pixels?",
-        "Render alone draws the baseline's own motion, so only the renderer differs; whole stream runs a "
-        "variant's own text, motion and renderer, where a small difference of the condition may grow into "
-        "another, equally good movement. Equal frames count as 100 dB, which is also the most.",
+        "Render alone draws the baseline's own motion, so only the renderer differs. Whole stream runs a variant's own "
+        "text, motion and renderer: a small difference of the condition may grow into another, equally good movement. "
+        "Equal frames count as 100 dB, which is also the most.",
         inside,
     )
 
@@ -197,9 +197,8 @@ def temporal(report: Json, names: MixNames) -> str:
     return section(
         "temporal",
         "Do frames hang together?",
-        "Warping error is what of a frame, moved along the optical flow, does not fit the next; "
-        "flicker is how much pixels change where nothing moves. Render alone follows the baseline's flow, "
-        "the whole stream its own.",
+        "Warping error: how much a frame, moved along the optical flow, differs from the next one. Flicker: how much "
+        "pixels change where nothing moves. Render alone follows the baseline's flow, the whole stream its own.",
         inside,
     )
 
@@ -253,9 +252,9 @@ def drift(report: Json, names: MixNames) -> str:
     return section(
         "drift",
         f"Does error grow over {report['played']['drift_steps']:,} steps?".replace(",", " "),
-        "From the same seed each mix runs freely; error is the distance of all recurrent states, or of "
-        "motion, relative to the baseline's. A ratio late to early near 1 means that it has stopped "
-        "growing. Chaotic runs part for good, but speed and spread of motion must stay the same.",
+        "Each mix runs freely from the same seed. Error is the distance of all recurrent states, or of motion, relative "
+        "to the baseline's. A ratio late to early near 1 means that it has stopped growing. Chaotic runs part for good, "
+        "but speed and spread of motion must stay the same.",
         inside,
     )
 
@@ -274,7 +273,7 @@ def _drift_row(names: MixNames, pair: Json) -> list[str]:
 
 
 def distances(report: Json, names: MixNames) -> str:
-    """Frechet distances beside their yardstick."""
+    """Frechet distances and their yardstick."""
     pairs = [p for p in report["pairs"] if "frechet" in p]
     if not pairs:
         return ""
@@ -284,8 +283,8 @@ def distances(report: Json, names: MixNames) -> str:
     return section(
         "distance",
         "Are the videos of one kind?",
-        f"In-domain Frechet distance (evaluator features): how far apart the features of {n} videos lie "
-        "as Gaussians. The yardstick is what other seeds alone make. It must never be compared with "
-        "published FIDs, nor with distances from another number of captions.",
+        f"In-domain Frechet distance: how far apart the evaluator's features of {n} videos lie as Gaussians. The "
+        "yardstick is the distance that other seeds alone make. Never compare it with published FIDs, or with distances "
+        "from another number of captions.",
         table(["in-domain Frechet distance", f"n = {n}"], rows),
     )

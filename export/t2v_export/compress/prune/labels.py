@@ -27,7 +27,7 @@ POOLS = frozenset(
 )
 REDUCTIONS = frozenset("sum mean amax amin max min var std var_mean std_mean logsumexp norm linalg_vector_norm".split())
 NORMS = frozenset("native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training batch_norm".split())
-ELEMENTWISE = frozenset("where copy masked_fill clamp".split())  # beside those that torch tags so
+ELEMENTWISE = frozenset("where copy masked_fill clamp".split())  # and those that torch tags so
 PRODUCTS = {"mm": (0, 1, None), "addmm": (1, 2, 0), "bmm": (0, 1, None), "baddbmm": (1, 2, 0), "linear": (0, 1, 2)}
 
 
