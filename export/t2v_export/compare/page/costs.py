@@ -63,8 +63,8 @@ def compared(report: Json, names: MixNames) -> str:
     return section(
         "compared",
         "What was compared",
-        "Each row is one way to run the three stages. All play the same captions, seeds and noise. Megabytes are of the "
-        "graphs' files, MACs of one run of each stage.",
+        "Each row is one way to run the three stages. All play the same captions, seeds and noise. Megabytes are of "
+        "the graphs' files, MACs of one run of each stage.",
         inside,
     )
 

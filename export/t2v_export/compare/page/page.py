@@ -202,12 +202,12 @@ def _method(report: Json) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     default = ", ".join(f"{stage} {variant}" for stage, variant in report["default"]["variants"].items())
     items = [
-        f"Caption i was played with seed {report['played']['seed']} + i: start states and noises are the same in every mix. "
-        "The same command gives the same figures, except times and memory.",
+        f"Caption i was played with seed {report['played']['seed']} + i: start states and noises are the same in every "
+        "mix. The same command gives the same figures, except times and memory.",
         f"The bundle's default mix is {default}.",
         f"Captions: SHA-256 {report['played']['captions_sha256'][:16]}.",
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['system']}. Versions: {versions}.",
-        "All figures are in report.json, next to this page. docs/comparing.md says how each is made and what it cannot show.",
+        "All figures are in report.json, next to this page. docs/comparing.md explains how each is made.",
     ]
     return section(
         "method",

@@ -252,9 +252,9 @@ def drift(report: Json, names: MixNames) -> str:
     return section(
         "drift",
         f"Does error grow over {report['played']['drift_steps']:,} steps?".replace(",", " "),
-        "Each mix runs freely from the same seed. Error is the distance of all recurrent states, or of motion, relative "
-        "to the baseline's. A ratio late to early near 1 means that it has stopped growing. Chaotic runs part for good, "
-        "but speed and spread of motion must stay the same.",
+        "Each mix runs freely from the same seed. Error is the distance of all recurrent states, or of motion, "
+        "relative to the baseline's. A ratio late to early near 1 means that it has stopped growing. Chaotic runs part for "
+        "good, but speed and spread of motion must stay the same.",
         inside,
     )
 
@@ -284,7 +284,7 @@ def distances(report: Json, names: MixNames) -> str:
         "distance",
         "Are the videos of one kind?",
         f"In-domain Frechet distance: how far apart the evaluator's features of {n} videos lie as Gaussians. The "
-        "yardstick is the distance that other seeds alone make. Never compare it with published FIDs, or with distances "
-        "from another number of captions.",
+        "yardstick is the distance that other seeds alone make. Never compare it with published FIDs, or with "
+        "distances from another number of captions.",
         table(["in-domain Frechet distance", f"n = {n}"], rows),
     )
