@@ -99,10 +99,7 @@ def _load_stage(root: Path, config: CheckpointConfig, stage: str, allow_code: bo
         stage,
         shown.class_name,
         shown.options,
-        condition_size=config.condition_size,
-        motion_size=config.motion_size,
-        height=config.height,
-        width=config.width,
+        **config.sizes,
         folder=root / "encoder",
         code=root if allow_code else None,
     )

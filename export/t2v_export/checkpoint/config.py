@@ -47,6 +47,12 @@ class CheckpointConfig:
     blend_steps: int = 6
     condition_groups: tuple[int, ...] = ()
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What the class of every stage is given."""
+        names = ("condition_size", "motion_size", "height", "width")
+        return {name: getattr(self, name) for name in names}
+
     def to_json(self) -> dict[str, Any]:
         return {
             "format": FORMAT,

@@ -110,14 +110,7 @@ class _Rounding:
             return F.linear(rounded, weight, layer.bias)
         assert not rest and isinstance(layer.padding, tuple)
         return F.conv_transpose2d(
-            rounded,
-            weight,
-            layer.bias,
-            layer.stride,
-            layer.padding,
-            layer.output_padding,
-            layer.groups,
-            layer.dilation,
+            rounded, weight, layer.bias, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
         )
 
     def _weight(self, weight: Tensor) -> Tensor:

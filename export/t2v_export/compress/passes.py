@@ -68,7 +68,8 @@ def compress(checkpoint: Checkpoint, recipe: Recipe, options: PassOptions = Pass
     for number, one in enumerate(recipe.checkpoint_passes, 1):
         if isinstance(one, Distill):
             captions = read_captions(one.captions, one.corpus)
-            current, made = _distill(checkpoint, current, one, captions, key, options)
+            setup = DistillOptions(checkpoint, current, one, captions, options.seed, options.device, options.progress)
+            current, made = _distill(setup, key, options)
             logs.update({f"{number}.{stage}": log for stage, log in made.items()})
             key = content_key(before=key, options=asdict(one), captions=captions)
             if set(one.stages) - {options.only_stage} and options.only_stage:
@@ -135,46 +136,35 @@ def _unpacked(files: Mapping[str, bytes], before: Checkpoint, allow_code: bool) 
 
 
 def _distill(
-    teacher: Checkpoint,
-    student: Checkpoint,
-    one: Distill,
-    captions: Sequence[str],
-    before: str,
-    options: PassOptions,
+    setup: DistillOptions, before: str, options: PassOptions
 ) -> tuple[Checkpoint, dict[str, list[dict[str, Any]]]]:
     modules, logs = {}, {}
-    for stage in one.stages:
+    for stage in setup.options.stages:
         if options.only_stage in (None, stage):
-            modules[stage], logs[stage] = _distilled(teacher, student, one, stage, captions, before, options)
-    return with_stages(student, student.config, modules), logs
+            modules[stage], logs[stage] = _distilled(setup, stage, before, options.store)
+    return with_stages(setup.student, setup.student.config, modules), logs
 
 
 def _distilled(
-    teacher: Checkpoint,
-    student: Checkpoint,
-    one: Distill,
-    stage: str,
-    captions: Sequence[str],
-    before: str,
-    options: PassOptions,
+    setup: DistillOptions, stage: str, before: str, store: PassStore
 ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
-    """A stage's training by its own key: of the options only those count that it reads."""
+    """A stage's training by its own key, which counts only the options that the stage reads."""
     others = tuple(f"{s}_" for s in STAGES if s != stage)
     unread = {"stages", *(option for s, options in READ_BY.items() if s != stage for option in options)}
-    counted = {k: v for k, v in asdict(one).items() if k not in unread and not k.startswith(others)}
-    key = content_key(before=before, distill=stage, options=counted, captions=list(captions))
-    kept = options.store.load(key)
+    counted = {k: v for k, v in asdict(setup.options).items() if k not in unread and not k.startswith(others)}
+    key = content_key(before=before, distill=stage, options=counted, captions=list(setup.captions))
+    student = setup.student.modules[stage]
+    kept = store.load(key)
     if kept is not None:
         try:
-            return _trained(student.modules[stage], kept, stage)
+            return _trained(student, kept, stage)
         except (CheckpointError, RuntimeError, KeyError, ValueError):
             pass  # a damaged entry is made again
-    setup = DistillOptions(teacher, student, one, captions, options.seed, options.device, options.progress)
-    module, log = distill_stage(setup, stage, options.store.workplace(key))
+    module, log = distill_stage(setup, stage, store.workplace(key))
     files = {f"{stage}.safetensors": pack_weights(module.state_dict()), LOG: json.dumps(log).encode()}
-    options.store.save(key, files)
-    options.store.clear_workplace(key)
-    return _trained(student.modules[stage], files, stage)
+    store.save(key, files)
+    store.clear_workplace(key)
+    return _trained(student, files, stage)
 
 
 def _trained(

@@ -34,21 +34,11 @@ def rebuild_checkpoint(checkpoint: Checkpoint, options: Rebuild, allow_code: boo
     old = checkpoint.modules[stage]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        made = (
-            _encoder(old, after.options, options)
-            if isinstance(old, TransformersText)
-            else build_stage(
-                stage,
-                after.class_name,
-                after.options,
-                condition_size=config.condition_size,
-                motion_size=config.motion_size,
-                height=config.height,
-                width=config.width,
-                folder=checkpoint.folder / "encoder",
-                code=checkpoint.folder if allow_code else None,
-            )
-        )
+        if isinstance(old, TransformersText):
+            made = _encoder(old, after.options)
+        else:
+            folder, code = checkpoint.folder / "encoder", checkpoint.folder if allow_code else None
+            made = build_stage(stage, after.class_name, after.options, **config.sizes, folder=folder, code=code)
     made.load_state_dict(fitting(old.state_dict(), made.state_dict()), strict=False)
     made = made.float().eval().requires_grad_(False)
     stages = MappingProxyType({**config.stages, stage: after})
@@ -60,7 +50,7 @@ def fitting(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) ->
     return {name: value for name, value in old.items() if name in new and new[name].shape == value.shape}
 
 
-def _encoder(old: TransformersText, changed: Mapping[str, Any], options: Rebuild) -> nn.Module:
+def _encoder(old: TransformersText, changed: Mapping[str, Any]) -> nn.Module:
     full = {"tokens": 32, "pooling": "mean", "queries": 1, "groups": None, **changed}
     unknown = sorted(set(full) - {"tokens", "pooling", "queries", "groups"})
     if unknown:

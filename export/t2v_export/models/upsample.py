@@ -111,12 +111,7 @@ class ToPixels(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        pixel_range: str = "-1..1",
-        kernel: int = 3,
-        kind: str = "conv",
-        squash: str = "smooth",
+        self, in_channels: int, pixel_range: str = "-1..1", kernel: int = 3, kind: str = "conv", squash: str = "smooth"
     ) -> None:
         super().__init__()
         if squash not in SQUASHES:

@@ -148,9 +148,7 @@ class Prune:
         1.0, "Share of the whole `budget` to keep, spread over the stages by importance. 1 sets no budget.", 0.001, 1.0
     )
     budget: str = option(
-        "macs",
-        "What `total_keep` counts: multiply-accumulates of a second of video, or parameters.",
-        choices=BUDGETS,
+        "macs", "What `total_keep` counts: multiply-accumulates of a second of video, or parameters.", choices=BUDGETS
     )
     text_layers: int = option(0, "Layers of the text encoder to keep. 0 keeps all.", 0, 1000)
     vocabulary: bool = option(False, "Keep only the tokens that the captions and single characters need.")

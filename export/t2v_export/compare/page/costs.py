@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 from t2v_edge.spec import STAGES
 from t2v_export.compare import clips
 from t2v_export.compare.measures import cost
-from t2v_export.compare.page.markup import (
-    count,
-    figure,
-    megabytes,
-    plain,
-    section,
-    table,
-)
-from t2v_export.compare.page.names import MixNames
+from t2v_export.compare.page.markup import Json, MixNames, count, figure, megabytes, plain, section, table
 from t2v_export.compare.page.svg import scatter_plot
 from t2v_export.compare.report import pair_of
 from t2v_export.evaluate.mixes import EXACT
-
-Json = Mapping[str, Any]
 
 
 def compared(report: Json, names: MixNames) -> str:

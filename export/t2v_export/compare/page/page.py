@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from t2v_export.compare import clips
 from t2v_export.compare.comparison import Comparison
 from t2v_export.compare.measures import cost
 from t2v_export.compare.page import costs, quality
-from t2v_export.compare.page.markup import plain, section, signed, tiles
-from t2v_export.compare.page.names import MixNames
+from t2v_export.compare.page.markup import Json, MixNames, plain, section, signed, tiles
 from t2v_export.compare.report import pair_of, sentence_of
 from t2v_export.evaluate.mixes import AGAINST, EXACT
 
 STYLE = Path(__file__).with_name("page.css")
-Json = Mapping[str, Any]
 
 
 def make_page(report: Json, measured: Comparison) -> str:

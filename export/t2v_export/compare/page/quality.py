@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from html import escape
-from typing import Any
 
 from t2v_export.compare import clips
 from t2v_export.compare.page.markup import (
     NONE,
+    Json,
+    MixNames,
     figure,
     interval,
     percent,
@@ -18,11 +18,8 @@ from t2v_export.compare.page.markup import (
     table,
     tiny,
 )
-from t2v_export.compare.page.names import MixNames
 from t2v_export.compare.page.svg import Interval, Series, interval_plot, line_plot
 from t2v_export.evaluate.mixes import AGAINST, EXACT
-
-Json = Mapping[str, Any]
 
 
 def accuracy(report: Json, names: MixNames) -> str:
@@ -253,8 +250,8 @@ def drift(report: Json, names: MixNames) -> str:
         "drift",
         f"Does error grow over {report['played']['drift_steps']:,} steps?".replace(",", " "),
         "Each mix runs freely from the same seed. Error is the distance of all recurrent states, or of motion, "
-        "relative to the baseline's. A ratio late to early near 1 means that it has stopped growing. Chaotic runs part for "
-        "good, but speed and spread of motion must stay the same.",
+        "relative to the baseline's. A ratio late to early near 1 means that it has stopped growing. Chaotic runs part "
+        "for good, but speed and spread of motion must stay the same.",
         inside,
     )
 

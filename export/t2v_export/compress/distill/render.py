@@ -287,11 +287,7 @@ class RenderTrainer:
         moments = len(a) - self._contrasts(len(a))
         moved = y[:moments] - x[:moments]
         change = (b[:moments] - a[:moments] - moved).abs().mean() / moved.abs().mean().clamp(min=1e-6)
-        figures = {
-            "psnr": float(psnr.mean()),
-            "psnr_low": float(psnr.quantile(0.05)),
-            "temporal_error": float(change),
-        }
+        figures = {"psnr": float(psnr.mean()), "psnr_low": float(psnr.quantile(0.05)), "temporal_error": float(change)}
         if moments < len(a):
             figures["contrast_error"] = float(contrast(*(t[moments:] for t in (a, b, x, y))))
         return figures

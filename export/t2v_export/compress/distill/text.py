@@ -67,10 +67,7 @@ class Neighbours:
 
 
 def vary(
-    caption: str,
-    chooser: random.Random,
-    near: Mapping[str, Sequence[str]] = {},
-    neighbours: Neighbours | None = None,
+    caption: str, chooser: random.Random, near: Mapping[str, Sequence[str]] = {}, neighbours: Neighbours | None = None
 ) -> str:
     """A variation of a caption: some words, or Chinese characters, are left out or replaced.
 

@@ -90,10 +90,8 @@ class Design:
             if isinstance(self.module, TransformersText):
                 made: nn.Module = self.module.resized(settings, options)
             else:
-                config = self.config
-                sizes = {"condition_size": config.condition_size, "motion_size": config.motion_size}
                 text = {"folder": self.folder} if self.stage == "text" else {}
-                made = type(self.module)(**sizes, height=config.height, width=config.width, **text, **options)
+                made = type(self.module)(**self.config.sizes, **text, **options)
         return made.float().eval().requires_grad_(False)
 
     def try_build(self, values: Mapping[Path, int]) -> nn.Module | None:

@@ -10,10 +10,11 @@ from t2v_edge.errors import UsageError
 from t2v_edge.spec import STAGES
 from t2v_export.checkpoint.checkpoint import load_checkpoint, save_loaded
 from t2v_export.checkpoint.config import StageConfig
-from t2v_export.checkpoint.cost import checkpoint_cost, example_inputs
+from t2v_export.checkpoint.cost import example_inputs
 from t2v_export.compress.prune import prune_checkpoint
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
 from t2v_export.recipe import Prune
+from tests.t2v_export.checkpoint_cost import checkpoint_cost
 
 EXAMPLES = Path(__file__).parents[4] / "examples" / "custom_stages"
 BASE = Prune(round_to=2, samples=4, captions=("en",))
