@@ -21,8 +21,6 @@ from t2v_export.compress.distill.training import StageTrainer, train
 from t2v_export.compress.near import near_words
 from t2v_export.recipe import Distill
 
-LOSSES = ("pixel", "perceptual", "temporal", "contrast", "adversarial")
-
 
 @dataclass(frozen=True)
 class DistillOptions:
@@ -80,34 +78,16 @@ def _trainer(setup: DistillOptions, stage: str, device: torch.device) -> StageTr
     teacher, options = setup.teacher, setup.options
     modules = {s: copy.deepcopy(m).to(device).requires_grad_(False) for s, m in teacher.modules.items()}
     student = copy.deepcopy(setup.student.modules[stage]).to(device).requires_grad_(True)
-    batch, rate = getattr(options, f"{stage}_batch"), getattr(options, f"{stage}_rate")
     reader = caption_tokenizer(teacher)
     if stage == "text":
         readers = reader, caption_tokenizer(setup.student)
         near = near_words(teacher, setup.captions, options.near)
-        fixed = batch, rate, setup.seed, device, near, options.precision
-        return TextTrainer(modules["text"], student, readers, setup.captions, *fixed)
+        return TextTrainer(modules["text"], student, readers, setup.captions, options, setup.seed, device, near)
     pool = conditions(modules["text"], reader, setup.captions, device)
     specs, blend = teacher.specs, teacher.config.blend_steps
     if stage == "motion":
-        contracts = specs["motion"], setup.student.specs["motion"], specs["render"]
-        return MotionTrainer(
-            modules["motion"], student, contracts, pool, blend, batch, options.length, rate, setup.seed, device
-        )
-    weights = {name: getattr(options, name) for name in LOSSES}
-    return RenderTrainer(
-        (modules["motion"], modules["render"]),
-        student,
-        (specs["motion"], specs["render"]),
-        pool,
-        blend,
-        weights,
-        batch,
-        options.length,
-        rate,
-        setup.seed,
-        device,
-        getattr(getattr(modules["text"], "head", None), "groups", None),
-        options.quantization_aware,
-        options.precision,
-    )
+        three = specs["motion"], setup.student.specs["motion"], specs["render"]
+        return MotionTrainer(modules["motion"], student, three, pool, blend, options, setup.seed, device)
+    both, contracts = (modules["motion"], modules["render"]), (specs["motion"], specs["render"])
+    groups = getattr(getattr(modules["text"], "head", None), "groups", None)
+    return RenderTrainer(both, student, contracts, pool, blend, options, setup.seed, device, groups)

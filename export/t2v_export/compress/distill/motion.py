@@ -20,6 +20,7 @@ from torch.nn import functional
 from t2v_edge.spec import StageSpec
 from t2v_export.compress.distill.streams import BatchDraws, CaptionConditions, play, run_motion
 from t2v_export.compress.distill.training import LearningRate, UpdateReplay, generators
+from t2v_export.recipe import Distill
 
 STREAM_STEPS = 800
 """Base steps after which a stream restarts, about."""
@@ -31,7 +32,7 @@ MEASURED_STREAMS, MEASURED_STEPS = 64, 160
 
 
 class MotionTrainer:
-    """One update learns from a window of `length` base steps of `batch` streams."""
+    """One update learns from a window of `length` base steps of `motion_batch` streams."""
 
     name = "motion"
 
@@ -42,28 +43,27 @@ class MotionTrainer:
         specs: tuple[StageSpec, StageSpec, StageSpec],
         pool: Tensor,
         blend_steps: int,
-        batch: int,
-        length: int,
-        rate: float,
+        options: Distill,
         seed: int,
         device: torch.device,
     ) -> None:
         """`specs`: the teacher's motion, the student's motion, and the render stage's. `pool` (captions, C)."""
-        self.teacher, self.student, self.rate, self.device = teacher, student, rate, device
+        self.teacher, self.student, self.rate, self.device = teacher, student, options.motion_rate, device
         self.spec, self.student_spec, self.render_spec = specs
-        self.pool, self.blend_steps, self.length, self.seed = pool, blend_steps, length, seed
+        self.pool, self.blend_steps, self.length, self.seed = pool, blend_steps, options.length, seed
+        batch = options.motion_batch
         theirs = {s.input: s for s in self.spec.states}
         self.shared = [s for s in self.student_spec.states if s.input in theirs and theirs[s.input].shape == s.shape]
         self.generator = generators(device, seed)
         self.draws = BatchDraws(batch, self.generator)
         self.captions = CaptionConditions(pool, batch, blend_steps, self.generator)
         self.stream_noises = self.draws.noises(self.spec.noises, "stream")
-        self.step_noises = {n.input: self.draws.noise(n, length) for n in self.spec.noises if n.cadence == "step"}
-        self.condition = self.captions.advance(length)
+        self.step_noises = {n.input: self.draws.noise(n, self.length) for n in self.spec.noises if n.cadence == "step"}
+        self.condition = self.captions.advance(self.length)
         self.theirs, self.mine = self.draws.start(self.spec), self.draws.start(self.student_spec)
         self.led = torch.ones(batch, 1, dtype=torch.bool, device=device)
         self.scale = self._scales()
-        self._rate = LearningRate(rate, device)
+        self._rate = LearningRate(self.rate, device)
         self.optimizer = torch.optim.AdamW(
             student.parameters(), lr=self._rate.given, betas=(0.9, 0.99), capturable=device.type == "cuda"
         )

@@ -19,6 +19,10 @@ from t2v_export.compress.distill.critic import PairCritic
 from t2v_export.compress.distill.streams import Trajectories, play
 from t2v_export.compress.distill.training import LearningRate, UpdateReplay, autocast, generators
 from t2v_export.compress.fake_quant import QuantizeAware, quantize_aware
+from t2v_export.recipe import Distill
+
+LOSSES = ("pixel", "perceptual", "temporal", "contrast", "adversarial")
+"""Names of the losses; the options of these names are their weights."""
 
 RENEW = 500
 """Updates after which the teacher plays other motion."""
@@ -78,7 +82,7 @@ def alike(teacher: Mapping[str, tuple[int, int, int]], student: Mapping[str, tup
 
 
 class RenderTrainer:
-    """One update learns from `batch` frames in pairs: two moments of a stream, up to a base step apart.
+    """One update learns from `render_batch` frames in pairs: two moments of a stream, up to a base step apart.
 
     With a weight of `contrast`, every second pair shows one moment as two captions describe it. If the condition has
     `groups` of probabilities, these captions differ in one group. The pixels that differ then count as much as a whole
@@ -94,28 +98,19 @@ class RenderTrainer:
         specs: tuple[StageSpec, StageSpec],
         pool: Tensor,
         blend_steps: int,
-        weights: Mapping[str, float],
-        batch: int,
-        length: int,
-        rate: float,
+        options: Distill,
         seed: int,
         device: torch.device,
         groups: Sequence[int] | None = None,
-        quantization_aware: float = 0.0,
-        precision: str = "bfloat16",
     ) -> None:
-        """`teachers`: motion and render modules, `specs` theirs; `pool` (captions, C) of conditions, `groups` of
-        probabilities in them.
-
-        `weights` of the losses: pixel, perceptual, temporal, contrast, adversarial. `quantization_aware`: the share of
-        the training, its end, in which layers round as the INT8 graph's will. `precision`: that of a GPU's arithmetic.
-        """
+        """`teachers`: motion and render modules, with their `specs`. `pool`: conditions (captions, C) with `groups`."""
         self.motion, self.teacher = teachers
-        self.student, self.rate, self.device = student, rate, device
-        self.specs, self.pool, self.blend_steps, self.length = specs, pool, blend_steps, length
-        self.weights, self.pairs, self.seed = dict(weights), batch // 2, seed
+        self.student, self.rate, self.device = student, options.render_rate, device
+        self.specs, self.pool, self.blend_steps, self.length = specs, pool, blend_steps, options.length
+        self.weights = {name: getattr(options, name) for name in LOSSES}
+        self.pairs, self.seed = options.render_batch // 2, seed
         self.generator = generators(device, seed)
-        self.quantization_aware, self.precision = quantization_aware, precision
+        self.quantization_aware, self.precision = options.quantization_aware, options.precision
         self.rounding: QuantizeAware | None = None
         self.groups = Groups(groups, device) if groups and max(groups) > 1 else None
         if device.type == "cuda":
@@ -128,7 +123,7 @@ class RenderTrainer:
         if self.groups is not None:
             self.groups = self.groups.those_that(lambda pair: self._differ(played, pair))
         self.held = self._draw_pairs(played, pairs, held)
-        with torch.no_grad(), autocast(device, precision):
+        with torch.no_grad(), autocast(device, self.precision):
             self.held_frames = self.teacher(*self.held).float()
         some = tuple(t[:2] for t in self.held)
         made, mine = image_modules(self.teacher, some), image_modules(student.eval(), some)
@@ -137,7 +132,7 @@ class RenderTrainer:
         self.bridges = nn.ModuleDict(
             {name.replace(".", "/"): nn.Conv2d(mine[name][0], made[name][0], 1) for name in names}
         ).to(device)
-        self._rate = LearningRate(rate, device)
+        self._rate = LearningRate(self.rate, device)
         self.optimizer = torch.optim.AdamW(
             [*student.parameters(), *self.bridges.parameters()],
             lr=self._rate.given,

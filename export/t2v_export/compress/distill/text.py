@@ -16,6 +16,7 @@ from torch.nn import functional
 from t2v_edge.bundle.tokenizer import CaptionTokenizer
 from t2v_export.compress.distill.training import autocast, generators
 from t2v_export.compress.near import replaced
+from t2v_export.recipe import Distill
 
 VARIATIONS = 12
 """Variations of each caption, from which the student also learns where the teacher is unsure."""
@@ -114,18 +115,14 @@ class TextTrainer:
         student: nn.Module,
         tokenizers: tuple[CaptionTokenizer, CaptionTokenizer],
         captions: Sequence[str],
-        batch: int,
-        rate: float,
+        options: Distill,
         seed: int,
         device: torch.device,
         near: Mapping[str, Sequence[str]] = {},
-        precision: str = "bfloat16",
     ) -> None:
-        """`tokenizers`: the teacher's and the student's. `near`: by word, others that may stand for it. `precision`:
-        that of a GPU's arithmetic.
-        """
-        self.precision = precision
-        self.student, self.rate, self.batch, self.device = student, rate, batch, device
+        """`tokenizers`: the teacher's and the student's. `near`: by word, others that may replace it."""
+        self.student, self.rate, self.batch, self.device = student, options.text_rate, options.text_batch, device
+        self.precision = options.precision
         chooser = random.Random(seed)
         held = max(1, int(HELD_OUT * len(captions)))
         order = chooser.sample(list(captions), len(captions))
@@ -141,7 +138,7 @@ class TextTrainer:
         self.groups = getattr(getattr(student, "head", None), "groups", None)
         self.scale = self.bank.condition.std(0).clamp(min=1e-3)
         self.generator = generators(device, seed)
-        self.optimizer = torch.optim.AdamW(student.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(student.parameters(), lr=self.rate, betas=(0.9, 0.98), weight_decay=0.01)
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
