@@ -192,7 +192,7 @@ def test_the_same_command_gives_the_same_bytes_in_one_process_and_in_two(place):
         assert one == other
 
 
-def test_timing_gives_percentiles_and_memory_of_every_lane(place, monkeypatch):
+def test_timing_gives_percentiles_and_memory_of_every_mix(place, monkeypatch):
     monkeypatch.setattr("t2v_export.compare.measures.cost.MAX_TURNS", 5)
     arguments = [
         "compare",

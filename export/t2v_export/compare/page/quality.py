@@ -281,7 +281,7 @@ def distances(report: Json, names: MixNames) -> str:
         "distance",
         "Are the videos of one kind?",
         f"In-domain Frechet distance: how far apart the evaluator's features of {n} videos lie as Gaussians. The "
-        "yardstick is the distance that other seeds alone make. Never compare it with published FIDs, or with "
-        "distances from another number of captions.",
+        "yardstick is the distance that other seeds alone make. It must never be compared with published "
+        "FIDs, or with distances from another number of captions.",
         table(["in-domain Frechet distance", f"n = {n}"], rows),
     )
