@@ -204,7 +204,7 @@ def _temporal(measured: Comparison, key: tuple[str, str, str]) -> TemporalSums |
 
 
 def _ratios(one: TemporalSums | None, other: TemporalSums | None) -> Json | None:
-    """Changes in percent; 0 where both are the same, None where there is nothing to divide by."""
+    """Changes in percent: 0 if both are the same, None without a divisor."""
     if one is None or other is None:
         return None
     return {
@@ -279,8 +279,8 @@ def pair_of(report: Mapping[str, Any], candidate: str, baseline: str) -> Json | 
 def judge(report: Mapping[str, Any], budget: CompareBudget, mix: str) -> Json:
     """Whether the budget is kept by `mix`: each demand with what was found.
 
-    The drop is against the --against model where there is one, else against FP32; PSNR against FP32.
-    Raises `UsageError` where the figure was not measured.
+    The drop is against the --against model, or without one against FP32. PSNR is against FP32. Raises `UsageError` if
+    the figure was not measured.
     """
     baseline = AGAINST if report["against"] else EXACT
     demands = []

@@ -64,7 +64,7 @@ def compress(checkpoint: Checkpoint, recipe: Recipe, options: PassOptions = Pass
     """
     current, key = checkpoint, content_key(checkpoint=checkpoint.sha256, seed=options.seed, version=VERSION)
     logs: dict[str, Sequence[Mapping[str, Any]]] = {}
-    partial = None  # set once a distill pass has left stages out: what is made of its result is no whole one
+    partial = None  # the only stage, once a distill pass has left others out: later results are incomplete
     for number, one in enumerate(recipe.checkpoint_passes, 1):
         if isinstance(one, Distill):
             captions = read_captions(one.captions, one.corpus)
@@ -82,7 +82,7 @@ def compress(checkpoint: Checkpoint, recipe: Recipe, options: PassOptions = Pass
 
 
 def training_device(name: str) -> str:
-    """`name`, or for "auto" a GPU where there is one. Raises `UsageError` for a device that is not here."""
+    """`name`, or for "auto" a GPU if there is one. Raises `UsageError` for a device that is missing."""
     device = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=device)

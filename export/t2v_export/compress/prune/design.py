@@ -148,7 +148,7 @@ def shapes(module: nn.Module) -> dict[Place, int]:
 
 
 def row_option(design: Design, table: str, rows: int) -> Path | None:
-    """The option of the class that is the number of `rows` of a `table` and of nothing else, where there is one."""
+    """The option of the class that is the number of `rows` of a `table` and of nothing else, or None."""
     before = shapes(design.module)
     for path in (p for p, v in design.numbers().items() if v == rows):
         smaller = design.try_build({path: rows - 1})

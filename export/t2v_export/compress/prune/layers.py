@@ -27,7 +27,7 @@ def prune_layers(checkpoint: Checkpoint, count: int, samples: Sequence[Feeds]) -
     """
     module = checkpoint.text
     if not isinstance(module, TransformersText):
-        raise UsageError("text_layers: the text stage is no encoder of transformers; leave it at 0")
+        raise UsageError("text_layers: the text stage is not a transformers encoder; leave it at 0")
     name, layers = _layers(module)
     if count > len(layers):
         raise UsageError(f"text_layers is {count}, and the encoder has {len(layers)}; give at most that")

@@ -66,7 +66,7 @@ def prune_checkpoint(
         made = prune_layers(made, options.text_layers, samples["text"])
     for stage, asked in options.widths.items():
         if stage not in options.stages:
-            raise UsageError(f"widths: {stage!r} is no stage of this pass; those are {', '.join(options.stages)}")
+            raise UsageError(f"widths: {stage!r} is not a stage of this pass; those are {', '.join(options.stages)}")
         opened = _open(made, stage, options, samples[stage], seed)
         made = _cut(made, [opened], [asked_widths(opened.widths, asked)])
         advance()

@@ -93,7 +93,7 @@ def asked_widths(stage: Widths, asked: Mapping[str, Any]) -> list[int]:
     for name, value in _flat(asked):
         if name not in names:
             raise UsageError(
-                f"widths of stage {stage.stage}: {name} is no width that can be pruned; those are "
+                f"widths of stage {stage.stage}: {name} is not a width that can be pruned; those are "
                 f"{', '.join(names) or 'none'}"
             )
         now = values[names.index(name)]

@@ -67,7 +67,7 @@ class Atoms:
         self._join([(FIXED, label) for label in found if label > FIXED])
 
     def merge(self, labels: Tensor) -> int:
-        """Make all real atoms of a tensor one unit and return its root; `NONE` where there are none."""
+        """Make all real atoms of a tensor one unit and return its root, or `NONE` without atoms."""
         found = [label for label in torch.unique(self.parent[core(labels)]).tolist() if label > FIXED]
         self._join([(found[0], label) for label in found[1:]])
         return min(found, default=NONE)

@@ -135,8 +135,8 @@ def test_no_width_falls_under_the_floor(checkpoint):
         ({"render_keep": 0.001}, "the smallest that widths of 2 allow is .*lower round_to"),
         ({"render_keep": 0.2, "floor": 0.9}, "lower round_to or floor"),
         ({"widths": {"render": {"channels": [99, 16, 12]}}}, r"channels\[0\] is 99, expected 1 to 24"),
-        ({"widths": {"render": {"stem": 2}}}, "stem is no width that can be pruned; those are channels"),
-        ({"widths": {"renderer": {"channels": [4]}}}, "'renderer' is no stage"),
+        ({"widths": {"render": {"stem": 2}}}, "stem is not a width that can be pruned; those are channels"),
+        ({"widths": {"renderer": {"channels": [4]}}}, "'renderer' is not a stage"),
         ({"text_layers": 1}, "no encoder of transformers"),
     ],
 )
