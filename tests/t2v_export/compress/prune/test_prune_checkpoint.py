@@ -137,7 +137,7 @@ def test_no_width_falls_under_the_floor(checkpoint):
         ({"widths": {"render": {"channels": [99, 16, 12]}}}, r"channels\[0\] is 99, expected 1 to 24"),
         ({"widths": {"render": {"stem": 2}}}, "stem is not a width that can be pruned; those are channels"),
         ({"widths": {"renderer": {"channels": [4]}}}, "'renderer' is not a stage"),
-        ({"text_layers": 1}, "no encoder of transformers"),
+        ({"text_layers": 1}, "not a transformers encoder"),
     ],
 )
 def test_errors_say_what_to_do(checkpoint, changes, message):
