@@ -1,4 +1,4 @@
-"""Calibration sets: what each stage really sees when captions are played, and not random tensors."""
+"""Calibration sets: what each stage is fed when captions are played."""
 
 from __future__ import annotations
 
@@ -56,11 +56,13 @@ def collect(
 ) -> CalibrationSet:
     """Play streams of the captions, as the runtime does, and keep what each stage is fed.
 
-    `run` runs a stage once. Each stream plays `options.steps` base steps from its own draws and changes its caption
-    in mid-run, blending over `blend_steps` with the state carried on. Motion samples are spread evenly over all
-    steps; render samples too, each at a random place between its step and the next, as at frame rates above the
-    model's own. `advance` is called after each stream. The same seed gives the same set. Raises `CalibrationError`
-    for no captions and for a stage that gives NaN or infinity, `CaptionError` for a caption that cannot be tokenized.
+    `run` runs a stage once. Each stream plays `options.steps` base steps from its own draws. It changes its caption in
+    mid-run, blending over `blend_steps` with the state carried on. Motion samples are spread evenly over all steps. So
+    are render samples, each at a random place between its step and the next. `advance` is called after each stream. The
+    same seed gives the same set.
+
+    Raises `CalibrationError` for no captions and for a stage that gives NaN or infinity, `CaptionError` for a caption
+    that cannot be tokenized.
     """
     if not captions:
         raise CalibrationError("there are no captions to calibrate with; give a set of at least a few dozen")

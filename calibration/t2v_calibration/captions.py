@@ -1,9 +1,8 @@
 """Caption sets: text files with one caption a line, or JSON lines with a ``text`` each.
 
-The shipped sets are ``en`` and ``zh`` (256 captions each, of the reference model's training grammar), ``corpus``
-(8,000 of it, to teach students with) and ``heldout`` (its 1,200 held-out captions, for judging and never for
-calibration). They lie in `calibration/captions` of the source tree and in `t2v_calibration/captions` of an installed
-package.
+Four sets are shipped. ``en`` and ``zh`` have 256 captions each, of the reference model's training grammar. ``corpus``
+has 8,000 of them, to train students with. ``heldout`` has its 1,200 held-out captions, for evaluation only. They lie in
+`calibration/captions` of the source tree and in `t2v_calibration/captions` of an installed package.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ SUFFIXES = (".txt", ".jsonl")
 def load_captions(name_or_path: Union[str, os.PathLike[str]]) -> tuple[str, ...]:
     """The captions of a shipped set, by name, or of a ``.txt`` or ``.jsonl`` file, in order.
 
-    Blank lines, and in a ``.txt`` lines that begin with ``#``, are passed over; surrounding white space is cut.
-    A file may hold 4 MiB and 20,000 captions of 2,000 characters. Raises `CaptionError` where there is no such
-    set or file, it is no UTF-8 text of that form, or a bound is passed.
+    Blank lines are skipped, and in a ``.txt`` lines that begin with ``#``. Surrounding white space is cut. A file may
+    hold 4 MiB and 20,000 captions of 2,000 characters. Raises `CaptionError` if the set or file does not exist, is not
+    UTF-8 text of that form, or passes a bound.
     """
     path = find_captions(os.fspath(name_or_path))
     try:

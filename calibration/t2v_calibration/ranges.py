@@ -44,9 +44,10 @@ class Grid:
 
 @dataclass
 class Histogram:
-    """Counts over [-`reach`, `reach`], `reach` a power of two that doubles as values ask for it (bins merge in pairs).
+    """Counts over [-`reach`, `reach`] in `BINS` bins. One pass over the values fills it.
 
-    So one pass is enough and memory is bounded. `low` and `high` are the exact extremes.
+    `reach` is a power of two. It doubles when values ask for it, and bins merge in pairs. `low` and `high` are the
+    exact extremes.
     """
 
     low: float = np.inf
@@ -112,11 +113,11 @@ def make_grid(low: float, high: float, signed: bool) -> Grid:
 def choose_grid(
     name: str, histogram: Histogram, method: str = "minmax", signed: bool = True, percentile: float = 99.99
 ) -> Grid:
-    """The grid of the tensor `name`.
+    """The grid of the tensor `name`, by one of `METHODS`.
 
-    minmax: all of the range. percentile: so many percent of the values, the same share cut off at either end.
-    entropy: least Kullback-Leibler divergence between values and rounded values (Migacz, GTC 2017). mse: least mean
-    squared error. Raises `CalibrationError` where nothing was counted.
+    minmax: the whole range. percentile: so many percent of the values, the same share cut off at either end. entropy:
+    least Kullback-Leibler divergence between values and rounded values (Migacz, GTC 2017). mse: least mean squared
+    error. Raises `CalibrationError` if nothing was counted.
     """
     if not histogram.counts.any():
         raise CalibrationError(f"calibration: nothing reached {name}; calibrate with more captions or steps")

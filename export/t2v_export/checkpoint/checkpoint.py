@@ -19,6 +19,7 @@ from t2v_export.checkpoint.config import CheckpointConfig, parse_config
 from t2v_export.checkpoint.files import folder_sha256, needed_file, plain_file
 from t2v_export.checkpoint.weights import MAX_FILE_BYTES, load_weights, pack_weights, read_weights, tensors_sha256
 from t2v_export.models import build_stage
+from t2v_export.models.contract import spec_of
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TOKENIZER_BYTES = 64 << 20
@@ -47,17 +48,17 @@ class Checkpoint:
     @property
     def specs(self) -> Mapping[str, StageSpec]:
         """The contracts as a bundle has them: `frame` is uint8 (1, H, W, 3) RGB."""
-        specs: dict[str, StageSpec] = {stage: module.spec for stage, module in self.modules.items()}  # type: ignore[misc]
+        specs = {stage: spec_of(module) for stage, module in self.modules.items()}
         frame = TensorSpec("frame", (1, self.config.height, self.config.width, 3), "uint8")
         results = tuple(frame if r.name == "frame" else r for r in specs["render"].results)
         return {**specs, "render": replace(specs["render"], results=results)}
 
 
 def load_checkpoint(path: Path | str, allow_code: bool = False) -> Checkpoint:
-    """Read and check a checkpoint folder; `allow_code` permits to import `module:Class` files beside its config.
+    """Read and check a checkpoint folder. `allow_code` permits to import the `module:Class` files in it.
 
-    Raises `CheckpointError` naming the file, weight or setting and the remedy, `SpecError` where the stages do
-    not fit together. No file outside the folder is read, no pickle is opened, no encoder code is run.
+    Raises `CheckpointError` with the file, weight or setting and the remedy, `SpecError` if the stages do not fit
+    together. No file outside the folder is read, no pickle is opened, no encoder code is run.
     """
     root = Path(path)
     if not root.is_dir():
@@ -98,10 +99,7 @@ def _load_stage(root: Path, config: CheckpointConfig, stage: str, allow_code: bo
         stage,
         shown.class_name,
         shown.options,
-        condition_size=config.condition_size,
-        motion_size=config.motion_size,
-        height=config.height,
-        width=config.width,
+        **config.sizes,
         folder=root / "encoder",
         code=root if allow_code else None,
     )
@@ -130,7 +128,7 @@ def _read_tokenizer(root: Path) -> str:
 def _check_specs(checkpoint: Checkpoint) -> None:
     config, specs = checkpoint.config, checkpoint.specs
     check_stages(specs["text"], specs["motion"], specs["render"])
-    frame = checkpoint.render.spec.results[0]  # type: ignore[union-attr,index]
+    frame = spec_of(checkpoint.render).results[0]
     wanted = TensorSpec("frame", (1, 3, config.height, config.width))
     if frame != wanted:
         raise CheckpointError(f"stage render: its spec must make {wanted}, not {frame}")
@@ -179,10 +177,9 @@ def save_checkpoint(
 
 
 def save_loaded(checkpoint: Checkpoint, path: Path | str, dtype: torch.dtype = torch.float16) -> None:
-    """Write a checkpoint that is in memory, whole or not at all: its evaluator and its own code come along.
+    """Write a loaded checkpoint, with its evaluator and its own code, whole or not at all.
 
-    Both are read from the folder the checkpoint, or the one it was made from, was loaded from. Raises
-    `CheckpointError`.
+    Evaluator and code are read from `checkpoint.folder`. Raises `CheckpointError`.
     """
     evaluator = {name: plain_file(checkpoint.folder, name, MAX_FILE_BYTES) for name in EVALUATOR_FILES}
     save_checkpoint(
@@ -200,13 +197,21 @@ def save_loaded(checkpoint: Checkpoint, path: Path | str, dtype: torch.dtype = t
 def with_stages(
     checkpoint: Checkpoint, config: CheckpointConfig, modules: Mapping[str, nn.Module], tokenizer: str | None = None
 ) -> Checkpoint:
-    """A new checkpoint with these modules in place of its own (those not given stay), and a hash of what it now is.
+    """A new checkpoint with other modules, and the hash of its new content. Stages that are not given stay.
 
-    `folder` stays the one it came from: evaluator and user classes are there. Raises `CheckpointError` and `SpecError`
-    where the stages do not fit together.
+    `folder` stays the original one: evaluator and user classes are there. Raises `CheckpointError` and `SpecError` if
+    the stages do not fit together.
     """
     tokenizer = checkpoint.tokenizer if tokenizer is None else tokenizer
-    made = replace(checkpoint, config=config, tokenizer=tokenizer, **modules)
+    stages = {**checkpoint.modules, **modules}
+    made = replace(
+        checkpoint,
+        config=config,
+        tokenizer=tokenizer,
+        text=stages["text"],
+        motion=stages["motion"],
+        render=stages["render"],
+    )
     _check_specs(made)
     digest = hashlib.sha256(_json(config.to_json()))
     for text in (tokenizer, made.card, *_own_code(made).values()):

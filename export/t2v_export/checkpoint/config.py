@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -46,6 +46,12 @@ class CheckpointConfig:
     stages: Mapping[str, StageConfig]
     blend_steps: int = 6
     condition_groups: tuple[int, ...] = ()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What the class of every stage is given."""
+        names = ("condition_size", "motion_size", "height", "width")
+        return {name: getattr(self, name) for name in names}
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -118,7 +124,7 @@ def _stage(stage: str, data: Any) -> StageConfig:
     return StageConfig(table["class"], MappingProxyType(dict(options)))
 
 
-def _table(data: Any, where: str, needed: set[str], optional: set[str] = frozenset()) -> dict[str, Any]:  # type: ignore[assignment]
+def _table(data: Any, where: str, needed: Set[str], optional: Set[str] = frozenset()) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"config.json: {where} must be an object")
     missing, unknown = sorted(needed - set(data)), sorted(set(data) - needed - optional)

@@ -3,42 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from t2v_edge.spec import StageSpec
-from t2v_export.checkpoint.checkpoint import Checkpoint
-
-
-@dataclass(frozen=True)
-class CheckpointCost:
-    """Multiply-accumulates of one run and parameters, by stage; `fps` base frames a second."""
-
-    macs: Mapping[str, int]
-    parameters: Mapping[str, int]
-    fps: int
-
-    @property
-    def macs_per_second(self) -> int:
-        """Of one second of video at the base rate: one caption, `fps` steps of motion and `fps` frames."""
-        return self.macs["text"] + self.fps * (self.macs["motion"] + self.macs["render"])
-
-    @property
-    def all_parameters(self) -> int:
-        """Of all three stages."""
-        return sum(self.parameters.values())
-
-
-def checkpoint_cost(checkpoint: Checkpoint) -> CheckpointCost:
-    """Count all three stages of a checkpoint."""
-    macs = {stage: count_macs(module, _spec(module)) for stage, module in checkpoint.modules.items()}
-    parameters = {stage: count_parameters(module) for stage, module in checkpoint.modules.items()}
-    return CheckpointCost(macs, parameters, checkpoint.config.fps)
 
 
 def count_macs(module: nn.Module, spec: StageSpec) -> int:
@@ -81,8 +53,3 @@ def plain_kernels() -> Iterator[None]:
         warnings.simplefilter("ignore", UserWarning)
         with torch.backends.mkldnn.flags(enabled=False):
             yield
-
-
-def _spec(module: nn.Module) -> StageSpec:
-    spec: StageSpec = module.spec  # type: ignore[assignment]
-    return spec

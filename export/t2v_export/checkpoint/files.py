@@ -12,10 +12,10 @@ MAX_FILES = 1024
 
 
 def plain_file(root: Path, relative: str, max_bytes: int) -> Path | None:
-    """The regular file `relative` of folder `root`, or None where there is none.
+    """The regular file `relative` of folder `root`, or None if it does not exist.
 
-    Raises `CheckpointError` for an absolute path, one that leaves the folder, a symbolic link on the way, or a
-    file of more than `max_bytes`.
+    Raises `CheckpointError` for an absolute path, a path that leaves the folder, a symbolic link in it, or a file of
+    more than `max_bytes`.
     """
     parts = Path(relative).parts
     if Path(relative).is_absolute() or ".." in parts or "\\" in relative or not parts:

@@ -31,9 +31,12 @@ def read_weights(root: Path, stem: str) -> dict[str, Tensor] | None:
     file, pickled = (plain_file(root, stem + suffix, MAX_FILE_BYTES) for suffix in (".safetensors", ".pt"))
     if file is not None and pickled is not None:
         raise CheckpointError(f"both {stem}.safetensors and {stem}.pt are there; remove one")
-    if file is None and pickled is None:
+    if file is not None:
+        tensors = _read_safetensors(file, stem + ".safetensors")
+    elif pickled is not None:
+        tensors = _read_pt(pickled, stem + ".pt")
+    else:
         return None
-    tensors = _read_safetensors(file, stem + ".safetensors") if file else _read_pt(pickled, stem + ".pt")  # type: ignore[arg-type]
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             raise CheckpointError(

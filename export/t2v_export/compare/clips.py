@@ -1,4 +1,4 @@
-"""Clips played frame by frame through every lane at once: pixel differences, temporal quality, and pictures of both."""
+"""Clips played frame by frame in every mix at once: pixel differences, temporal quality, and pictures."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class PairFrames:
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """One caption's clip. `frames`: by (way, candidate, baseline). `temporal`: by (way, lane, lane of the flow).
+    """One caption's clip. `frames`: by (mode, candidate, baseline). `temporal`: by (mode, mix, mix of the flow).
 
     `same_motion`: (candidate, baseline) whose motion and condition are equal throughout. `pictures`: JPEG files by
-    (lane, baseline), of a frame as the lane makes it, or with a baseline its amplified difference from that.
+    (mix, baseline), of a frame as the mix makes it, or with a baseline its amplified difference from that.
     """
 
     caption: int
@@ -58,36 +58,36 @@ class Clip:
     pictures: Mapping[tuple[str, str], bytes]
 
 
-def play_clip(studio: WorkerEngines, task: ClipTask) -> Clip:
+def play_clip(engines: WorkerEngines, task: ClipTask) -> Clip:
     """Play one caption for the setting's seconds.
 
-    Whole stream: each lane's own text, motion and frames. Render alone: a candidate's renderer draws the baseline's
+    Whole stream: each mix's own text, motion and frames. Render alone: a candidate's renderer draws the baseline's
     motion and condition. Frames are made step by step and only two of each sequence are held.
     """
-    film = _Film(studio, task.caption)
+    film = _Film(engines, task.caption)
     middle = film.steps // 2 if task.pictures else None
     for step in range(film.steps):
         film.advance(step)
         if step == middle:
             film.photograph()
-    pairs = studio.setting.pairs
+    pairs = engines.setting.pairs
     same = tuple((p.candidate, p.baseline) for p in pairs if film.keys[p.candidate] == film.keys[p.baseline])
     return Clip(task.caption, film.frames, film.temporal, same, film.pictures)
 
 
 class _Film:
-    """A clip in progress. A sequence is (bundle, render variant, take): lanes that share one share its frames."""
+    """A clip in progress. A sequence is (bundle, render variant, take); mixes of the same sequence share its frames."""
 
-    def __init__(self, studio: WorkerEngines, caption: int) -> None:
-        setting = studio.setting
-        self._setting, self._studio = setting, studio
+    def __init__(self, engines: WorkerEngines, caption: int) -> None:
+        setting = engines.setting
+        self._setting, self._engines = setting, engines
         self._takes: dict[str, play.Take] = {}
-        steps = {name: steps_of(setting, p.manifest.video.fps) for name, p in studio.pipelines.items()}
-        for name, pipeline in studio.pipelines.items():
-            self._takes[name] = play.take(pipeline, studio.script(caption), setting.seed + caption, steps[name])
+        steps = {name: steps_of(setting, p.manifest.video.fps) for name, p in engines.pipelines.items()}
+        for name, pipeline in engines.pipelines.items():
+            self._takes[name] = play.take(pipeline, engines.script(caption), setting.seed + caption, steps[name])
         self.steps = min(steps.values())
         self.keys = {name: made.key for name, made in self._takes.items()}
-        self._lanes = {lane.name: lane for lane in setting.lanes}
+        self._mixes = {mix.name: mix for mix in setting.mixes}
         self._before: dict[Sequence_, Frame] = {}
         self._now: dict[Sequence_, Frame] = {}
         self._light: dict[Sequence_, NDArray[np.float32]] = {}
@@ -98,20 +98,20 @@ class _Film:
         self.pictures: dict[tuple[str, str], bytes] = {}
 
     def _sequence(self, drawer: str, mover: str) -> Sequence_:
-        """Which sequence of frames the lane `drawer` makes of the motion of `mover`."""
-        reference = self._setting.lanes[0].name
+        """Which sequence of frames the mix `drawer` makes of the motion of `mover`."""
+        reference = self._setting.mixes[0].name
         # The reference draws for itself: what is measured to be equal to it was really drawn again.
-        own = reference if drawer == mover == reference else str(self._lanes[drawer].bundle)
-        return own, self._lanes[drawer].variants["render"], self.keys[mover]
+        own = reference if drawer == mover == reference else str(self._mixes[drawer].bundle)
+        return own, self._mixes[drawer].variants["render"], self.keys[mover]
 
     def advance(self, step: int) -> None:
         """Draw every sequence's frame of this step, each once, and measure."""
         self._step = step
         self._before, self._dim, self._now, self._light = self._now, self._light, {}, {}
         flows: dict[Sequence_, Flow] = {}
-        for lane in self._lanes:
-            own = self._draw(lane, lane)
-            self._hold(WHOLE, lane, lane, own, own, flows)
+        for mix in self._mixes:
+            own = self._draw(mix, mix)
+            self._hold(WHOLE, mix, mix, own, own, flows)
         for pair in self._setting.pairs:
             self._compare(pair, flows)
 
@@ -123,32 +123,32 @@ class _Film:
         if pair.comparable.render:
             found[ALONE] = self._draw(pair.candidate, pair.baseline)
             self._hold(ALONE, pair.candidate, pair.baseline, found[ALONE], base, flows)
-        for way, made in found.items():
-            frames = self.frames.setdefault((way, pair.candidate, pair.baseline), PairFrames())
+        for mode, made in found.items():
+            frames = self.frames.setdefault((mode, pair.candidate, pair.baseline), PairFrames())
             frames.add(self._now[made], self._now[base], (self._light[made], self._light[base]))
 
     def _draw(self, drawer: str, mover: str) -> Sequence_:
         sequence = self._sequence(drawer, mover)
         if sequence not in self._now:
-            frame = play.render_at(self._studio.pipelines[drawer], self._takes[mover], self._step)
+            frame = play.render_at(self._engines.pipelines[drawer], self._takes[mover], self._step)
             self._now[sequence], self._light[sequence] = frame, luminance(frame)
         return sequence
 
     def _hold(
-        self, way: str, lane: str, base: str, made: Sequence_, along: Sequence_, flows: dict[Sequence_, Flow]
+        self, mode: str, mix: str, base: str, made: Sequence_, along: Sequence_, flows: dict[Sequence_, Flow]
     ) -> None:
         """Count how `made` hangs together along the flow of `along`."""
         if not self._before or min(self._now[made].shape[:2]) < MIN_SIDE:
             return
         if along not in flows:
             flows[along] = self._meter.between(self._dim[along], self._light[along])
-        sums = self.temporal.setdefault((way, lane, base), TemporalSums())
+        sums = self.temporal.setdefault((mode, mix, base), TemporalSums())
         sums.add(self._before[made], self._now[made], flows[along])
 
     def photograph(self) -> None:
-        """Keep the step's frame of each lane, and the amplified difference of each pair."""
-        for lane in self._lanes:
-            self.pictures[lane, ""] = _jpeg(self._now[self._draw(lane, lane)])
+        """Keep the step's frame of each mix, and the amplified difference of each pair."""
+        for mix in self._mixes:
+            self.pictures[mix, ""] = _jpeg(self._now[self._draw(mix, mix)])
         for pair in self._setting.pairs:
             if pair.comparable.frames:
                 one, other = (self._now[self._draw(n, n)].astype(np.int16) for n in (pair.candidate, pair.baseline))

@@ -22,7 +22,7 @@ from t2v_export.compare.measures import cost, drift
 from t2v_export.evaluate import tasks
 from t2v_export.evaluate.caption_set import SlottedCaption
 from t2v_export.evaluate.evaluator import EvaluatorSpec, read_spec
-from t2v_export.evaluate.lanes import AGAINST, DEFAULT, EXACT, Comparable, lane_called, lanes_of
+from t2v_export.evaluate.mixes import AGAINST, DEFAULT, EXACT, Comparable, mix_called, mixes_of
 from t2v_export.evaluate.readings import named_values
 from t2v_export.evaluate.tasks import Pair, TaskSettings, spaced
 from t2v_export.evaluate.workers import Work, perform
@@ -32,12 +32,11 @@ from t2v_export.evaluate.workers import Work, perform
 class CompareOptions:
     """How much to play, and how.
 
-    captions: to play, caption i with `seed` + i; those with slots are judged by the evaluator in `evaluator`, None
-    for none. clips, seconds: how many captions are played whole, and for how long. drift_runs, drift_steps: how many
-    are run freely, and for how many base steps. pictures: of how many clips. against: a bundle or a checkpoint folder
-    to compare with as well. judged: the lane that demands are about. engine, processes: who plays, each process on
-    one thread. timing: measure latency and memory; without it, nothing in the report depends on the machine's speed.
-    allow_code: see `load_checkpoint`.
+    captions: caption i is played with `seed` + i; those with slots are judged. evaluator: its folder, or None. clips,
+    seconds: how many captions are played whole, and for how long. drift_runs, drift_steps: how many free runs, and
+    their base steps. pictures: clips that are shown. against: a bundle or a checkpoint folder to compare with as well.
+    judged: the mix that demands are about. engine, processes: each process plays on one thread. timing: measure latency
+    and memory; without it the report does not depend on the machine's speed. allow_code: see `load_checkpoint`.
     """
 
     captions: tuple[SlottedCaption, ...]
@@ -69,8 +68,9 @@ class CompareOptions:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """All that was measured, before it is put into words. `default`: the lane that is the bundle's default mix.
-    `judged`: the lane that demands are about.
+    """All that was measured, as numbers.
+
+    `default`: name of the bundle's default mix. `judged`: name of the mix that demands are about.
     """
 
     options: CompareOptions
@@ -87,23 +87,23 @@ class Comparison:
 
 
 def compare_bundle(path: Path, options: CompareOptions) -> Comparison:
-    """Play the bundle at `path` in all its lanes and measure; raises `BundleError`, `UsageError`, `EngineError`."""
+    """Play the bundle at `path` in all its mixes and measure; raises `BundleError`, `UsageError`, `EngineError`."""
     evaluator = read_spec(options.evaluator)[0] if options.evaluator else None
     if evaluator:
         named_values(options.captions, evaluator.slots)
     with opened(options) as against:
         with Bundle.open(path) as bundle:
-            lanes, default = lanes_of(bundle)
-            judged = lane_called(options.judged, lanes, default).name
-            pairs = [Pair(lane.name, EXACT, Comparable.of(bundle.manifest, bundle.manifest)) for lane in lanes[1:]]
+            mixes, default = mixes_of(bundle)
+            judged = mix_called(options.judged, mixes, default).name
+            pairs = [Pair(mix.name, EXACT, Comparable.of(bundle.manifest, bundle.manifest)) for mix in mixes[1:]]
             if against is not None:
                 can = Comparable.of(bundle.manifest, against.manifest)
-                exact = lanes_of(against)[0][0]
-                pairs += [Pair(lane.name, AGAINST, can) for lane in lanes if lane.name in (EXACT, default, judged)]
-                lanes = (*lanes, replace(exact, name=AGAINST))
+                exact = mixes_of(against)[0][0]
+                pairs += [Pair(mix.name, AGAINST, can) for mix in mixes if mix.name in (EXACT, default, judged)]
+                mixes = (*mixes, replace(exact, name=AGAINST))
         texts = tuple(caption.text for caption in options.captions)
         setting = TaskSettings(
-            lanes,
+            mixes,
             tuple(pairs),
             texts,
             options.seed,
@@ -138,32 +138,30 @@ def _measure(
 ) -> Comparison:
     work, weights = _plan(options, setting, evaluator)
     done: list[Any] = []
-    turns = cost.WARM_UP + cost.MAX_TURNS + len(setting.lanes) if options.timing else 0
+    turns = cost.WARM_UP + cost.MAX_TURNS + len(setting.mixes) if options.timing else 0
     with tqdm(
-        total=sum(weights) + turns * len(setting.lanes),
+        total=sum(weights) + turns * len(setting.mixes),
         desc="compare",
         unit="frame",
         file=sys.stderr,
         disable=None if options.progress else True,
         leave=False,
     ) as bar:
-        with tasks.WorkerEngines(setting) as studio:
-            for result, weight in zip(perform(studio, work, options.processes), weights):
+        with tasks.WorkerEngines(setting) as engines:
+            for result, weight in zip(perform(engines, work, options.processes), weights):
                 done.append(result)
                 bar.update(weight)
-        costs = cost.static_costs(setting.lanes)
+        costs = cost.static_costs(setting.mixes)
         latencies, memory = {}, {}
         if options.timing:
-            memory = {
-                lane.name: cost.measure_memory(lane, options.engine, setting.captions[0]) for lane in setting.lanes
-            }
+            memory = {mix.name: cost.measure_memory(mix, options.engine, setting.captions[0]) for mix in setting.mixes}
             latencies = cost.measure_latencies(
-                setting.lanes,
+                setting.mixes,
                 options.engine,
                 None,
                 setting.captions[0],
                 options.seed,
-                lambda: bar.update(len(setting.lanes)),
+                lambda: bar.update(len(setting.mixes)),
             )
     by_kind = {
         kind: tuple(result for (job, _), result in zip(work, done) if job is kind)
@@ -188,22 +186,22 @@ def _plan(
     options: CompareOptions, setting: TaskSettings, evaluator: EvaluatorSpec | None
 ) -> tuple[list[tuple[Work, Any]], list[int]]:
     """The tasks, and about how many frames each costs."""
-    count, lanes = len(setting.captions), len(setting.lanes)
+    count, mixes = len(setting.captions), len(setting.mixes)
     work: list[tuple[Work, Any]] = []
     weights: list[int] = []
     chosen = spaced(count, options.clips)
     pictured = {chosen[i] for i in spaced(len(chosen), options.pictures)} if options.pictures else set()
-    with Bundle.open(setting.lanes[0].bundle) as bundle:
+    with Bundle.open(setting.mixes[0].bundle) as bundle:
         frames = clips.steps_of(setting, bundle.manifest.video.fps)
     for index in chosen:
         work.append((clips.play_clip, clips.ClipTask(index, index in pictured)))
-        weights.append(frames * (lanes + len(setting.pairs)))
+        weights.append(frames * (mixes + len(setting.pairs)))
     for index in spaced(count, options.drift_runs) if options.drift_runs else []:
         work.append((drift.run_free, index))
-        weights.append(lanes * (len(drift.frame_steps(options.drift_steps)) + options.drift_steps // 100))
+        weights.append(mixes * (len(drift.frame_steps(options.drift_steps)) + options.drift_steps // 100))
     for index in range(count) if evaluator else []:
         work.append((tasks.read_caption, index))
-        weights.append((lanes + 1) * (evaluator.frames if evaluator else 0))
+        weights.append((mixes + 1) * (evaluator.frames if evaluator else 0))
     return work, weights
 
 

@@ -20,7 +20,7 @@ from t2v_export.compare.measures.frechet import frechet_distance
 from t2v_export.compare.measures.temporal import TemporalSums
 from t2v_export.evaluate.accuracy import paired_differences
 from t2v_export.evaluate.fidelity import spread
-from t2v_export.evaluate.lanes import AGAINST, EXACT
+from t2v_export.evaluate.mixes import AGAINST, EXACT
 from t2v_export.evaluate.readings import UNNAMED, Readings, named_values
 from t2v_export.evaluate.tasks import Pair
 
@@ -32,8 +32,9 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class CompareBudget:
-    """What is demanded of the lane that is judged. max_drop: of all-attributes accuracy, percentage points. min_psnr:
-    mean PSNR in dB of frames rendered alone.
+    """Demands on the judged mix.
+
+    max_drop: of all-attributes accuracy, percentage points. min_psnr: mean PSNR in dB of frames rendered alone.
     """
 
     max_drop: float | None = None
@@ -47,19 +48,19 @@ def make_report(measured: Comparison, budget: CompareBudget) -> Json:
     """
     options, setting = measured.options, measured.setting
     readings = _readings(measured)
-    with Bundle.open(setting.lanes[0].bundle) as bundle:
+    with Bundle.open(setting.mixes[0].bundle) as bundle:
         manifest = bundle.manifest
         report = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "bundle": setting.lanes[0].bundle.name,
+            "bundle": setting.mixes[0].bundle.name,
             "model": manifest.name,
             "video": manifest.video.to_json(),
             "against": options.against.name if options.against else None,
             "default": {"lane": measured.default, "variants": dict(manifest.default)},
             "played": _played(measured),
             "absent": _absent(measured, readings),
-            "lanes": {lane.name: _lane(measured, lane.name, readings) for lane in setting.lanes},
+            "lanes": {mix.name: _mix(measured, mix.name, readings) for mix in setting.mixes},
             "pairs": [_pair(measured, pair, readings) for pair in setting.pairs],
             "frechet_yardstick": _yardstick(measured),
             "kept_in_float32": {
@@ -90,7 +91,7 @@ def _played(measured: Comparison) -> Json:
 
 
 def _readings(measured: Comparison) -> dict[str, Readings]:
-    """By lane; empty without an evaluator or where no caption names anything."""
+    """By mix; empty without an evaluator or where no caption names anything."""
     if measured.evaluator is None:
         return {}
     slots = measured.evaluator.slots
@@ -98,37 +99,37 @@ def _readings(measured: Comparison) -> dict[str, Readings]:
     if (named == UNNAMED).all():
         return {}
     return {
-        lane.name: Readings(tuple(slots), named, np.array([r[lane.name].values for r in measured.readings]))
-        for lane in measured.setting.lanes
+        mix.name: Readings(tuple(slots), named, np.array([r[mix.name].values for r in measured.readings]))
+        for mix in measured.setting.mixes
     }
 
 
 def _absent(measured: Comparison, readings: Mapping[str, Readings]) -> list[str]:
     """Sentences about figures that are not in the report, and why."""
-    told = []
+    sentences = []
     if measured.evaluator is None:
-        told.append("Accuracy and Frechet distance: there is no evaluator; give one with --evaluator.")
+        sentences.append("Accuracy and Frechet distance: there is no evaluator; give one with --evaluator.")
     elif not readings:
-        told.append("Accuracy: no caption says what it names; give --captions a JSON-lines file with slots.")
+        sentences.append("Accuracy: no caption says what it names; give --captions a JSON-lines file with slots.")
     if not measured.drifts:
-        told.append("Drift: no free runs were asked for.")
+        sentences.append("Drift: no free runs were asked for.")
     if not measured.options.timing:
-        told.append("Latency and memory: left out by --no-timing.")
+        sentences.append("Latency and memory: left out by --no-timing.")
     if measured.clips and not measured.clips[0].temporal:
-        told.append("Temporal quality: frames are too small for optical flow.")
+        sentences.append("Temporal quality: frames are too small for optical flow.")
     for pair in measured.setting.pairs:
         if pair.baseline == AGAINST and pair.candidate == EXACT:
-            told += [
+            sentences += [
                 f"Against {measured.options.against.name if measured.options.against else AGAINST}: {reason}."
                 for reason in pair.comparable.reasons()
             ]
-    return told
+    return sentences
 
 
-def _lane(measured: Comparison, name: str, readings: Mapping[str, Readings]) -> Json:
-    """The figures of a lane by itself."""
-    lane = next(lane for lane in measured.setting.lanes if lane.name == name)
-    found: Json = {"variants": dict(lane.variants), "filled_with_fp32": list(lane.filled), **measured.costs[name]}
+def _mix(measured: Comparison, name: str, readings: Mapping[str, Readings]) -> Json:
+    """The figures of a mix by itself."""
+    mix = next(mix for mix in measured.setting.mixes if mix.name == name)
+    found: Json = {"variants": dict(mix.variants), "filled_with_fp32": list(mix.filled), **measured.costs[name]}
     if name in readings:
         found["accuracy"] = readings[name].accuracy()
         found["chance"] = {slot: level["expected"] for slot, level in readings[name].chance().items()}
@@ -152,8 +153,8 @@ def _pair(measured: Comparison, pair: Pair, readings: Mapping[str, Readings]) ->
         found["accuracy"] = paired_differences(readings[one], readings[other], measured.options.seed)
     if measured.readings:
         found["frechet"] = frechet_distance(*(_features(measured, name) for name in (one, other)))
-    ways = {way: _frames(measured, (way, one, other)) for way in (clips.ALONE, clips.WHOLE)}
-    found["frames"] = {way: figures for way, figures in ways.items() if figures}
+    modes = {mode: _frames(measured, (mode, one, other)) for mode in (clips.ALONE, clips.WHOLE)}
+    found["frames"] = {mode: figures for mode, figures in modes.items() if figures}
     found["clips_with_the_same_motion"] = sum((one, other) in clip.same_motion for clip in measured.clips)
     found["temporal"] = {
         clips.WHOLE: _ratios(*(_temporal(measured, (clips.WHOLE, name, name)) for name in (one, other))),
@@ -203,7 +204,7 @@ def _temporal(measured: Comparison, key: tuple[str, str, str]) -> TemporalSums |
 
 
 def _ratios(one: TemporalSums | None, other: TemporalSums | None) -> Json | None:
-    """Changes in percent; 0 where both are the same, None where there is nothing to divide by."""
+    """Changes in percent: 0 if both are the same, None without a divisor."""
     if one is None or other is None:
         return None
     return {
@@ -215,7 +216,7 @@ def _ratios(one: TemporalSums | None, other: TemporalSums | None) -> Json | None
 
 
 def change(one: float | None, other: float | None) -> float | None:
-    """From `other` to `one`, percent; None where that cannot be said."""
+    """The change from `other` to `one` in percent, or None if it is undefined."""
     if one is None or other is None:
         return None
     if one == other:
@@ -275,17 +276,17 @@ def pair_of(report: Mapping[str, Any], candidate: str, baseline: str) -> Json | 
     return next((p for p in report["pairs"] if (p["candidate"], p["baseline"]) == (candidate, baseline)), None)
 
 
-def judge(report: Mapping[str, Any], budget: CompareBudget, lane: str) -> Json:
-    """Whether the budget is kept by `lane`: each demand with what was found.
+def judge(report: Mapping[str, Any], budget: CompareBudget, mix: str) -> Json:
+    """Whether the budget is kept by `mix`: each demand with what was found.
 
-    The drop is against the --against model where there is one, else against FP32; PSNR against FP32.
-    Raises `UsageError` where the figure was not measured.
+    The drop is against the --against model, or without one against FP32. PSNR is against FP32. Raises `UsageError` if
+    the figure was not measured.
     """
     baseline = AGAINST if report["against"] else EXACT
     demands = []
     if budget.max_drop is not None:
-        pair = pair_of(report, lane, baseline)
-        if lane != baseline and (pair is None or "accuracy" not in pair):
+        pair = pair_of(report, mix, baseline)
+        if mix != baseline and (pair is None or "accuracy" not in pair):
             raise UsageError(
                 "--max-drop asks for accuracy, which needs an evaluator and captions with slots: give "
                 "--evaluator FOLDER and --captions FILE.jsonl"
@@ -301,7 +302,7 @@ def judge(report: Mapping[str, Any], budget: CompareBudget, lane: str) -> Json:
             }
         )
     if budget.min_psnr is not None:
-        pair = pair_of(report, lane, EXACT)
+        pair = pair_of(report, mix, EXACT)
         found = pair["frames"][clips.ALONE]["psnr_db"]["mean"] if pair else 100.0
         demands.append(
             {
@@ -312,7 +313,7 @@ def judge(report: Mapping[str, Any], budget: CompareBudget, lane: str) -> Json:
                 "kept": found >= budget.min_psnr,
             }
         )
-    return {"lane": lane, "demands": demands, "kept": all(d["kept"] for d in demands)}
+    return {"lane": mix, "demands": demands, "kept": all(d["kept"] for d in demands)}
 
 
 def rounded(value: Any) -> Any:
@@ -350,8 +351,8 @@ def _pair_line(pair: Json) -> str:
     if accuracy is not None:
         points = f"{accuracy['points']:+.2f} ({accuracy['low']:+.2f} to {accuracy['high']:+.2f})"
     psnr = [
-        f"{pair['frames'][way]['psnr_db']['mean']:.1f} dB" if way in pair["frames"] else "-"
-        for way in (clips.ALONE, clips.WHOLE)
+        f"{pair['frames'][mode]['psnr_db']['mean']:.1f} dB" if mode in pair["frames"] else "-"
+        for mode in (clips.ALONE, clips.WHOLE)
     ]
     warp = (pair["temporal"][clips.ALONE] or pair["temporal"][clips.WHOLE] or {}).get("warping_error_change_percent")
     growth = pair.get("drift", {}).get("state", {}).get("late_to_early")

@@ -1,32 +1,35 @@
-"""Quantization-aware training: layers of a torch stage round as the INT8 graph will, and gradients pass through.
+"""Quantization-aware training: layers of a torch stage round as the INT8 graph will.
 
-Weights are rounded for each output channel, symmetrically, inputs for each tensor, with ranges that follow what is
-seen; the straight-through estimator of Bengio et al. (2013) trains the float weights (Jacob et al., CVPR 2018). A
-BatchNorm that will be folded needs no care: a positive factor for each output channel changes a weight's scale and
-not what it is rounded to.
+Weights have a symmetric grid for each output channel. Inputs have one grid for each tensor, and its range follows what
+is seen. Gradients pass the rounding unchanged (straight-through estimator, Bengio et al., 2013; Jacob et al., CVPR
+2018). A BatchNorm behind a layer may be folded later: a positive factor for each output channel changes only the scale
+of its weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2v_calibration.ranges import WEIGHT_LEVELS
+from t2v_export.models.contract import spec_of
 
+Layer = Union[nn.Conv2d, nn.ConvTranspose2d, nn.Linear]
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 MOMENTUM = 0.05  # of the moving range
 SAMPLED = 1 << 16  # elements of an input that its percentiles are read from
 
 
 class QuantizeAware:
-    """The rounding attached to a module: a context manager, or call `remove`. The module is changed in nothing else.
+    """The rounding attached to a module: a context manager, or call `remove`.
 
-    `layers`: names of those that round. Ranges of inputs are observed in training mode and kept in evaluation mode;
-    `state_dict` and `load_state_dict` carry them over a stop.
+    `layers`: names of the layers that round. Ranges of inputs are observed in training mode and kept in evaluation
+    mode. `state_dict` and `load_state_dict` store and restore them.
     """
 
     def __init__(self, rounding: dict[str, _Rounding]) -> None:
@@ -70,10 +73,10 @@ def quantize_aware(
     """Make the convolutions and linear layers of a stage round in `forward`, until the result is removed.
 
     bits: of weights, 7 or 8 (`Quantize.weight_bits`). signed: inputs have the grid of `int8`, else of `int8-u8`.
-    keep_first, keep_last: as in the quantize pass, dense layers that a float input reaches through no other layer, and
-    layers after which no other comes, stay in float. percentile: share of an input's values that its range holds.
-    example: inputs to trace the module with, by default of the shapes in its `spec`. Recurrent cells stay in float.
-    Works on any device and under autocast; the rounding itself is computed in float32.
+    keep_first, keep_last: as in the quantize pass, which layers stay in float. percentile: percent of an input's values
+    that its range holds. example: inputs to trace the module with, by default made from its `spec`.
+
+    Recurrent cells stay in float. It works on any device and under autocast. The rounding is computed in float32.
     """
     layers = {name: part for name, part in module.named_modules() if isinstance(part, LAYERS)}
     first, last = _ends(module, layers, _example(module) if example is None else example)
@@ -82,14 +85,14 @@ def quantize_aware(
     for name, layer in layers.items():
         if name not in skipped:
             rounding[name] = _Rounding(layer, bits, signed, percentile)
-            layer.forward = rounding[name]  # type: ignore[method-assign]
+            layer.forward = rounding[name]  # type: ignore[method-assign,assignment]
     return QuantizeAware(rounding)
 
 
 class _Rounding:
     """A layer's forward pass with a rounded weight and a rounded input."""
 
-    def __init__(self, layer: nn.Module, bits: int, signed: bool, percentile: float) -> None:
+    def __init__(self, layer: Layer, bits: int, signed: bool, percentile: float) -> None:
         self.layer, self.levels, self.signed, self.percentile = layer, WEIGHT_LEVELS[bits], signed, percentile
         self.axis = 1 if isinstance(layer, nn.ConvTranspose2d) and layer.groups == 1 else 0
         self.range: Tensor | None = None
@@ -101,19 +104,13 @@ class _Rounding:
             rounded = self._input(value.float()).to(value.dtype)
             weight = self._weight(layer.weight.float())
         if isinstance(layer, nn.Conv2d):
-            return layer._conv_forward(rounded, weight, layer.bias)
+            made: Tensor = layer._conv_forward(rounded, weight, layer.bias)
+            return made
         if isinstance(layer, nn.Linear):
             return F.linear(rounded, weight, layer.bias)
-        assert isinstance(layer, nn.ConvTranspose2d) and not rest
+        assert not rest and isinstance(layer.padding, tuple)
         return F.conv_transpose2d(
-            rounded,
-            weight,
-            layer.bias,
-            layer.stride,
-            layer.padding,
-            layer.output_padding,
-            layer.groups,
-            layer.dilation,
+            rounded, weight, layer.bias, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
         )
 
     def _weight(self, weight: Tensor) -> Tensor:
@@ -158,14 +155,14 @@ def _rounded(value: Tensor, scale: Tensor) -> Tensor:
 def _example(module: nn.Module) -> list[Tensor]:
     device = next(module.parameters()).device
     made = []
-    for tensor in module.spec.inputs:  # type: ignore[union-attr]
+    for tensor in spec_of(module).inputs:
         whole = tensor.dtype.startswith("int")
         shape = tensor.shape
         made.append((torch.ones(shape, dtype=torch.int64) if whole else torch.full(shape, 0.1)).to(device))
     return made
 
 
-def _ends(module: nn.Module, layers: dict[str, nn.Module], example: Sequence[Tensor]) -> tuple[set[str], set[str]]:
+def _ends(module: nn.Module, layers: Mapping[str, nn.Module], example: Sequence[Tensor]) -> tuple[set[str], set[str]]:
     """Names of the first dense layers and of the last layers, from the graph that autograd records of one run."""
     outputs: dict[object, str] = {}  # what made a layer's output -> the layer
     inputs: list[tuple[str, object]] = []

@@ -1,8 +1,7 @@
-"""Weights on a grid of 8 bits: rounded to it once, in the checkpoint, and stored in 8 bits without losing anything.
+"""Weights on a grid of 8 bits: rounded once, in the checkpoint, and stored in 8 bits without loss.
 
-A recurrent stage forgets nothing: what rounding its weights changes, its state follows for ever, so a bundle whose
-INT8 variant had other weights than FP32's would move otherwise. Rounding belongs to making the student, then, and what
-is measured of it holds for every variant.
+The state of a recurrent stage follows the least change of its weights for ever. So the weights are rounded when the
+student is made, and every variant has the same ones.
 """
 
 from __future__ import annotations

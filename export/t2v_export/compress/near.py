@@ -1,4 +1,4 @@
-"""Words that an encoder takes for nearly the same, by its table of tokens: what a caption's words may stand for."""
+"""Words that an encoder takes for nearly the same, by its table of tokens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from random import Random
 
 import tokenizers
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from t2v_edge.bundle.tokenizer import normalise
@@ -15,14 +16,15 @@ from t2v_export.models.text import TransformersText
 
 
 def near_words(checkpoint: Checkpoint, captions: Sequence[str], count: int) -> dict[str, tuple[str, ...]]:
-    """For each word of the captions that is one token, the `count` whole words nearest to it by cosine, nearest first.
+    """For each word of the captions that is one token, the `count` whole words nearest to it, nearest first.
 
-    Nothing where the text stage is no transformers encoder, or `count` is 0.
+    Nearness is the cosine of the encoder's token embeddings. Empty if the text stage is not a transformers encoder, or
+    `count` is 0.
     """
     module = checkpoint.text
     if not isinstance(module, TransformersText) or count == 0:
         return {}
-    table = functional.normalize(module.encoder.get_input_embeddings().weight.detach(), dim=1)
+    table: Tensor = functional.normalize(module.encoder.get_input_embeddings().weight.detach(), dim=1)
     tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer)
     tokenizer.no_padding()
     vocabulary = {i: token for token, i in tokenizer.get_vocab().items() if i < len(table)}

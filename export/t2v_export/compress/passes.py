@@ -1,4 +1,4 @@
-"""A recipe's passes from checkpoint to smaller checkpoint; each finished one is kept by what it was made from."""
+"""The passes of a recipe, from checkpoint to smaller checkpoint. Finished ones are kept by what they were made from."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ READ_BY = {"text": ("near", "corpus"), "render": (*LOSSES, "quantization_aware")
 
 @dataclass(frozen=True)
 class PassOptions:
-    """`seed` of everything random; `store` of finished work; `device` to train on; `only_stage`: distil this one alone
-    and keep it, so that stages may be trained side by side, each by a process of its own.
+    """How passes run: `seed` of everything random, `store` of finished work, `device` to train on.
+
+    `only_stage`: train this stage alone and keep it. So several processes can train one stage each.
     """
 
     seed: int = 0
@@ -56,18 +57,19 @@ class Compressed:
 
 
 def compress(checkpoint: Checkpoint, recipe: Recipe, options: PassOptions = PassOptions()) -> Compressed:
-    """Run a recipe's checkpoint passes in order. What a store holds is not made again.
+    """Run a recipe's checkpoint passes in order. What the store holds is not made again.
 
-    The teacher of every distill pass is the checkpoint as it came. Raises `UsageError`, `CheckpointError`,
-    `CaptionError`, `CalibrationError` and `TrainingError`.
+    The teacher of every distill pass is `checkpoint` itself. Raises `UsageError`, `CheckpointError`, `CaptionError`,
+    `CalibrationError` and `TrainingError`.
     """
     current, key = checkpoint, content_key(checkpoint=checkpoint.sha256, seed=options.seed, version=VERSION)
     logs: dict[str, Sequence[Mapping[str, Any]]] = {}
-    partial = None  # set once a distill pass has left stages out: what is made of its result is no whole one
+    partial = None  # the only stage, once a distill pass has left others out: later results are incomplete
     for number, one in enumerate(recipe.checkpoint_passes, 1):
         if isinstance(one, Distill):
             captions = read_captions(one.captions, one.corpus)
-            current, made = _distill(checkpoint, current, one, captions, key, options)
+            setup = DistillOptions(checkpoint, current, one, captions, options.seed, options.device, options.progress)
+            current, made = _distill(setup, key, options)
             logs.update({f"{number}.{stage}": log for stage, log in made.items()})
             key = content_key(before=key, options=asdict(one), captions=captions)
             if set(one.stages) - {options.only_stage} and options.only_stage:
@@ -80,7 +82,7 @@ def compress(checkpoint: Checkpoint, recipe: Recipe, options: PassOptions = Pass
 
 
 def training_device(name: str) -> str:
-    """`name`, or for "auto" a GPU where there is one. Raises `UsageError` for a device that is not here."""
+    """`name`, or for "auto" a GPU if there is one. Raises `UsageError` for a device that is missing."""
     device = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=device)
@@ -134,49 +136,38 @@ def _unpacked(files: Mapping[str, bytes], before: Checkpoint, allow_code: bool) 
 
 
 def _distill(
-    teacher: Checkpoint,
-    student: Checkpoint,
-    one: Distill,
-    captions: Sequence[str],
-    before: str,
-    options: PassOptions,
+    setup: DistillOptions, before: str, options: PassOptions
 ) -> tuple[Checkpoint, dict[str, list[dict[str, Any]]]]:
     modules, logs = {}, {}
-    for stage in one.stages:
+    for stage in setup.options.stages:
         if options.only_stage in (None, stage):
-            modules[stage], logs[stage] = _distilled(teacher, student, one, stage, captions, before, options)
-    return with_stages(student, student.config, modules), logs
+            modules[stage], logs[stage] = _distilled(setup, stage, before, options.store)
+    return with_stages(setup.student, setup.student.config, modules), logs
 
 
 def _distilled(
-    teacher: Checkpoint,
-    student: Checkpoint,
-    one: Distill,
-    stage: str,
-    captions: Sequence[str],
-    before: str,
-    options: PassOptions,
+    setup: DistillOptions, stage: str, before: str, store: PassStore
 ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
-    """A stage's training by its own key: of the options only those count that it reads."""
+    """A stage's training by its own key, which counts only the options that the stage reads."""
     others = tuple(f"{s}_" for s in STAGES if s != stage)
     unread = {"stages", *(option for s, options in READ_BY.items() if s != stage for option in options)}
-    counted = {k: v for k, v in asdict(one).items() if k not in unread and not k.startswith(others)}
-    key = content_key(before=before, distill=stage, options=counted, captions=list(captions))
-    kept = options.store.load(key)
+    counted = {k: v for k, v in asdict(setup.options).items() if k not in unread and not k.startswith(others)}
+    key = content_key(before=before, distill=stage, options=counted, captions=list(setup.captions))
+    student = setup.student.modules[stage]
+    kept = store.load(key)
     if kept is not None:
         try:
-            return _taught(student.modules[stage], kept, stage)
+            return _trained(student, kept, stage)
         except (CheckpointError, RuntimeError, KeyError, ValueError):
             pass  # a damaged entry is made again
-    lessons = DistillOptions(teacher, student, one, captions, options.seed, options.device, options.progress)
-    module, log = distill_stage(lessons, stage, options.store.workplace(key))
+    module, log = distill_stage(setup, stage, store.workplace(key))
     files = {f"{stage}.safetensors": pack_weights(module.state_dict()), LOG: json.dumps(log).encode()}
-    options.store.save(key, files)
-    options.store.clear_workplace(key)
-    return _taught(student.modules[stage], files, stage)
+    store.save(key, files)
+    store.clear_workplace(key)
+    return _trained(student, files, stage)
 
 
-def _taught(
+def _trained(
     student: torch.nn.Module, files: Mapping[str, bytes], stage: str
 ) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
     """A stage's module as its training left it, rounded to float16 as a checkpoint's weights are; and the log."""

@@ -21,12 +21,12 @@ SEED = 0  # of weights that start fresh
 
 
 def rebuild_checkpoint(checkpoint: Checkpoint, options: Rebuild, allow_code: bool = False) -> Checkpoint:
-    """The checkpoint with one stage built anew, some of its options changed.
+    """The checkpoint with one stage built again, some of its options changed.
 
-    Weights whose name and shape fit are carried over; the others start as the class starts them, always the same. Of an
-    encoder of transformers only the stage's own options can change. `allow_code` permits to import `module:Class` from
-    the checkpoint's folder. Raises `CheckpointError` for an option that the class refuses, `UsageError` for one of
-    the encoder's.
+    Weights whose name and shape fit keep their values. The others start as the class starts them, with a fixed seed. Of
+    a transformers encoder only the stage's own options can change. `allow_code` permits to import `module:Class` from
+    the checkpoint's folder. Raises `CheckpointError` for an option that the class refuses, `UsageError` for one of the
+    encoder's.
     """
     stage, config = options.stage, checkpoint.config
     before = config.stages[stage]
@@ -34,21 +34,11 @@ def rebuild_checkpoint(checkpoint: Checkpoint, options: Rebuild, allow_code: boo
     old = checkpoint.modules[stage]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        made = (
-            _encoder(old, after.options, options)
-            if isinstance(old, TransformersText)
-            else build_stage(
-                stage,
-                after.class_name,
-                after.options,
-                condition_size=config.condition_size,
-                motion_size=config.motion_size,
-                height=config.height,
-                width=config.width,
-                folder=checkpoint.folder / "encoder",
-                code=checkpoint.folder if allow_code else None,
-            )
-        )
+        if isinstance(old, TransformersText):
+            made = _encoder(old, after.options)
+        else:
+            folder, code = checkpoint.folder / "encoder", checkpoint.folder if allow_code else None
+            made = build_stage(stage, after.class_name, after.options, **config.sizes, folder=folder, code=code)
     made.load_state_dict(fitting(old.state_dict(), made.state_dict()), strict=False)
     made = made.float().eval().requires_grad_(False)
     stages = MappingProxyType({**config.stages, stage: after})
@@ -60,7 +50,7 @@ def fitting(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) ->
     return {name: value for name, value in old.items() if name in new and new[name].shape == value.shape}
 
 
-def _encoder(old: TransformersText, changed: Mapping[str, Any], options: Rebuild) -> nn.Module:
+def _encoder(old: TransformersText, changed: Mapping[str, Any]) -> nn.Module:
     full = {"tokens": 32, "pooling": "mean", "queries": 1, "groups": None, **changed}
     unknown = sorted(set(full) - {"tokens", "pooling", "queries", "groups"})
     if unknown:

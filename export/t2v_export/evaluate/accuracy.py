@@ -16,17 +16,17 @@ RESAMPLES = 10_000
 def paired_differences(candidate: Readings, baseline: Readings, seed: int) -> dict[str, dict[str, Any]]:
     """Candidate minus baseline for each slot, over the captions that name it, and for ``all`` named together.
 
-    ``points``: difference of the accuracies, percentage points; ``low`` and ``high``: its 95 % interval by the paired
-    percentile bootstrap over captions (Efron, Annals of Statistics 1979); ``gained`` and ``lost``: captions that only
-    the candidate, only the baseline got right; ``p``: of McNemar's exact test of these two (McNemar, Psychometrika
+    ``points``: difference of the accuracies, percentage points. ``low``, ``high``: its 95 % interval by the paired
+    percentile bootstrap over captions (Efron, Annals of Statistics 1979). ``gained``, ``lost``: captions that only the
+    candidate, only the baseline got right. ``p``: McNemar's exact test of gained and lost (McNemar, Psychometrika
     1947). Slots that no caption names are left out.
     """
     generator = np.random.Generator(np.random.PCG64(seed))
-    one, other, told = candidate.right(), baseline.right(), candidate.named != UNNAMED
+    one, other, named = candidate.right(), baseline.right(), candidate.named != UNNAMED
     found = {
-        slot: paired(one[told[:, i], i], other[told[:, i], i], generator)
+        slot: paired(one[named[:, i], i], other[named[:, i], i], generator)
         for i, slot in enumerate(candidate.slots)
-        if told[:, i].any()
+        if named[:, i].any()
     }
     return found | {"all": paired(np.all(one, 1), np.all(other, 1), generator)}
 

@@ -1,8 +1,8 @@
 """An evaluator: a video classifier in ONNX that reads from frames what a caption could have named.
 
-Its folder holds `evaluator.json` (labels, and how it wants its frames) and `evaluator.onnx` (uint8 ``video``
-(1, frames, 3, size, size) -> float32 ``logits`` (1, all values)). Judging text faithfulness by attribute classifiers
-follows TFGAN (Balaji et al., IJCAI 2019).
+Its folder holds `evaluator.json` (labels, number, rate and size of frames) and `evaluator.onnx`: uint8 ``video`` (1,
+frames, 3, size, size) -> float32 ``logits`` (1, all values). TFGAN (Balaji et al., IJCAI 2019) judges text faithfulness
+by attribute classifiers as well.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ class Evaluator:
             )
 
     def read(self, frames: Sequence[Frame]) -> tuple[list[int], NDArray[np.float32]]:
-        """Read its number of frames (H, W, 3): the index of each slot's value, and the features (d,) behind them.
+        """The index of each slot's value, and the features (d,), read from the spec's number of frames (H, W, 3).
 
-        The features are what its last layers see; the logits themselves where there is no such layer.
+        Features are the inputs of the last layers, or the logits themselves if the graph has no product.
         """
         size = (self.spec.size, self.spec.size)
         small = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames]
@@ -115,7 +115,7 @@ class Evaluator:
 
 
 def feature_names(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The penultimate tensors: what the last products on the way to ``logits`` take, in graph order."""
+    """The penultimate tensors: inputs of the last products before ``logits``, in graph order."""
     maker = {name: node for node in model.graph.node for name in node.output}
     found, waiting, seen = set(), ["logits"], set()
     while waiting:

@@ -1,8 +1,7 @@
-"""Play captions through a bundle's stages as the runtime does, drawing only the frames that somebody looks at.
+"""Captions played through a bundle's stages as the runtime plays them, with frames drawn on demand.
 
-`t2v_edge.FrameStream` renders every frame it yields. Measuring needs a second of warm-up and 1,000-step runs whose
-frames nobody sees, so the pipeline's stages are stepped here with the stream's own draws and blend, and frames are
-rendered on demand; a test holds the two to the same pixels.
+`t2v_edge.FrameStream` renders every frame. Measurements need a second of warm-up and long runs without frames. So the
+stages are stepped here, with the stream's own draws and blend. A test compares the pixels of both.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Take:
 
     @property
     def key(self) -> str:
-        """The same for takes of which a renderer makes the same frames."""
+        """A hash that is equal for takes of which a renderer makes the same frames."""
         digest = hashlib.sha256()
         for name, value in sorted({"motion": self.motion, "condition": self.condition, **self.noises}.items()):
             digest.update(f"{name}{value.shape}".encode() + value.tobytes())

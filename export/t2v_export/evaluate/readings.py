@@ -37,7 +37,10 @@ def proportion(right: int, count: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Readings:
-    """What captions named and what was read: int (n, slots) each; `UNNAMED` where a caption says nothing of a slot."""
+    """What captions named and what was read: int (n, slots) each.
+
+    `UNNAMED` in `named` means that the caption does not name the slot.
+    """
 
     slots: tuple[str, ...]
     named: NDArray[np.int64]
@@ -60,9 +63,9 @@ class Readings:
 
     def accuracy(self) -> dict[str, dict[str, Any]]:
         """A `proportion` for each slot over the captions that name it; ``all`` named attributes of a caption right."""
-        right, told = self.right(), self.named != UNNAMED
+        right, named = self.right(), self.named != UNNAMED
         rates = {
-            slot: proportion(int(right[told[:, i], i].sum()), int(told[:, i].sum()))
+            slot: proportion(int(right[named[:, i], i].sum()), int(named[:, i].sum()))
             for i, slot in enumerate(self.slots)
         }
         return rates | {"all": proportion(int(right.all(1).sum()), len(self))}
@@ -75,13 +78,13 @@ class Readings:
         """
         levels = {}
         for i, slot in enumerate(self.slots):
-            told = self.named[:, i] != UNNAMED
-            labels = self.named[told, i]
+            named = self.named[:, i] != UNNAMED
+            labels = self.named[named, i]
             if not len(labels) or len(self) < 2:
                 continue
             size = int(max(self.named[:, i].max(), self.read[:, i].max())) + 1
             wanted, got = np.bincount(labels, minlength=size), np.bincount(self.read[:, i], minlength=size)
-            own = int((labels == self.read[told, i]).sum())
+            own = int((labels == self.read[named, i]).sum())
             levels[slot] = {
                 "expected": round((int((wanted * got).sum()) - own) / (len(labels) * (len(self) - 1)), 5),
                 "majority": round(int(wanted.max()) / len(labels), 5),

@@ -1,4 +1,4 @@
-"""What a worker of a comparison is told and has open, and its first task: captions read by the evaluator."""
+"""The settings and engines of a comparison's workers, and their first task: captions read by the evaluator."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from t2v_edge import Pipeline
 from t2v_export.evaluate import play
 from t2v_export.evaluate.evaluator import Evaluator
-from t2v_export.evaluate.lanes import Comparable, EnginePool, VariantMix
+from t2v_export.evaluate.mixes import Comparable, EnginePool, VariantMix
 
 WARM_UP_S = 1.0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A candidate and what it is measured against, by lane name."""
+    """A candidate and its baseline, by mix name."""
 
     candidate: str
     baseline: str
@@ -31,10 +31,10 @@ class Pair:
 class TaskSettings:
     """All that a worker needs: what to play, and how. Caption i is played with `seed` + i.
 
-    `lanes`: the reference first. `pairs`: which are compared. `seconds`: of a clip. `drift_steps`: of a free run.
+    `mixes`: the reference first. `pairs`: which are compared. `seconds`: of a clip. `drift_steps`: of a free run.
     """
 
-    lanes: tuple[VariantMix, ...]
+    mixes: tuple[VariantMix, ...]
     pairs: tuple[Pair, ...]
     captions: tuple[str, ...]
     seed: int
@@ -54,7 +54,7 @@ class WorkerEngines:
 
     def __init__(self, setting: TaskSettings) -> None:
         self.setting = setting
-        self.rack = EnginePool(setting.engine, threads=1)
+        self.pool = EnginePool(setting.engine, threads=1)
 
     def __reduce__(self) -> tuple[type[WorkerEngines], tuple[TaskSettings]]:
         return WorkerEngines, (self.setting,)
@@ -63,12 +63,12 @@ class WorkerEngines:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.rack.close()
+        self.pool.close()
 
     @cached_property
     def pipelines(self) -> dict[str, Pipeline]:
-        """By lane name, in order."""
-        return {lane.name: self.rack.pipeline(lane) for lane in self.setting.lanes}
+        """By mix name, in order."""
+        return {mix.name: self.pool.pipeline(mix) for mix in self.setting.mixes}
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -87,19 +87,19 @@ class VideoReading:
     features: NDArray[np.float32]
 
 
-def read_caption(studio: WorkerEngines, index: int) -> dict[str, VideoReading]:
-    """Play a caption in every lane, and in the reference once more with another seed as ``""``, and read them."""
-    setting, read = studio.setting, {}
-    for name, pipeline in studio.pipelines.items():
-        read[name] = _read(studio, pipeline, index, setting.seed + index)
-    reference = studio.pipelines[setting.lanes[0].name]
-    return {**read, "": _read(studio, reference, index, setting.other_seed + index)}
+def read_caption(engines: WorkerEngines, index: int) -> dict[str, VideoReading]:
+    """Play a caption in every mix, and in the reference once more with another seed as ``""``, and read them."""
+    setting, read = engines.setting, {}
+    for name, pipeline in engines.pipelines.items():
+        read[name] = _read(engines, pipeline, index, setting.seed + index)
+    reference = engines.pipelines[setting.mixes[0].name]
+    return {**read, "": _read(engines, reference, index, setting.other_seed + index)}
 
 
-def _read(studio: WorkerEngines, pipeline: Pipeline, index: int, seed: int) -> VideoReading:
-    positions = studio.evaluator.spec.positions(pipeline.manifest.video.fps, WARM_UP_S)
-    played = play.take(pipeline, studio.script(index), seed, int(np.ceil(positions[-1])) + 1)
-    return VideoReading(*studio.evaluator.read([play.render_at(pipeline, played, at) for at in positions]))
+def _read(engines: WorkerEngines, pipeline: Pipeline, index: int, seed: int) -> VideoReading:
+    positions = engines.evaluator.spec.positions(pipeline.manifest.video.fps, WARM_UP_S)
+    played = play.take(pipeline, engines.script(index), seed, int(np.ceil(positions[-1])) + 1)
+    return VideoReading(*engines.evaluator.read([play.render_at(pipeline, played, at) for at in positions]))
 
 
 def spaced(count: int, wanted: int) -> list[int]:

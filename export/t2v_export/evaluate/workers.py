@@ -16,17 +16,17 @@ Work = Callable[[Any, Any], Any]
 _open_in_worker: list[Any] = []  # a pool hands its workers nothing else that lives from task to task
 
 
-def perform(studio: Any, tasks: Sequence[tuple[Work, Any]], processes: int) -> Iterator[Any]:
+def perform(context: Any, tasks: Sequence[tuple[Work, Any]], processes: int) -> Iterator[Any]:
     """Do every task and yield the results in order, in `processes` processes.
 
-    `studio` is given to each task; it is sent to the workers, so it pickles small and opens on first use. Where the
+    `context` is given to each task; it is sent to the workers, so it pickles small and opens on first use. Where the
     caller stops, or Ctrl-C is pressed, unfinished work is dropped and the processes end.
     """
     if processes <= 1:
-        yield from (work(studio, argument) for work, argument in tasks)
+        yield from (work(context, argument) for work, argument in tasks)
         return
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, (studio,))
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, (context,))
     try:
         yield from pool.map(_work, tasks, chunksize=1)
     except BaseException:
@@ -37,11 +37,11 @@ def perform(studio: Any, tasks: Sequence[tuple[Work, Any]], processes: int) -> I
         pool.shutdown(cancel_futures=True)
 
 
-def _start(studio: Any) -> None:
+def _start(context: Any) -> None:
     # Ctrl-C reaches the whole group of processes: workers go at once and without a traceback each.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     cv2.setNumThreads(1)
-    _open_in_worker[:] = [studio]
+    _open_in_worker[:] = [context]
 
 
 def _work(task: tuple[Work, Any]) -> Any:

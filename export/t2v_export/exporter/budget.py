@@ -16,7 +16,7 @@ from t2v_edge.spec import STAGES
 from t2v_export.evaluate.accuracy import paired_differences
 from t2v_export.evaluate.caption_set import SlottedCaption
 from t2v_export.evaluate.evaluator import read_spec
-from t2v_export.evaluate.lanes import DEFAULT, EXACT, VariantMix
+from t2v_export.evaluate.mixes import DEFAULT, EXACT, VariantMix
 from t2v_export.evaluate.readings import Readings, named_values
 from t2v_export.evaluate.tasks import TaskSettings, WorkerEngines, read_caption
 from t2v_export.evaluate.workers import perform

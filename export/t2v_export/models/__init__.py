@@ -47,8 +47,8 @@ def stage_class(stage: str, class_name: str, *, code: Path | None = None) -> typ
     if ":" in class_name:
         return load_user_class(stage, class_name, code)
     raise CheckpointError(
-        f"stage {stage}: unknown class {class_name!r}; use one of {', '.join(built_in)}, or module:Class beside "
-        "config.json"
+        f"stage {stage}: unknown class {class_name!r}; use one of {', '.join(built_in)}, or module:Class of "
+        "a file next to config.json"
     )
 
 

@@ -1,10 +1,20 @@
-"""Short ways to write the `StageSpec` of a stage class; the names and shapes are those of docs/formats.md."""
+"""The `StageSpec` of a stage class: read from a module, or made. docs/formats.md has the names and shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
 
 from t2v_edge.spec import NoiseSpec, StageSpec, StateSpec, TensorSpec
+
+
+def spec_of(module: nn.Module) -> StageSpec:
+    """The contract of a stage's module, its attribute `spec`."""
+    spec: Any = module.spec
+    assert isinstance(spec, StageSpec)
+    return spec
 
 
 def text_spec(tokens: int, condition_size: int) -> StageSpec:

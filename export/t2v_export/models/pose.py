@@ -1,9 +1,9 @@
-"""A renderer that is told where the limbs are: the reference model's frame generator.
+"""The reference model's renderer: it draws a person from a pose before a known camera.
 
-Motion is a pose before a known camera. Beside the usual linear stem, the network gets maps of its limbs, as
-pose-conditioned image generators do (Ma et al., 2017; Chan et al., "Everybody Dance Now", 2019): for each bone a
-Gaussian of the distance to its segment on the screen, and the same weighted with depth, which tells what hides
-what. They are computed inside the graph, from plain element-wise operators.
+Besides the usual linear stem, the network gets maps of the limbs, as pose-conditioned image generators do (Ma et al.,
+2017; Chan et al., "Everybody Dance Now", 2019). Each bone has a Gaussian of the distance to its segment on the screen,
+and the same weighted with depth, which shows what hides what. The maps are computed inside the graph, from plain
+element-wise operators.
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ BEYOND = -1e4
 
 
 class SharpenGroups(nn.Module):
-    """Settle what the caption left open: groups of probabilities -> nearly one-hot choices.
+    """Choices for what the caption left open: groups of probabilities -> nearly one-hot weights.
 
-    In each group of K, `p` from the text is squared and normalised; where it is uniform (nothing was said) noise of
-    the stream decides instead, faded by K min(p), so that a condition that is blended from one caption to the next
-    cross-fades and what a caption names is never overruled.
+    In each group of K, the probabilities are squared and normalised. Where they are uniform, the caption named nothing,
+    and noise of the stream decides. The noise is faded by K min(p). So a blend of two captions cross-fades, and noise
+    never overrules what a caption names.
 
     forward: probabilities (batch, sum of groups), normal noise of the same shape -> weights of the same shape.
     """
+
+    rows: Tensor
+    back: Tensor
+    beyond: Tensor
+    sizes: Tensor
 
     def __init__(self, groups: Sequence[int], noise_gain: float = 30.0) -> None:
         super().__init__()
@@ -62,11 +67,14 @@ class SharpenGroups(nn.Module):
 class LimbMaps(nn.Module):
     """Maps of limbs and props on the screen, made from the motion vector.
 
-    `layout` says where in the motion vector things lie: `joints` (start, count), `prop` (start) of the prop's two
-    ends, `presence` (start, count), the `lift` (metres added to y) and `scale` (divides coordinates) that give
-    metres, `bones` (pairs of joints) and the `camera` (distance, height, pitch in radians, focal length in
-    half-images).
+    `layout` describes the motion vector: `joints` (start, count), `prop` (start) of the prop's two ends, `presence`
+    (start, count), `bones` (pairs of joints). `lift` (metres added to y) and `scale` (divides coordinates) give metres.
+    `camera` is distance, height, pitch in radians, and focal length in half-images.
     """
+
+    start: Tensor
+    end: Tensor
+    grid: Tensor
 
     def __init__(self, layout: Mapping[str, Any], resolution: int, depth: bool, gain: float = 4.0) -> None:
         super().__init__()
@@ -117,16 +125,18 @@ class LimbMaps(nn.Module):
 class PoseRenderer(nn.Module):
     """A frame from a pose and a look.
 
-    Options: `channels`, the widths from the 4x4 stem to the last level, one more than there are doublings; `upsample`
-    and `residual` as in `UpBlock`; `ending` and `squash` as in `ToPixels`, of whose endings shuffle and transpose
-    double the size a last time; `look`, the [start, size] of each group of probabilities in the condition that says how
-    things look (their sum is the size of the noise ``look``, normal, drawn once a stream); `layout` as in `LimbMaps`;
-    `maps`, the levels (their sizes) that get limb maps, `depth_maps`, those that get depth as well; `map_width`, the
-    channels to which a 1x1 convolution brings a level's maps (0: they are taken as they are); `bias_levels`, the levels
-    whose block adds a bias made from the look.
+    Options: `channels`, widths from the 4x4 stem to the last level, one more than doublings; `upsample` and `residual`
+    as in `UpBlock`; `ending` and `squash` as in `ToPixels`, where shuffle and transpose double the size once more;
+    `look`, the [start, size] of each group of the condition that describes the look; `layout` as in `LimbMaps`; `maps`,
+    sizes of the levels with limb maps; `depth_maps`, of those with depth as well; `map_width`, channels to which a 1x1
+    convolution reduces a level's maps, 0 for none; `bias_levels`, sizes of the levels whose block adds a bias made from
+    the look.
+
+    The noise ``look``, normal and drawn once a stream, has the summed size of the groups.
     """
 
     pixel_range = "0..1"
+    named: Tensor
 
     def __init__(
         self,
@@ -167,9 +177,10 @@ class PoseRenderer(nn.Module):
             nn.Linear(motion_size + look_width, stem_width), nn.BatchNorm1d(stem_width), nn.LeakyReLU(0.2)
         )
         self.stem = Stem(stem_width, channels[0], 4, 4)
-        self.maps = nn.ModuleDict({str(size): LimbMaps(layout, size, size in depth_maps) for size in maps})
+        limb_maps = {str(size): LimbMaps(layout, size, size in depth_maps) for size in maps}
+        self.maps = nn.ModuleDict(limb_maps)
         self.squeeze = nn.ModuleDict(
-            {size: nn.Sequential(nn.Conv2d(m.channels, map_width, 1), nn.ReLU()) for size, m in self.maps.items()}
+            {size: nn.Sequential(nn.Conv2d(m.channels, map_width, 1), nn.ReLU()) for size, m in limb_maps.items()}
             if map_width
             else {}
         )
@@ -177,7 +188,7 @@ class PoseRenderer(nn.Module):
         self.biases = nn.ModuleDict()
         for level, (inputs, outputs) in enumerate(zip(channels[:-1], channels[1:])):
             size = 4 << level
-            extra = (map_width or self.maps[str(size)].channels) if size in maps else 0
+            extra = (map_width or limb_maps[str(size)].channels) if size in maps else 0
             self.blocks.append(UpBlock(inputs + extra, outputs, upsample, residual=residual))
             if size * 2 in bias_levels:
                 self.biases[str(size * 2)] = nn.Linear(sum(groups), outputs)
@@ -204,4 +215,5 @@ class PoseRenderer(nn.Module):
             size *= 2
             bias = self.biases[str(size)](look)[:, :, None, None] if str(size) in self.biases else None
             x = block(x, bias)
-        return self.pixels(x)
+        pixels: Tensor = self.pixels(x)
+        return pixels

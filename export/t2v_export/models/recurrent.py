@@ -1,7 +1,7 @@
-"""Recurrent motion: one step of a stacked GRU or LSTM with every state in the open.
+"""Recurrent motion: one step of a stacked GRU or LSTM whose states are inputs and outputs.
 
-Cells are written out as two matrix products and gates: the GRU and LSTM operators of ONNX become loops in
-TensorRT, and a written-out step can be captured in a CUDA graph.
+Cells are written out as two matrix products and gates. The GRU and LSTM operators of ONNX would become loops in
+TensorRT. A written-out step can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class MemoryCell(nn.LSTMCell):
         return torch.sigmoid(leave) * torch.tanh(c), c
 
 
-CELLS = {"gru": GatedCell, "lstm": MemoryCell}
+CELLS: dict[str, type[GatedCell | MemoryCell]] = {"gru": GatedCell, "lstm": MemoryCell}
 
 
 def make_cell(cell: str, inputs: int, hidden: int) -> GatedCell | MemoryCell:
@@ -56,16 +56,21 @@ def make_cell(cell: str, inputs: int, hidden: int) -> GatedCell | MemoryCell:
     return CELLS[cell](inputs, hidden)
 
 
+def cells_of(layers: nn.ModuleList) -> list[GatedCell | MemoryCell]:
+    """The cells of a list of layers made with `make_cell`."""
+    return [cell for cell in layers if isinstance(cell, (GatedCell, MemoryCell))]
+
+
 class RecurrentMotion(nn.Module):
     """One motion step: condition, noises and states in, motion and next states out.
 
-    Options: `cell` gru or lstm, `hidden` width, `layers` depth; `noise` numbers of N(0, noise_scale) drawn at
-    each step (MoCoGAN, Tulyakov et al., 2018); `content` numbers of N(0, 1) drawn once a stream; `category`
-    values of which one is drawn once a stream, given to the cells as one-hot; `feedback` feeds the previous
-    motion back as `state.motion`; `output` linear, tanh, or state (the last layer's h is the motion); `start`
-    of the states: zeros, normal, or stored (then weights `start.NAME` hold them).
+    Options: `cell` gru or lstm; `hidden` width; `layers` depth; `noise`, numbers of N(0, noise_scale) drawn at each
+    step (MoCoGAN, Tulyakov et al., 2018); `content`, numbers of N(0, 1) drawn once a stream; `category`, values one of
+    which is drawn once a stream and given to the cells as one-hot; `feedback`, the previous motion is fed back as
+    `state.motion`; `output` linear, tanh, or state (the last layer's h is the motion); `start` of the states: zeros,
+    normal, or stored (weights `start.NAME` hold them).
 
-    States are `h0`, `h1`... and, for an LSTM, `c0`, `c1`..., each (1, hidden): h and c of a layer side by side.
+    States are `h0`, `h1`... and, for an LSTM, `c0`, `c1`..., each (1, hidden), in the order h0, c0, h1, c1.
     """
 
     def __init__(
@@ -131,7 +136,7 @@ class RecurrentMotion(nn.Module):
             noises = (*noises[:-1], (code == code.max(dim=1, keepdim=True).values).to(code.dtype))
         x = torch.cat([condition, *noises, *([states[-1]] if self.feedback else [])], dim=1)
         following: list[Tensor] = []
-        for cell in self.cells:
+        for cell in cells_of(self.cells):
             first = len(following)
             following += cell.step(x, states[first : first + cell.states])
             x = following[first]

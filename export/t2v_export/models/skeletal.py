@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from t2v_edge.spec import NoiseSpec, StageSpec, StateSpec
 from t2v_export.models.contract import motion_spec
-from t2v_export.models.recurrent import make_cell
+from t2v_export.models.recurrent import GatedCell, MemoryCell, cells_of, make_cell
 
 PARENTS = (-1, 0, 1, 2, 3, 0, 5, 6, 7, 0, 9, 10, 9, 12, 13, 9, 15, 16, 14, 17)
 POSE_SIZE = 74
@@ -62,12 +62,14 @@ def project_bones(joints: Tensor, lengths: Tensor, matrices: tuple[Tensor, Tenso
     bones = torch.matmul(joints.flatten(-2), to_bones).unflatten(-1, (20, 3))
     unit = bones / (bones.square().sum(-1, keepdim=True) + 1e-12).sqrt()
     kept = torch.cat([bones[..., :1, :], (unit * lengths.unsqueeze(-1))[..., 1:, :]], -2)
-    return torch.matmul(kept.flatten(-2), to_joints).unflatten(-1, (20, 3))
+    placed: Tensor = torch.matmul(kept.flatten(-2), to_joints).unflatten(-1, (20, 3))
+    return placed
 
 
 def turn(points: Tensor, cosine: Tensor, sine: Tensor, down: float = 0.0) -> Tensor:
-    """Turn points (..., k, 3) about the vertical by an angle given as its cosine and sine, each (..., 1), and lower
-    them by `down`.
+    """Points (..., k, 3) turned about the vertical and lowered by `down`.
+
+    The angle is given as its cosine and sine, each (..., 1).
     """
     x, y, z = points[..., 0], points[..., 1] - down, points[..., 2]
     return torch.stack([cosine * x + sine * z, y, cosine * z - sine * x], -1)
@@ -90,8 +92,8 @@ def _rotate(direction: Tensor, angle: Tensor) -> Tensor:
 def to_camera(pose: Tensor, cosine: Tensor, sine: Tensor, place: Tensor) -> Tensor:
     """Motion vectors (..., 75) of poses (..., 74) facing a cosine and sine (..., 1) at `place` (..., 2), metres.
 
-    Joints (x, y - 0.9, z) times 2; floor phase sin(pi x), sin(pi z), cos(pi x), cos(pi z) of the place; the
-    prop's ends as the joints; presence. The angle is heading plus camera yaw; the place is already turned by the yaw.
+    They hold joints (x, y - 0.9, z) times 2; the floor phase sin(pi x), sin(pi z), cos(pi x), cos(pi z) of the place;
+    the prop's ends like joints; presence. The angle is heading plus camera yaw. The place is already turned by the yaw.
     """
     points = torch.cat([pose[..., JOINTS], pose[..., PROP]], -1).unflatten(-1, (22, 3))
     turned = turn(points, cosine, sine, _HIP_HEIGHT)
@@ -101,10 +103,10 @@ def to_camera(pose: Tensor, cosine: Tensor, sine: Tensor, place: Tensor) -> Tens
     return torch.cat([flat[..., :60], floor, flat[..., 60:], pose[..., PRESENCE]], -1)
 
 
-def _run(cell: nn.Module, x: Tensor, states: tuple[Tensor, ...], *, fused: bool) -> tuple[Tensor, ...]:
+def _run(cell: GatedCell | MemoryCell, x: Tensor, states: tuple[Tensor, ...], *, fused: bool) -> tuple[Tensor, ...]:
     """One cell, by torch's fused kernel or written out in operators that export plainly."""
     if not fused:
-        return tuple(cell.step(x, states))
+        return cell.step(x, states)
     kept = cell(x, states[0] if cell.states == 1 else states)
     return (kept,) if cell.states == 1 else tuple(kept)
 
@@ -112,16 +114,26 @@ def _run(cell: nn.Module, x: Tensor, states: tuple[Tensor, ...], *, fused: bool)
 class SkeletalMotion(nn.Module):
     """One step of the reference model's motion: condition, style, view, jitter and states in, motion out.
 
-    ``noise.style`` (1, style_size) is drawn once a stream and chooses, of each action, one of `choices` ways to do it:
-    the one whose stored code it points at most (a softmax, so that the step stays differentiable);
-    ``noise.view`` (1, 1) in 0..1 is the camera's yaw in turns; ``noise.jitter`` (1, 74), drawn at every step, is
-    added to the last pose and keeps quiet actions alive (MoCoGAN's motion noise; Tulyakov et al., CVPR 2018).
-    States: the cell's, ``pose`` (1, 74) the last output in normal units, ``place`` (1, 2) of the hip in metres,
-    modulo the floor's period, and ``heading`` (1, 2) as cosine and sine. Bones have exactly their lengths and no
-    joint lies under the floor, in what is shown and in what is fed back.
+    ``noise.style`` (1, style_size), drawn once a stream, chooses one of `choices` variants of each action: the one
+    whose stored code is nearest in direction, by a softmax. ``noise.view`` (1, 1) in 0..1 is the camera's yaw in turns.
+    ``noise.jitter`` (1, 74), drawn at every step, is added to the last pose and keeps quiet actions alive (MoCoGAN's
+    motion noise; Tulyakov et al., CVPR 2018).
 
-    Of the condition only the first `action_size` numbers are read. Raises ValueError for a `motion_size` other than 75.
+    States: the cell's; ``pose`` (1, 74), the last output in normal units; ``place`` (1, 2) of the hip in metres, modulo
+    the floor's period; ``heading`` (1, 2) as cosine and sine. Bones keep their lengths exactly and no joint lies under
+    the floor, in the output and in what is fed back.
+
+    Only the first `action_size` numbers of the condition are read. Raises ValueError for a `motion_size` other than 75.
     """
+
+    mean: Tensor
+    deviation: Tensor
+    bones: Tensor
+    neutral: Tensor
+    codes: Tensor
+    unused: Tensor
+    to_bones: Tensor
+    to_joints: Tensor
 
     def __init__(
         self,
@@ -172,7 +184,7 @@ class SkeletalMotion(nn.Module):
         self.unused.copy_(unused.flatten().to(self.unused) * -100.0)
 
     def choose(self, action: Tensor, style: Tensor) -> Tensor:
-        """Weights (n, action_size * choices) of the ways to move: an action's probability goes to its chosen way."""
+        """Weights (n, action_size * choices) of the variants: an action's probability goes to its chosen variant."""
         logits = STYLE_SHARPNESS * torch.matmul(style, self.codes.T) + self.unused
         ways = torch.softmax(logits.unflatten(1, (self.action_size, self.choices)), -1)
         return (ways * action.unsqueeze(-1)).flatten(1)
@@ -201,7 +213,7 @@ class SkeletalMotion(nn.Module):
 
     def cell_states(self) -> tuple[str, ...]:
         """Names of the cells' states, in order."""
-        letters = ("h", "c")[: self.cells[0].states]
+        letters = ("h", "c")[: cells_of(self.cells)[0].states]
         if len(self.cells) == 1:
             return letters
         return tuple(f"{letter}{layer}" for layer in range(len(self.cells)) for letter in letters)
@@ -214,11 +226,11 @@ class SkeletalMotion(nn.Module):
         `pose` is the last one in normal units. In training the cells run fused, elsewhere as plain operators.
         """
         x = functional.relu(self.enter(torch.cat([pose, self.embed(self.choose(action, style))], 1)))
-        each, following = self.cells[0].states, []
-        for layer, cell in enumerate(self.cells):
-            kept = _run(cell, x, states[layer * each : (layer + 1) * each], fused=self.training)
-            following += kept
-            x = kept[0]
+        following: list[Tensor] = []
+        for cell in cells_of(self.cells):
+            first = len(following)
+            following += _run(cell, x, states[first : first + cell.states], fused=self.training)
+            x = following[first]
         plain = self.leave(x) * self.deviation + self.mean
         joints = project_bones(plain[:, JOINTS].unflatten(1, (20, 3)), self.bones, (self.to_bones, self.to_joints))
         return torch.cat([joints.flatten(1), plain[:, STEP.start :]], 1), tuple(following)

@@ -70,7 +70,26 @@ class TextHead(nn.Module):
         return torch.cat([part.softmax(1) for part in made.split(self.groups, dim=1)], dim=1)
 
 
-class TransformersText(nn.Module):
+class PooledText(nn.Module):
+    """A text stage: captions pooled to a vector, then a head that makes the condition."""
+
+    head: TextHead
+
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(batch, tokens) int64 twice -> (batch, width of the head's input)."""
+        raise NotImplementedError
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(batch, condition_size) before the groups' softmax: what a loss for training takes."""
+        return self.head.logits(self.pooled(input_ids, attention_mask))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(batch, tokens) int64 twice -> condition (batch, condition_size)."""
+        condition: Tensor = self.head(self.pooled(input_ids, attention_mask))
+        return condition
+
+
+class TransformersText(PooledText):
     """Any encoder that transformers' AutoModel opens from `folder`, pooled and projected to the condition.
 
     Options: `tokens`, captions' padded length; `pooling` mean, cls or attention with `queries` learned queries;
@@ -101,7 +120,7 @@ class TransformersText(nn.Module):
 
     def _assemble(
         self,
-        encoder: nn.Module,
+        encoder: Any,
         prefix: str,
         condition_size: int,
         tokens: int,
@@ -110,8 +129,9 @@ class TransformersText(nn.Module):
         groups: Sequence[int] | None,
     ) -> None:
         self.spec: StageSpec = text_spec(tokens, condition_size)
-        self.encoder, self.prefix = encoder, prefix
-        self.pooling = Pooling(pooling, encoder.config.hidden_size, queries)  # type: ignore[union-attr]
+        self.encoder: Any = encoder  # a transformers model
+        self.prefix = prefix
+        self.pooling = Pooling(pooling, encoder.config.hidden_size, queries)
         self.head = TextHead(self.pooling.size, condition_size, groups)
 
     def resized(self, settings: Mapping[str, Any], options: Mapping[str, Any]) -> TransformersText:
@@ -119,7 +139,7 @@ class TransformersText(nn.Module):
         config = copy.deepcopy(self.encoder.config)
         for name, value in settings.items():
             setattr(config, name, value)
-        encoder = type(self.encoder)._from_config(config, attn_implementation="eager")  # type: ignore[operator]
+        encoder = type(self.encoder)._from_config(config, attn_implementation="eager")
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None
         made = type(self).__new__(type(self))
@@ -140,15 +160,6 @@ class TransformersText(nn.Module):
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         vector: Tensor = self.pooling(states, attention_mask)
         return vector
-
-    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(batch, condition_size) before the groups' softmax: what a loss for training takes."""
-        return self.head.logits(self.pooled(input_ids, attention_mask))
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(batch, tokens) int64 twice -> condition (batch, condition_size)."""
-        condition: Tensor = self.head(self.pooled(input_ids, attention_mask))
-        return condition
 
 
 def open_encoder(folder: Path) -> tuple[nn.Module, str]:
@@ -207,7 +218,7 @@ def open_encoder(folder: Path) -> tuple[nn.Module, str]:
     return encoder, prefix
 
 
-class ConvText(nn.Module):
+class ConvText(PooledText):
     """A convolutional text encoder: embedding, convolutions of several widths, maximum over tokens (Kim, 2014).
 
     Options: `vocabulary` size, `tokens`, `embedding` width, `filters` for each of `kernels`, `groups`.
@@ -240,17 +251,8 @@ class ConvText(nn.Module):
         x = self.embedding(input_ids).transpose(1, 2) * present
         return torch.cat([(conv(x).relu() * present).max(2).values for conv in self.convs], dim=1)
 
-    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(batch, condition_size) before the groups' softmax."""
-        return self.head.logits(self.pooled(input_ids, attention_mask))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(batch, tokens) int64 twice -> condition (batch, condition_size)."""
-        condition: Tensor = self.head(self.pooled(input_ids, attention_mask))
-        return condition
-
-
-class RecurrentText(nn.Module):
+class RecurrentText(PooledText):
     """A GRU or LSTM read over the caption, unrolled: its state after the last token is the caption.
 
     Options: `vocabulary` size, `tokens`, `embedding` width, `hidden`, `cell` gru or lstm, `groups`.
@@ -277,17 +279,10 @@ class RecurrentText(nn.Module):
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(batch, tokens) int64 twice -> (batch, hidden); padding leaves the state as it was."""
         x = self.embedding(input_ids)
-        states = tuple(x.new_zeros(x.shape[0], self.cell.hidden_size) for _ in range(self.cell.states))
+        states: tuple[Tensor, ...] = tuple(
+            x.new_zeros(x.shape[0], self.cell.hidden_size) for _ in range(self.cell.states)
+        )
         for i in range(x.shape[1]):
             present = attention_mask[:, i : i + 1].to(x.dtype)
             states = tuple(old + present * (new - old) for old, new in zip(states, self.cell.step(x[:, i], states)))
         return states[0]
-
-    def logits(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(batch, condition_size) before the groups' softmax."""
-        return self.head.logits(self.pooled(input_ids, attention_mask))
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(batch, tokens) int64 twice -> condition (batch, condition_size)."""
-        condition: Tensor = self.head(self.pooled(input_ids, attention_mask))
-        return condition

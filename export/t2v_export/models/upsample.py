@@ -1,12 +1,12 @@
 """Upsampling renderers: a linear stem, then blocks that each double the size.
 
-Norm is BatchNorm straight after a convolution, so that it folds into it; upsampling is resize + convolution,
-transposed convolution (DCGAN, Radford et al., 2016) or convolution + pixel shuffle (Shi et al., 2016).
+Norm is BatchNorm directly behind a convolution, and folds into it. Upsampling is resize and convolution, transposed
+convolution (DCGAN, Radford et al., 2016), or convolution and pixel shuffle (Shi et al., 2016).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,11 +23,15 @@ SQUASHES = ("smooth", "clip")
 
 def make_activation(name: str) -> nn.Module:
     """relu, leaky_relu (slope 0.2), silu, or none; raises ValueError for another."""
-    makers = {"relu": nn.ReLU, "leaky_relu": lambda: nn.LeakyReLU(0.2), "silu": nn.SiLU, "none": nn.Identity}
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "relu": nn.ReLU,
+        "leaky_relu": lambda: nn.LeakyReLU(0.2),
+        "silu": nn.SiLU,
+        "none": nn.Identity,
+    }
     if name not in makers:
         raise ValueError(f"activation {name!r} is not one of {', '.join(makers)}")
-    made: nn.Module = makers[name]()
-    return made
+    return makers[name]()
 
 
 def double(in_channels: int, out_channels: int, mode: str, bias: bool) -> nn.Sequential:
@@ -46,8 +50,8 @@ def double(in_channels: int, out_channels: int, mode: str, bias: bool) -> nn.Seq
 class UpBlock(nn.Module):
     """Double the size: upsampling convolution, norm, activation; (batch, in, h, w) -> (batch, out, 2h, 2w).
 
-    With `residual`, a second 3x3 convolution follows and a 1x1 convolution of the input, resized, is added
-    before the last activation (TFGAN, Balaji et al., 2019, without its conditional norm).
+    With `residual`, a second 3x3 convolution follows. A 1x1 convolution of the input, resized, is added before the last
+    activation (TFGAN, Balaji et al., 2019, without its conditional norm).
     """
 
     def __init__(
@@ -77,9 +81,9 @@ class UpBlock(nn.Module):
         """`bias` (batch, out, 1, 1), where given, is added before the first activation."""
         normed: Tensor = self.norm(self.up(x))
         made: Tensor = self.activation(normed if bias is None else normed + bias)
-        if self.second is None or self.skip is None:
-            return made
-        return self.activation(self.second(made) + self.skip(x))
+        if self.second is not None and self.skip is not None:
+            made = self.activation(self.second(made) + self.skip(x))
+        return made
 
 
 class ClippedLinear(nn.Module):
@@ -101,18 +105,13 @@ class ClippedLinear(nn.Module):
 class ToPixels(nn.Module):
     """The last convolution and squashing: (batch, in, h, w) -> (batch, 3, h, w) in `pixel_range`.
 
-    Of the kinds "shuffle", a pixel shuffle of the convolution's channels, and "transpose", a transposed convolution,
-    height and width double, and nothing is convolved at the size of the frame. `squash`: "smooth", tanh or sigmoid, or
-    "clip", a `ClippedLinear`: the convolution gives the pixels themselves, so that INT8 ends on their own 256 levels.
+    kind: "conv"; "shuffle", a pixel shuffle of the convolution's channels; or "transpose", a transposed convolution.
+    The last two double height and width, so nothing is convolved at the size of the frame. squash: "smooth", tanh or
+    sigmoid; or "clip", a `ClippedLinear`, where the convolution gives the pixels and INT8 ends on their own 256 levels.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        pixel_range: str = "-1..1",
-        kernel: int = 3,
-        kind: str = "conv",
-        squash: str = "smooth",
+        self, in_channels: int, pixel_range: str = "-1..1", kernel: int = 3, kind: str = "conv", squash: str = "smooth"
     ) -> None:
         super().__init__()
         if squash not in SQUASHES:

@@ -1,4 +1,4 @@
-"""A user's own stage class, `module:Class`, from a file beside the checkpoint's config."""
+"""A user's own stage class, `module:Class`, from a file in the checkpoint's folder."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _REFERENCE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*):([A-Za-z_][A-Za-z0-9_]*)")
 def load_user_class(stage: str, reference: str, code: Path | None) -> type[nn.Module]:
     """Import `module.py` of folder `code` under a private name and return its class.
 
-    The folder is not put on `sys.path`, so the file can shadow nothing and imports only installed packages.
-    Importing runs the file: `code` is None unless the user said --allow-code. Raises `CheckpointError`.
+    The folder is not put on `sys.path`, so the file shadows nothing and imports only installed packages. Importing runs
+    the file: `code` is None unless the user gave --allow-code. Raises `CheckpointError`.
     """
     match = _REFERENCE.fullmatch(reference)
     if match is None:
@@ -31,7 +31,7 @@ def load_user_class(stage: str, reference: str, code: Path | None) -> type[nn.Mo
         )
     path = code / f"{match[1]}.py"
     if path.is_symlink() or not path.is_file():
-        raise CheckpointError(f"stage {stage}: class {reference!r} needs a plain file {path.name} beside config.json")
+        raise CheckpointError(f"stage {stage}: class {reference!r} needs a plain file {path.name} next to config.json")
     source = path.read_bytes()
     name = f"_t2v_user_{match[1]}_{hashlib.sha256(source).hexdigest()[:16]}"
     module = sys.modules.get(name)

@@ -83,39 +83,20 @@ class Quantize:
     stages: tuple[str, ...] = _stages(("text", "render"), "Stages to quantize.")
     method: str = option("percentile", "How the range of an activation is read from its histogram.", choices=METHODS)
     percentile: float = option(99.99, "Percent of the values that a range holds, for `percentile`.", 50.0, 100.0)
-    weight_bits: int = option(
-        7, "Bits of weights in `int8-u8`. With 8, x86 processors without VNNI clip sums or are slow.", 7, 8
-    )
-    smooth: float = option(
-        0.0, "How much of the outliers behind a LayerNorm moves into the weights (SmoothQuant). 0 moves none.", 0.0, 1.0
-    )
-    compensate: bool = option(
-        True, "Round each weight so that it makes up for the rounding of the weights before it (GPTQ)."
-    )
+    weight_bits: int = option(7, "Bits of weights in `int8-u8`. With 8, x86 without VNNI clips sums or is slow.", 7, 8)
+    smooth: float = option(0.0, "How much of outliers behind a LayerNorm moves into weights (SmoothQuant).", 0.0, 1.0)
+    compensate: bool = option(True, "Round each weight to make up for the rounding of those before it (GPTQ).")
     bias_correction: bool = option(True, "Take the mean error of a layer's outputs back in its bias.")
     keep_first: bool = option(True, "Keep dense layers that read a float input directly in float32.")
     keep_last: bool = option(True, "Keep layers that no other layer follows in float32.")
     keep: tuple[str, ...] = option((), "Names of further layers to keep in float32.")
     spare: float = option(
-        0.01,
-        "Keep the most sensitive layers in float32, up to this share of the multiply-accumulates. "
-        "It needs `sensitivity`.",
-        0.0,
-        1.0,
+        0.01, "Keep the most sensitive layers in float32, up to this share of the work. Needs `sensitivity`.", 0.0, 1.0
     )
     min_psnr: float = option(
-        0.0,
-        "Least mean PSNR of frames, in dB. The most sensitive layers stay in float32 until it holds. 0 asks for none.",
-        0.0,
-        100.0,
+        0.0, "Least mean PSNR of frames, in dB. Sensitive layers stay in float32 until it holds. 0: none.", 0.0, 100.0
     )
-    max_error: float = option(
-        0.0,
-        "Largest relative root mean square error of text and motion. "
-        "The most sensitive layers stay in float32 until it holds. 0 asks for none.",
-        0.0,
-        10.0,
-    )
+    max_error: float = option(0.0, "Most relative RMS error of text and motion, held likewise. 0: none.", 0.0, 10.0)
     sensitivity: bool = option(True, "Measure what each layer alone loses, and report it.")
     float_weights: tuple[str, ...] = _stages(
         (), "Stages whose `int8` graphs hold float32 weights behind Q and DQ: four times the bytes, for TensorRT 8.6."
@@ -144,19 +125,13 @@ class Prune:
     text_keep: float = _kept_share("text")
     motion_keep: float = _kept_share("motion")
     render_keep: float = _kept_share("render")
-    total_keep: float = option(
-        1.0, "Share of the whole `budget` to keep, spread over the stages by importance. 1 sets no budget.", 0.001, 1.0
-    )
+    total_keep: float = option(1.0, "Share of the `budget` of all stages to keep. 1 sets no budget.", 0.001, 1.0)
     budget: str = option(
-        "macs",
-        "What `total_keep` counts: multiply-accumulates of a second of video, or parameters.",
-        choices=BUDGETS,
+        "macs", "What `total_keep` counts: multiply-accumulates of a second of video, or parameters.", choices=BUDGETS
     )
     text_layers: int = option(0, "Layers of the text encoder to keep. 0 keeps all.", 0, 1000)
     vocabulary: bool = option(False, "Keep only the tokens that the captions and single characters need.")
-    vocabulary_near: int = option(
-        0, "Words to keep for each word of the captions: those that the encoder has nearest to it.", 0, 1000
-    )
+    vocabulary_near: int = option(0, "Near words to keep for each word of the captions, by the encoder.", 0, 1000)
     vocabulary_size: int = option(0, "Tokens to keep at least. Common ones fill up the number.", 0, 1_000_000)
     round_to: int = option(8, "Widths are multiples of this number.", 1, 256)
     floor: float = option(0.0, "No width falls below this share of what it was.", 0.0, 1.0)
@@ -188,9 +163,7 @@ class Distill:
     stages: tuple[str, ...] = _stages(STAGES, "Stages to train.")
     captions: tuple[str, ...] = _captions("Captions to learn from.")
     corpus: str = option("", "One more file or set of captions to learn from.")
-    near: int = option(
-        0, "Words that may stand for a word of the captions: so many that the encoder has nearest to it.", 0, 1000
-    )
+    near: int = option(0, "Near words that may replace a word of the captions, by the encoder.", 0, 1000)
     text_steps: int = _steps(2000, "text")
     text_batch: int = _batch(128, "text")
     text_rate: float = _rate("text")
@@ -206,13 +179,9 @@ class Distill:
     temporal: float = _weight(1.0, "change between two moments of a stream")
     contrast: float = _weight(1.0, "what another caption changes in a frame, however small")
     adversarial: float = _weight(0.0, "a critic of pairs of frames")
-    quantization_aware: float = option(
-        0.0, "Share of the render stage's training, at its end, in which layers round as in INT8.", 0.0, 1.0
-    )
+    quantization_aware: float = option(0.0, "Last share of the render stage's training that rounds as INT8.", 0.0, 1.0)
     precision: str = option(
-        "bfloat16",
-        "Arithmetic of a GPU in the text and render stages. bfloat16 is too coarse for how frames differ in time.",
-        choices=PRECISIONS,
+        "bfloat16", "Arithmetic of text and render on a GPU. float32 shows finer changes in time.", choices=PRECISIONS
     )
 
 
@@ -228,11 +197,4 @@ class Round:
 
 
 Pass = Union[Quantize, Prune, Rebuild, Distill, Round]
-
-PASSES: Mapping[str, type[Pass]] = {
-    "quantize": Quantize,
-    "prune": Prune,
-    "rebuild": Rebuild,
-    "distill": Distill,
-    "round": Round,
-}
+PASSES: Mapping[str, type[Pass]] = {made.__name__.lower(): made for made in (Quantize, Prune, Rebuild, Distill, Round)}

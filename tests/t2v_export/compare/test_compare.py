@@ -21,7 +21,7 @@ from t2v_edge.spec import STAGES
 from t2v_export.checkpoint.config import StageConfig
 from t2v_export.commands import compare as command
 from t2v_export.evaluate import play
-from t2v_export.evaluate.lanes import EnginePool, lanes_of
+from t2v_export.evaluate.mixes import EnginePool, mixes_of
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
 from t2v_export.recipe import parse_recipe
 from tests.t2v_export.compare_samples import SLOTS, changed, spoil, write_captions, write_evaluator
@@ -91,11 +91,11 @@ def right_captions(place: Path, bundle: str) -> Path:
     from t2v_export.evaluate.tasks import TaskSettings, WorkerEngines, read_caption
 
     with Bundle.open(place / bundle) as opened:
-        lane = lanes_of(opened)[0][0]
+        mix = mixes_of(opened)[0][0]
     texts = tuple(c.text for c in read_slotted(place / "captions.jsonl"))
-    setting = TaskSettings((lane,), (), texts, 0, "onnxruntime", place / "checkpoint" / "evaluator", 1, 1)
-    with WorkerEngines(setting) as studio:
-        read = [read_caption(studio, i)["fp32"].values for i in range(len(texts))]
+    setting = TaskSettings((mix,), (), texts, 0, "onnxruntime", place / "checkpoint" / "evaluator", 1, 1)
+    with WorkerEngines(setting) as engines:
+        read = [read_caption(engines, i)["fp32"].values for i in range(len(texts))]
     named = [{slot: values[i] for (slot, values), i in zip(SLOTS.items(), row)} for row in read]
     return write_captions(place / f"{bundle}-right.jsonl", named)
 
@@ -110,15 +110,15 @@ def numbers_that_must_be_zero(found: dict) -> dict[str, float]:
     for slot, entry in found["accuracy"].items():
         figures |= {f"{slot}.{k}": entry[k] for k in ("points", "low", "high", "gained", "lost")}
         figures[f"{slot}.p"] = 1 - entry["p"]
-    for way in ("render_alone", "whole_stream"):
-        frames = found["frames"][way]
-        figures[f"{way}.error"] = frames["mean_abs_error"]
-        figures[f"{way}.different"] = frames["frames"] - frames["equal_frames"]
-        figures[f"{way}.ssim"] = 1 - frames["ssim"]["min"]
-        figures[f"{way}.psnr"] = 100 - frames["psnr_db"]["min"]
-        changes = {k: v for k, v in found["temporal"][way].items() if k.endswith("percent")}
+    for mode in ("render_alone", "whole_stream"):
+        frames = found["frames"][mode]
+        figures[f"{mode}.error"] = frames["mean_abs_error"]
+        figures[f"{mode}.different"] = frames["frames"] - frames["equal_frames"]
+        figures[f"{mode}.ssim"] = 1 - frames["ssim"]["min"]
+        figures[f"{mode}.psnr"] = 100 - frames["psnr_db"]["min"]
+        changes = {k: v for k, v in found["temporal"][mode].items() if k.endswith("percent")}
         assert len(changes) == 2
-        figures |= {f"{way}.{k}": v for k, v in changes.items()}
+        figures |= {f"{mode}.{k}": v for k, v in changes.items()}
     for what in ("state", "motion"):
         figures[f"drift.{what}"] = max(map(abs, found["drift"][what]["relative_error"]))
         figures[f"growth.{what}"] = found["drift"][what]["late_to_early"] - 1
@@ -168,13 +168,13 @@ def test_spoilt_scales_show_and_exit_with_3_after_the_report_is_written(place, c
 def test_variants_lacking_a_stage_take_fp32_and_the_report_says_so(place):
     report = compared(place, "bundle", out="variants-out")
     assert list(report["lanes"]) == ["fp32", "fp16", "int8", "int8-u8", "default"]
-    lane = report["lanes"]["int8-u8"]
-    assert lane["filled_with_fp32"] == ["text", "motion"]
-    assert lane["variants"] == {"text": "fp32", "motion": "fp32", "render": "int8-u8"}
+    mix = report["lanes"]["int8-u8"]
+    assert mix["filled_with_fp32"] == ["text", "motion"]
+    assert mix["variants"] == {"text": "fp32", "motion": "fp32", "render": "int8-u8"}
     # its doublings are in phases: four taps a pixel for nine, of weights of their own for each kind of pixel
-    assert 0 < lane["macs"]["render"] < report["lanes"]["fp16"]["macs"]["render"]
-    assert lane["macs"]["text"] == report["lanes"]["fp16"]["macs"]["text"] > 0
-    assert lane["parameters"]["render"] > report["lanes"]["fp32"]["parameters"]["render"]
+    assert 0 < mix["macs"]["render"] < report["lanes"]["fp16"]["macs"]["render"]
+    assert mix["macs"]["text"] == report["lanes"]["fp16"]["macs"]["text"] > 0
+    assert mix["parameters"]["render"] > report["lanes"]["fp32"]["parameters"]["render"]
     found = pair(report, "int8-u8")
     assert found["clips_with_the_same_motion"] == 2
     assert found["frames"]["whole_stream"] == found["frames"]["render_alone"]
@@ -192,7 +192,7 @@ def test_the_same_command_gives_the_same_bytes_in_one_process_and_in_two(place):
         assert one == other
 
 
-def test_timing_gives_percentiles_and_memory_of_every_lane(place, monkeypatch):
+def test_timing_gives_percentiles_and_memory_of_every_mix(place, monkeypatch):
     monkeypatch.setattr("t2v_export.compare.measures.cost.MAX_TURNS", 5)
     arguments = [
         "compare",
@@ -207,12 +207,12 @@ def test_timing_gives_percentiles_and_memory_of_every_lane(place, monkeypatch):
     ]
     assert main(arguments) == 0
     report = json.loads((place / "timed" / "report.json").read_text())
-    for lane in report["lanes"].values():
-        assert lane["peak_memory_bytes"] > 0
+    for mix in report["lanes"].values():
+        assert mix["peak_memory_bytes"] > 0
         for what in (*STAGES, "frame", "caption_to_first_frame"):
-            spans = lane["latency_ms"][what]
+            spans = mix["latency_ms"][what]
             assert 0 < spans["p50"] <= spans["p95"] <= spans["p99"] and spans["runs"] == 5
-        frame, first = (lane["latency_ms"][what]["p50"] for what in ("frame", "caption_to_first_frame"))
+        frame, first = (mix["latency_ms"][what]["p50"] for what in ("frame", "caption_to_first_frame"))
         assert frame < first
     assert any("evaluator" in s for s in report["absent"]) and any("Drift" in s for s in report["absent"])
     assert "frechet" not in report["pairs"][0] and "accuracy" not in report["pairs"][0]
@@ -324,8 +324,8 @@ def test_page_is_one_sound_file_that_fetches_nothing_and_explains_each_figure(pl
     assert page.headings == len(page.sections) >= 8
     assert all(len(sentence) > 30 and sentence.rstrip().endswith(".") for sentence in page.sections.values())
     assert len(text) < 5_000_000 and "prefers-color-scheme" in text and "None" not in text and "nan" not in text.lower()
-    for lane in report["lanes"]:
-        assert lane in text
+    for mix in report["lanes"]:
+        assert mix in text
     assert "must never be compared with published" in text and "ensitiv" in text
 
 
@@ -459,9 +459,9 @@ def environment() -> dict[str, str]:
 
 
 def test_play_makes_the_pixels_that_the_runtime_streams(place):
-    with Bundle.open(place / "bundle") as bundle, EnginePool("onnxruntime", 1) as rack:
-        lane = lanes_of(bundle)[0][0]
-        mine = rack.pipeline(lane)
+    with Bundle.open(place / "bundle") as bundle, EnginePool("onnxruntime", 1) as pool:
+        mix = mixes_of(bundle)[0][0]
+        mine = pool.pipeline(mix)
         played = play.take(mine, ((0, "a person is walking"), (8, "a person is running")), 5, 17)
         frames = [play.render_at(mine, played, step / 2) for step in range(32)]
     with Pipeline.open(place / "bundle", engine="onnxruntime", variant="fp32", threads=1) as theirs:

@@ -19,7 +19,7 @@ from t2v_export.evaluate.accuracy import paired, paired_differences
 from t2v_export.evaluate.caption_set import read_slotted
 from t2v_export.evaluate.evaluator import Evaluator, read_spec
 from t2v_export.evaluate.fidelity import luminance, psnr, ssim
-from t2v_export.evaluate.lanes import Comparable
+from t2v_export.evaluate.mixes import Comparable
 from t2v_export.evaluate.readings import UNNAMED, Readings, named_values
 from tests.t2v_export.compare_samples import FEATURES, SIZE, SLOTS, write_captions, write_evaluator
 
@@ -207,7 +207,7 @@ def test_captions_keep_their_slots_and_unknown_values_are_refused(tmp_path):
 
 def test_memory_that_cannot_be_measured_says_so(tmp_path):
     from t2v_edge.errors import EngineError
-    from t2v_export.evaluate.lanes import VariantMix
+    from t2v_export.evaluate.mixes import VariantMix
 
     with pytest.raises(EngineError, match="--no-timing"):
         cost.measure_memory(VariantMix("x", tmp_path / "nowhere", {"text": "fp32"}), "onnxruntime", "a")

@@ -60,17 +60,17 @@ def fresh(checkpoint: Checkpoint, seed: int = 1) -> Checkpoint:
     return replace(checkpoint, **modules)
 
 
-def lessons(teacher: Checkpoint, **options: object) -> DistillOptions:
+def settings(teacher: Checkpoint, **options: object) -> DistillOptions:
     return DistillOptions(teacher, fresh(teacher), replace(SHORT, **options), CAPTIONS)
 
 
 def test_text_student_gives_held_out_captions_the_teachers_condition(teacher):
-    _, log = distill_stage(lessons(teacher), "text")
+    _, log = distill_stage(settings(teacher), "text")
     assert log[-1]["held_loss"] < 0.2 * log[0]["held_loss"] and log[-1]["error"] < log[0]["error"]
 
 
 def test_motion_student_moves_as_the_teacher_does(teacher):
-    given = lessons(teacher, motion_steps=300)
+    given = settings(teacher, motion_steps=300)
     module, log = distill_stage(given, "motion")
     assert log[-1]["loss"] < 0.3 * log[0]["loss"]
     pool = torch.rand(8, 6).softmax(1)
@@ -84,7 +84,7 @@ def test_motion_student_moves_as_the_teacher_does(teacher):
 
 @pytest.mark.parametrize("adversarial", [0.0, 0.01])
 def test_render_student_draws_the_teachers_frames(teacher, adversarial):
-    _, log = distill_stage(lessons(teacher, adversarial=adversarial), "render")
+    _, log = distill_stage(settings(teacher, adversarial=adversarial), "render")
     assert log[-1]["psnr"] > log[0]["psnr"] + 4 and log[-1]["psnr_low"] > log[0]["psnr_low"]
     assert ("critic" in log[-1]) == bool(adversarial)
 
@@ -92,7 +92,7 @@ def test_render_student_draws_the_teachers_frames(teacher, adversarial):
 @pytest.mark.parametrize("stage, rounding", [("text", 0.0), ("motion", 0.0), ("render", 0.0), ("render", 0.7)])
 def test_stopped_training_goes_on_to_the_same_weights(teacher, stage, rounding, tmp_path, monkeypatch):
     steps = dict.fromkeys(("text_steps", "motion_steps", "render_steps"), 12)
-    given = lessons(teacher, **steps, adversarial=0.01, quantization_aware=rounding)
+    given = settings(teacher, **steps, adversarial=0.01, quantization_aware=rounding)
     whole, _ = distill_stage(given, stage)
     update = training_module.Average.update
 
@@ -113,7 +113,7 @@ def test_stopped_training_goes_on_to_the_same_weights(teacher, stage, rounding, 
 
 
 def test_neither_checkpoint_is_changed_by_a_lesson(teacher):
-    given = lessons(teacher, render_steps=3)
+    given = settings(teacher, render_steps=3)
     before = {
         (who, stage, name): tensor.clone()
         for who, checkpoint in (("teacher", given.teacher), ("student", given.student))
@@ -127,7 +127,7 @@ def test_neither_checkpoint_is_changed_by_a_lesson(teacher):
 
 
 def test_divergence_ends_the_training_with_the_remedy(teacher):
-    given = lessons(teacher, render_rate=1.0)
+    given = settings(teacher, render_rate=1.0)
     with torch.no_grad():
         for parameter in given.student.render.parameters():
             parameter.fill_(float("nan"))
@@ -138,7 +138,7 @@ def test_divergence_ends_the_training_with_the_remedy(teacher):
 def test_damaged_state_is_refused_with_the_remedy(teacher, tmp_path):
     (tmp_path / "text.state.pt").write_bytes(b"no state")
     with pytest.raises(TrainingError, match=r"text.state.pt is damaged \(.*\); remove it"):
-        distill_stage(lessons(teacher), "text", tmp_path)
+        distill_stage(settings(teacher), "text", tmp_path)
 
 
 def test_stages_of_other_outputs_are_refused(teacher, make_checkpoint):
@@ -181,10 +181,11 @@ def test_shared_states_are_those_of_one_name_and_shape(make_checkpoint):
     mine = load_checkpoint(make_checkpoint("mine", motion=StageConfig("recurrent", {**fed, "hidden": 8})))
     specs = theirs.specs["motion"], mine.specs["motion"], theirs.specs["render"]
     student = copy.deepcopy(mine.motion).requires_grad_(True)
-    lesson = MotionTrainer(theirs.motion, student, specs, torch.rand(8, 6), 6, 4, 5, 1e-3, 0, torch.device("cpu"))
-    assert [s.name for s in lesson.shared] == ["motion"]
-    lesson.step(1.0)
-    assert torch.equal(lesson.theirs["state.motion"], lesson.mine["state.motion"])
+    options = Distill(motion_batch=4, length=5)
+    trainer = MotionTrainer(theirs.motion, student, specs, torch.rand(8, 6), 6, options, 0, torch.device("cpu"))
+    assert [s.name for s in trainer.shared] == ["motion"]
+    trainer.step(1.0)
+    assert torch.equal(trainer.theirs["state.motion"], trainer.mine["state.motion"])
 
 
 def test_features_are_compared_where_both_networks_have_them(teacher, make_checkpoint):
@@ -234,17 +235,17 @@ def test_contrasted_conditions_differ_in_one_group_that_the_teacher_draws():
     assert Groups(sizes, torch.device("cpu")).those_that(lambda _: False) is None
 
 
-def render_lesson(teacher: Checkpoint, student: torch.nn.Module, **options: object) -> RenderTrainer:
-    weights = {"pixel": 1.0, "perceptual": 0.0, "temporal": 1.0, "contrast": 1.0, "adversarial": 0.0}
+def render_trainer(teacher: Checkpoint, student: torch.nn.Module, groups=None, **changes: object) -> RenderTrainer:
+    options = Distill(perceptual=0.0, render_batch=8, length=8, **changes)
     modules, specs = (teacher.motion, teacher.render), (teacher.specs["motion"], teacher.specs["render"])
     pool, device = torch.rand(8, 6).softmax(1), torch.device("cpu")
-    return RenderTrainer(modules, student, specs, pool, 6, weights, 8, 8, 1e-3, 0, device, **options)
+    return RenderTrainer(modules, student, specs, pool, 6, options, 0, device, groups)
 
 
 def test_half_of_the_pairs_are_one_moment_as_two_captions_show_it(teacher):
-    lesson = render_lesson(teacher, fresh(teacher).render, groups=(2, 4))
-    played = lesson._play(4, lesson.generator)
-    motion, condition, noise = lesson._draw_pairs(played, 4, lesson.generator)
+    trainer = render_trainer(teacher, fresh(teacher).render, groups=(2, 4))
+    played = trainer._play(4, trainer.generator)
+    motion, condition, noise = trainer._draw_pairs(played, 4, trainer.generator)
     first, second = zip(*(t.chunk(2) for t in (motion, condition, noise)))
     assert torch.equal(first[2], second[2])
     assert (first[0][:2] != second[0][:2]).any(1).all() and torch.equal(first[0][2:], second[0][2:])
@@ -252,25 +253,25 @@ def test_half_of_the_pairs_are_one_moment_as_two_captions_show_it(teacher):
 
 
 def test_a_single_pair_of_frames_is_one_of_moments(teacher):
-    _, log = distill_stage(lessons(teacher, render_batch=2, render_steps=2), "render")
+    _, log = distill_stage(settings(teacher, render_batch=2, render_steps=2), "render")
     assert "contrast" not in log[-1] and log[-1]["contrast_error"] > 0
 
 
 def test_layers_round_at_the_end_of_a_quantization_aware_training(teacher):
     student = copy.deepcopy(teacher.render).requires_grad_(True)
-    lesson = render_lesson(teacher, student, quantization_aware=0.5)
-    lesson.step(0.4)
-    assert lesson.rounding is None and lesson.losses["pixel"] < 1e-6
-    lesson.set_rate(0.0)
-    lesson.step(0.5)
-    assert lesson.rounding.layers and lesson.losses["pixel"] > 1e-4
+    trainer = render_trainer(teacher, student, quantization_aware=0.5)
+    trainer.step(0.4)
+    assert trainer.rounding is None and trainer.losses["pixel"] < 1e-6
+    trainer.set_rate(0.0)
+    trainer.step(0.5)
+    assert trainer.rounding.layers and trainer.losses["pixel"] > 1e-4
 
 
 def test_exchanged_words_are_such_as_stand_beside_that_neighbour():
     import random
 
-    beside = Neighbours(["a red shirt", "a blue shirt", "one green hat"])
-    made = {tuple(beside.exchange(["a ", "red ", "shirt"], 0.5, random.Random(i))) for i in range(200)}
+    neighbours = Neighbours(["a red shirt", "a blue shirt", "one green hat"])
+    made = {tuple(neighbours.exchange(["a ", "red ", "shirt"], 0.5, random.Random(i))) for i in range(200)}
     assert {words[1] for words in made} == {"red ", "blue "} and {words[0] for words in made} == {"a "}
     assert {words[2] for words in made} == {"shirt"}
 

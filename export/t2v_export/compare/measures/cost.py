@@ -1,4 +1,4 @@
-"""What a lane costs: bytes, multiply-accumulates and parameters of each stage, and its time and memory here."""
+"""What a mix costs: bytes, multiply-accumulates and parameters of each stage, and its time and memory here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from t2v_edge.errors import EngineError
 from t2v_edge.spec import STAGES
 from t2v_export.compare.measures import memory
 from t2v_export.evaluate import play
-from t2v_export.evaluate.lanes import EnginePool, VariantMix
+from t2v_export.evaluate.mixes import EnginePool, VariantMix
 from t2v_export.graph.macs import GraphCost, graph_cost
 
 WARM_UP, MIN_TURNS, MAX_TURNS, BUDGET_S = 3, 20, 200, 30.0
@@ -27,22 +27,22 @@ MEMORY_S = 2.0
 FRAME, FIRST = "frame", "caption_to_first_frame"
 
 
-def static_costs(lanes: Sequence[VariantMix]) -> dict[str, dict[str, Any]]:
-    """By lane: ``bytes``, ``macs`` and ``parameters`` of each stage and in all, and ``uncounted`` where some are."""
+def static_costs(mixes: Sequence[VariantMix]) -> dict[str, dict[str, Any]]:
+    """By mix: ``bytes``, ``macs`` and ``parameters`` of each stage and in all, and ``uncounted`` where some are."""
     known: dict[tuple[Any, ...], GraphCost] = {}
     costs = {}
-    for lane in lanes:
-        with Bundle.open(lane.bundle) as bundle:
+    for mix in mixes:
+        with Bundle.open(mix.bundle) as bundle:
             stages, sizes = {}, {}
             for stage in STAGES:
-                variant = lane.variants[stage]
-                key = (lane.bundle, variant, stage)
+                variant = mix.variants[stage]
+                key = (mix.bundle, variant, stage)
                 if key not in known:
                     known[key] = graph_cost(onnx.load_from_string(bundle.graph(variant, stage)))
                 stages[stage] = known[key]
                 sizes[stage] = bundle.manifest.files[bundle.entry(variant, stage).file].bytes
         uncounted = [f"{stage}: {name}" for stage, cost in stages.items() for name in cost.uncounted]
-        costs[lane.name] = {
+        costs[mix.name] = {
             "bytes": _summed(sizes),
             "macs": _summed({stage: cost.macs for stage, cost in stages.items()}),
             "parameters": _summed({stage: cost.parameters for stage, cost in stages.items()}),
@@ -56,21 +56,21 @@ def _summed(parts: Mapping[str, int]) -> dict[str, int]:
 
 
 def measure_latencies(
-    lanes: Sequence[VariantMix],
+    mixes: Sequence[VariantMix],
     engine: str,
     threads: int | None,
     caption: str,
     seed: int,
     advance: Callable[[], object],
 ) -> dict[str, dict[str, Any]]:
-    """By lane and stage, and of a whole frame (motion and render) and from a caption to its first frame: milliseconds.
+    """By mix and stage, and of a whole frame (motion and render) and from a caption to its first frame: milliseconds.
 
-    Each is ``{"p50", "p95", "p99", "runs"}``. The lanes take turns, so that all of them see the machine's load alike.
+    Each is ``{"p50", "p95", "p99", "runs"}``. The mixes take turns, so that all of them see the machine's load alike.
     `advance` is called after each of at most `MAX_TURNS` turns. Outputs stay on the CPU, where engines give them.
     """
-    times: dict[str, dict[str, list[float]]] = {lane.name: {} for lane in lanes}
-    with EnginePool(engine, threads) as rack:
-        timed = {lane.name: _Timed(rack.pipeline(lane), lane, caption, seed) for lane in lanes}
+    times: dict[str, dict[str, list[float]]] = {mix.name: {} for mix in mixes}
+    with EnginePool(engine, threads) as pool:
+        timed = {mix.name: _Timed(pool.pipeline(mix), mix, caption, seed) for mix in mixes}
         begun = time.perf_counter()
         for turn in range(WARM_UP + MAX_TURNS):
             for name, one in timed.items():
@@ -84,11 +84,11 @@ def measure_latencies(
 
 
 class _Timed:
-    """A lane's pipeline with feeds of a real stream, after a second of it."""
+    """A mix's pipeline with feeds of a real stream, after a second of it."""
 
-    def __init__(self, pipeline: Pipeline, lane: VariantMix, caption: str, seed: int) -> None:
+    def __init__(self, pipeline: Pipeline, mix: VariantMix, caption: str, seed: int) -> None:
         self._pipeline, self._caption = pipeline, caption
-        with Bundle.open(lane.bundle) as bundle:
+        with Bundle.open(mix.bundle) as bundle:
             spec = bundle.manifest.tokenizer
             self._tokenize = CaptionTokenizer(bundle.tokenizer_json, spec.tokens, spec.pad_id)
         draws = play.draws_of(pipeline, seed)
@@ -102,16 +102,16 @@ class _Timed:
         start = time.perf_counter()
         tokens = self._tokenize(self._caption)
         condition = self._pipeline.run("text", {"input_ids": tokens.ids, "attention_mask": tokens.mask})["condition"]
-        told = time.perf_counter()
+        encoded = time.perf_counter()
         motion = self._pipeline.run("motion", {**self._motion, "condition": condition})["motion"]
         moved = time.perf_counter()
         self._pipeline.run("render", {"motion": motion, "condition": condition, **self._noises})
         drawn = time.perf_counter()
         spans = {
-            "text": told - start,
-            "motion": moved - told,
+            "text": encoded - start,
+            "motion": moved - encoded,
             "render": drawn - moved,
-            FRAME: drawn - told,
+            FRAME: drawn - encoded,
             FIRST: drawn - start,
         }
         return {what: 1000 * span for what, span in spans.items()}
@@ -122,13 +122,13 @@ def _percentiles(taken: Sequence[float]) -> dict[str, float]:
     return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "runs": len(taken)}
 
 
-def measure_memory(lane: VariantMix, engine: str, caption: str) -> int:
-    """Bytes by which a fresh process grows while it opens a lane and plays two seconds; raises `EngineError`."""
-    mix = [f"{stage}={variant}" for stage, variant in lane.variants.items()]
-    command = [sys.executable, "-m", memory.__name__, str(lane.bundle), engine, caption, str(MEMORY_S), *mix]
+def measure_memory(mix: VariantMix, engine: str, caption: str) -> int:
+    """Bytes by which a fresh process grows while it opens a mix and plays two seconds; raises `EngineError`."""
+    choices = [f"{stage}={variant}" for stage, variant in mix.variants.items()]
+    command = [sys.executable, "-m", memory.__name__, str(mix.bundle), engine, caption, str(MEMORY_S), *choices]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise EngineError(
-            f"memory of {lane.name} could not be measured ({done.stderr.strip()[-300:]}); leave it out with --no-timing"
+            f"memory of {mix.name} could not be measured ({done.stderr.strip()[-300:]}); leave it out with --no-timing"
         )
     return int(done.stdout)

@@ -1,4 +1,4 @@
-"""Long free runs: how far state, motion and frames stray from the baseline's, and whether motion stays alive."""
+"""Long free runs: how far state, motion and frames stray from the baseline, and whether motion stays alive."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MotionActivity:
 class Drift:
     """One caption run freely. `state`, `motion`: relative error of each step, (steps,), by (candidate, baseline).
 
-    `frames`: PSNR in dB by (candidate, baseline) and number of steps. `lively`: by lane.
+    `frames`: PSNR in dB by (candidate, baseline) and number of steps. `lively`: by mix.
     """
 
     state: Mapping[tuple[str, str], NDArray[np.float64]]
@@ -40,11 +40,11 @@ class Drift:
     lively: Mapping[str, MotionActivity]
 
 
-def run_free(studio: WorkerEngines, caption: int) -> Drift:
-    """Run one caption for the setting's steps in every lane at once, from the same seed; nothing is kept of a step."""
-    setting, pipelines = studio.setting, studio.pipelines
+def run_free(engines: WorkerEngines, caption: int) -> Drift:
+    """Run one caption for the setting's steps in every mix at once, from the same seed; nothing is kept of a step."""
+    setting, pipelines = engines.setting, engines.pipelines
     draws = {name: play.draws_of(p, setting.seed + caption) for name, p in pipelines.items()}
-    runs = {name: play.step_motion(p, studio.script(caption), draws[name]) for name, p in pipelines.items()}
+    runs = {name: play.step_motion(p, engines.script(caption), draws[name]) for name, p in pipelines.items()}
     pairs = [(p.candidate, p.baseline, p.comparable) for p in setting.pairs]
     steps, stops = setting.drift_steps, set(frame_steps(setting.drift_steps))
     state = {(c, b): np.zeros(steps) for c, b, can in pairs if can.states}

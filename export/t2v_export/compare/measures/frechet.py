@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 def frechet_distance(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
     """Squared Frechet distance (Dowson and Landau, 1982) of Gaussians fitted to (n, d) and (m, d); n, m >= 2.
 
-    It is the FID of Heusel et al. (NeurIPS 2017) on other features, and no more comparable with published ones than
-    any two feature spaces are. The trace of the root of the covariances' product is the sum of the singular values
-    of the product of the centred sets, which needs no matrix root and is exact for n < d.
+    It is the FID of Heusel et al. (NeurIPS 2017) on other features, so it cannot be compared with published FIDs. The
+    trace of the root of the covariances' product is the sum of the singular values of the product of the centred sets.
+    That needs no matrix root and is exact for n < d.
     """
     if one.shape == other.shape and np.array_equal(one, other):
         return 0.0

@@ -1,4 +1,4 @@
-"""A process of its own that plays one lane and says how far its memory grew (`python -m` this module)."""
+"""A process of its own that plays one mix and prints how far its memory grew (`python -m` this module)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 from t2v_edge.util.memory import process_memory
 from t2v_export.evaluate import play
-from t2v_export.evaluate.lanes import EnginePool, VariantMix
+from t2v_export.evaluate.mixes import EnginePool, VariantMix
 
 
 def main(arguments: list[str]) -> int:
-    bundle, engine, caption, seconds, *mix = arguments
-    lane = VariantMix("lane", Path(bundle), dict(part.split("=", 1) for part in mix))
-    importlib.import_module(f"t2v_edge.engine.{engine}")  # the engine's library is no part of what a lane needs
+    bundle, engine, caption, seconds, *choices = arguments
+    mix = VariantMix("mix", Path(bundle), dict(part.split("=", 1) for part in choices))
+    importlib.import_module(f"t2v_edge.engine.{engine}")  # the engine's library is no part of what a mix needs
     before = process_memory().peak_bytes
-    with EnginePool(engine, None) as rack:
-        pipeline = rack.pipeline(lane)
+    with EnginePool(engine, None) as pool:
+        pipeline = pool.pipeline(mix)
         steps = max(1, round(float(seconds) * pipeline.manifest.video.fps))
         draws = play.draws_of(pipeline, 0)
         for step, _ in zip(play.step_motion(pipeline, ((0, caption),), draws), range(steps)):

@@ -36,8 +36,8 @@ class FlowMeter:
     def between(self, before: Plane, after: Plane) -> Flow:
         """Flow of two luminances, float32 (H, W) of 0 to 255.
 
-        A pixel is sure where going back and forth ends within the bound of Sundaram, Brox and Keutzer (ECCV 2010)
-        of where it began, inside the picture.
+        A pixel is sure if going back and forth ends near where it began, inside the picture. The bound is that of
+        Sundaram, Brox and Keutzer (ECCV 2010).
         """
         old, new = (np.rint(plane).astype(np.uint8) for plane in (before, after))
         back, forth = self._flow.calc(new, old, None), self._flow.calc(old, new, None)
@@ -61,7 +61,7 @@ class TemporalSums:
     flicker_count: int = 0
 
     def add(self, before: Frame, after: Frame, flow: Flow) -> None:
-        """Count a pair of frames: what of the one before, warped along the flow, differs from the one after."""
+        """Count a pair of frames: the difference of the second from the first, warped along the flow."""
         moved = cv2.remap(
             before.astype(np.float32), flow.source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )

@@ -1,4 +1,4 @@
-"""Small pieces of the page: tables, tiles, numbers in words."""
+"""Small pieces of the page: names of mixes, numbers in words, tables, tiles."""
 
 from __future__ import annotations
 
@@ -6,7 +6,39 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from t2v_export.evaluate.mixes import AGAINST
+
 NONE = "–"
+Json = Mapping[str, Any]
+
+
+class MixNames:
+    """What mixes are called and coloured on the page."""
+
+    def __init__(self, report: Json) -> None:
+        self.mixes = tuple(report["lanes"])
+        self._against = report["against"]
+        self.default = report["default"]["lane"]
+
+    def text(self, mix: str) -> str:
+        if mix == AGAINST:
+            return f"{self._against} (FP32)"
+        return f"{mix} (default mix)" if mix == self.default != "default" else mix
+
+    def style(self, mix: str) -> str:
+        return f"s{self.mixes.index(mix) % 8}"
+
+    def mark(self, mix: str) -> str:
+        """The name with its colour, as HTML."""
+        return f'<i class="{self.style(mix)}"></i>{escape(self.text(mix))}'
+
+    def pair(self, pair: Json) -> str:
+        """The candidate, and its baseline if there is more than one."""
+        versus = f" against {escape(self.text(pair['baseline']))}" if self._against else ""
+        return self.mark(pair["candidate"]) + versus
+
+    def key(self) -> str:
+        return f'<div class="key">{"".join(f"<span>{self.mark(mix)}</span>" for mix in self.mixes)}</div>'
 
 
 def signed(value: float | None, digits: int = 2, unit: str = "") -> str:
@@ -72,6 +104,6 @@ def figure(caption: str, picture: str) -> str:
 
 
 def section(name: str, title: str, explained: str, inside: str) -> str:
-    """A figure's section: what it says in a sentence stands under its title."""
+    """A section of the page: a title, a sentence that explains it, and its content."""
     head = f'<h2>{escape(title)}</h2><p class="explain">{escape(explained)}</p>'
     return f'<section id="{name}">{head}{inside}</section>'

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from t2v_export.compare import clips
 from t2v_export.compare.comparison import Comparison
 from t2v_export.compare.measures import cost
-from t2v_export.compare.page import sections
-from t2v_export.compare.page.markup import plain, section, signed, tiles
-from t2v_export.compare.page.sections import MixNames
+from t2v_export.compare.page import costs, quality
+from t2v_export.compare.page.markup import Json, MixNames, plain, section, signed, tiles
 from t2v_export.compare.report import pair_of, sentence_of
-from t2v_export.evaluate.lanes import AGAINST, EXACT
+from t2v_export.evaluate.mixes import AGAINST, EXACT
 
 STYLE = Path(__file__).with_name("page.css")
-Json = Mapping[str, Any]
 
 
 def make_page(report: Json, measured: Comparison) -> str:
@@ -27,15 +23,15 @@ def make_page(report: Json, measured: Comparison) -> str:
     title = f"{report['bundle']}: {_headline(report, names)}"
     parts = [
         _verdict(report, names),
-        sections.compared(report, names),
-        sections.accuracy(report, names),
+        costs.compared(report, names),
+        quality.accuracy(report, names),
         _side_by_side(measured, names),
-        sections.frames(report, names),
-        sections.temporal(report, names),
-        sections.drift(report, names),
-        sections.distances(report, names),
-        sections.speed(report, names),
-        sections.layers(report),
+        quality.frames(report, names),
+        quality.temporal(report, names),
+        quality.drift(report, names),
+        quality.distances(report, names),
+        costs.speed(report, names),
+        costs.layers(report),
         _method(report),
     ]
     return (
@@ -47,10 +43,10 @@ def make_page(report: Json, measured: Comparison) -> str:
 
 
 def _headline(report: Json, names: MixNames) -> str:
-    """One sentence: how near the lane that is judged is, and what it saves."""
-    lane = report["budget"]["lane"]
-    subject = "The default mix" if lane == names.default else f"Variant {lane}"
-    pair = pair_of(report, lane, EXACT)
+    """One sentence: how near to FP32 the judged mix is, and what it saves."""
+    mix = report["budget"]["lane"]
+    subject = "The default mix" if mix == names.default else f"Variant {mix}"
+    pair = pair_of(report, mix, EXACT)
     if pair is None:
         return f"{subject} is FP32 itself"
     if is_equal(pair):
@@ -64,20 +60,20 @@ def _headline(report: Json, names: MixNames) -> str:
         )
     else:
         near = f"draws frames at {pair['frames'][clips.ALONE]['psnr_db']['mean']:.1f} dB from FP32"
-    return f"{subject} {near}{_savings(report, lane)}"
+    return f"{subject} {near}{_savings(report, mix)}"
 
 
-def _savings(report: Json, lane: str) -> str:
-    mine, exact = report["lanes"][lane], report["lanes"][EXACT]
-    told = []
+def _savings(report: Json, mix: str) -> str:
+    mine, exact = report["lanes"][mix], report["lanes"][EXACT]
+    gains = []
     times = exact["bytes"]["total"] / mine["bytes"]["total"]
     if times >= 1.05:
-        told.append(f"{times:.1f} times smaller")
+        gains.append(f"{times:.1f} times smaller")
     if "latency_ms" in mine:
         faster = exact["latency_ms"][cost.FRAME]["p50"] / mine["latency_ms"][cost.FRAME]["p50"]
         if faster >= 1.05:
-            told.append(f"{faster:.1f} times faster")
-    return f" and is {' and '.join(told)}" if told else ""
+            gains.append(f"{faster:.1f} times faster")
+    return f" and is {' and '.join(gains)}" if gains else ""
 
 
 def is_equal(pair: Json) -> bool:
@@ -131,9 +127,9 @@ def _tiles(report: Json, pair: Json) -> list[tuple[str, str]]:
                 f"all attributes right, 95 % {signed(entry['low'], 1)} to {signed(entry['high'], 1)}",
             )
         )
-    for way, label in ((clips.ALONE, "frames rendered alone"), (clips.WHOLE, "frames, whole stream")):
-        if way in pair["frames"]:
-            psnr = pair["frames"][way]["psnr_db"]
+    for mode, label in ((clips.ALONE, "frames rendered alone"), (clips.WHOLE, "frames, whole stream")):
+        if mode in pair["frames"]:
+            psnr = pair["frames"][mode]["psnr_db"]
             found.append((plain(psnr["mean"], 1, " dB"), f"{label}; 5th percentile {psnr['p5']:.1f}"))
     change = (pair["temporal"].get(clips.ALONE) or pair["temporal"].get(clips.WHOLE) or {}).get(
         "warping_error_change_percent"
@@ -177,8 +173,8 @@ def _side_by_side(measured: Comparison, names: MixNames) -> str:
     return section(
         "pictures",
         "Side by side",
-        f"The middle frame of a clip as the baseline and as the variant make it, whole stream, and their "
-        f"absolute difference {clips.AMPLIFIED} times amplified: black is equal.",
+        "The middle frame of a clip, whole stream: the baseline's, the variant's, and their absolute difference "
+        f"{clips.AMPLIFIED} times amplified. Black is equal.",
         "".join(scenes),
     )
 
@@ -203,11 +199,11 @@ def _method(report: Json) -> str:
     default = ", ".join(f"{stage} {variant}" for stage, variant in report["default"]["variants"].items())
     items = [
         f"Caption i was played with seed {report['played']['seed']} + i: start states and noises are the same in every "
-        "lane, and the same command gives the same figures, times and memory apart.",
+        "mix. The same command gives the same figures, except times and memory.",
         f"The bundle's default mix is {default}.",
         f"Captions: SHA-256 {report['played']['captions_sha256'][:16]}.",
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['system']}. Versions: {versions}.",
-        "All figures stand in report.json beside this page; docs/comparing.md says how each is made and where it ends.",
+        "All figures are in report.json, next to this page. docs/comparing.md explains how each is made.",
     ]
     return section(
         "method",

@@ -105,7 +105,7 @@ def scatter_plot(
     title: str = "",
     most: float | None = None,
 ) -> str:
-    """Named points (name, x, y, style), their names beside them; y goes no higher than `most` where that is given."""
+    """Named points (name, x, y, style) with their names. y goes no higher than `most` if given."""
     low, high = _padded(min(p[2] for p in points), max(p[2] for p in points))
     high = high if most is None else min(high, most)
     left, right = _padded(min(p[1] for p in points), max(p[1] for p in points), 0.18)

@@ -16,9 +16,9 @@ CROP = 128
 
 
 class PairCritic:
-    """Tells the teacher's pairs of frames from the student's; both come as all first frames, then all second ones.
+    """A network that tells the teacher's pairs of frames from the student's.
 
-    It sees a crop, which `move` draws anew.
+    Pairs come as all first frames, then all second frames. The critic sees one crop of them; `move` draws another.
     """
 
     def __init__(self, device: torch.device, height: int, width: int) -> None:
@@ -49,9 +49,10 @@ class PairCritic:
         return pairs.index_select(2, self._rows).index_select(3, self._columns)
 
     def judge(self, made: Tensor) -> Tensor:
-        """What the student has to lower."""
+        """The loss of the student: minus the critic's mean score of its pairs."""
         self.network.requires_grad_(False)
-        return -self.network(self._pairs(made)).mean()
+        loss: Tensor = -self.network(self._pairs(made)).mean()
+        return loss
 
     def learn(self, made: Tensor, wanted: Tensor) -> Tensor:
         """One update of the critic; its loss."""

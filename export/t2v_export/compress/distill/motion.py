@@ -1,11 +1,11 @@
-"""The motion lesson: endless streams in which the student moves, and the teacher says how it would have gone on.
+"""The trainer of the motion stage: the student moves in long streams, and the teacher corrects every step.
 
-Teacher and student play the same streams side by side, with the same captions, noise and, of the states that both
-have in the same shape (a pose that is fed back, say), the same values: mostly the student's own. So the teacher
-corrects the student where the student really goes, step by step, and no trajectory is compared that chaos has
-driven apart (on-policy imitation; Ross et al., DAgger, AISTATS 2011). Where no state is shared, the student imitates
-the teacher's own trajectory. Streams are carried on from window to window, caption changes included, and start anew
-now and then.
+Teacher and student play the same streams, with the same captions and noise. States that both have in the same shape,
+such as a pose that is fed back, get the same values: mostly the student's own. So the teacher corrects the student
+where the student really is, and no trajectories are compared that chaos has driven apart (on-policy imitation; Ross et
+al., DAgger, AISTATS 2011). If no state is shared, the student imitates the teacher's own trajectory.
+
+Streams continue from window to window, with caption changes, and restart now and then.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from torch.nn import functional
 from t2v_edge.spec import StageSpec
 from t2v_export.compress.distill.streams import BatchDraws, CaptionConditions, play, run_motion
 from t2v_export.compress.distill.training import LearningRate, UpdateReplay, generators
+from t2v_export.recipe import Distill
 
 STREAM_STEPS = 800
-"""After about so many base steps a stream starts anew."""
+"""Base steps after which a stream restarts, about."""
 
-TAUGHT_FIRST, TAUGHT_LAST = 0.9, 0.1
+LED_FIRST, LED_LAST = 0.9, 0.1
 """The share of streams that the teacher leads: at the start, and from the middle of the training on."""
 
 MEASURED_STREAMS, MEASURED_STEPS = 64, 160
 
 
 class MotionTrainer:
-    """One update learns from a window of `length` base steps of `batch` streams."""
+    """One update learns from a window of `length` base steps of `motion_batch` streams."""
 
     name = "motion"
 
@@ -42,28 +43,27 @@ class MotionTrainer:
         specs: tuple[StageSpec, StageSpec, StageSpec],
         pool: Tensor,
         blend_steps: int,
-        batch: int,
-        length: int,
-        rate: float,
+        options: Distill,
         seed: int,
         device: torch.device,
     ) -> None:
         """`specs`: the teacher's motion, the student's motion, and the render stage's. `pool` (captions, C)."""
-        self.teacher, self.student, self.rate, self.device = teacher, student, rate, device
+        self.teacher, self.student, self.rate, self.device = teacher, student, options.motion_rate, device
         self.spec, self.student_spec, self.render_spec = specs
-        self.pool, self.blend_steps, self.length, self.seed = pool, blend_steps, length, seed
+        self.pool, self.blend_steps, self.length, self.seed = pool, blend_steps, options.length, seed
+        batch = options.motion_batch
         theirs = {s.input: s for s in self.spec.states}
         self.shared = [s for s in self.student_spec.states if s.input in theirs and theirs[s.input].shape == s.shape]
         self.generator = generators(device, seed)
         self.draws = BatchDraws(batch, self.generator)
         self.captions = CaptionConditions(pool, batch, blend_steps, self.generator)
         self.stream_noises = self.draws.noises(self.spec.noises, "stream")
-        self.step_noises = {n.input: self.draws.noise(n, length) for n in self.spec.noises if n.cadence == "step"}
-        self.condition = self.captions.advance(length)
+        self.step_noises = {n.input: self.draws.noise(n, self.length) for n in self.spec.noises if n.cadence == "step"}
+        self.condition = self.captions.advance(self.length)
         self.theirs, self.mine = self.draws.start(self.spec), self.draws.start(self.student_spec)
-        self.taught = torch.ones(batch, 1, dtype=torch.bool, device=device)
+        self.led = torch.ones(batch, 1, dtype=torch.bool, device=device)
         self.scale = self._scales()
-        self._rate = LearningRate(rate, device)
+        self._rate = LearningRate(self.rate, device)
         self.optimizer = torch.optim.AdamW(
             student.parameters(), lr=self._rate.given, betas=(0.9, 0.99), capturable=device.type == "cuda"
         )
@@ -71,7 +71,7 @@ class MotionTrainer:
         self._replay = UpdateReplay(self._update, self._changed, device)
 
     def _scales(self) -> dict[str, Tensor]:
-        """By output, how much each number changes in a step, with a twentieth of its whole spread as the least."""
+        """By output, how much each number changes in a step; at least a twentieth of its whole spread."""
         generator = generators(self.device, self.seed + 1)
         draws, captions = BatchDraws(64, generator), CaptionConditions(self.pool, 64, self.blend_steps, generator)
         stream, states = draws.noises(self.spec.noises, "stream"), draws.start(self.spec)
@@ -95,7 +95,7 @@ class MotionTrainer:
         self._rate.set(rate, self.optimizer)
 
     def _changed(self) -> list[Tensor]:
-        """What an update changes, but for the optimizer's moments."""
+        """The tensors that an update changes, without the optimizer's moments."""
         return [*self.student.parameters(), *self.theirs.values(), *self.mine.values()]
 
     def step(self, progress: float) -> Mapping[str, Tensor]:
@@ -104,27 +104,27 @@ class MotionTrainer:
         return {"loss": self.loss.clone()}
 
     def _draw(self, progress: float) -> None:
-        """The next window: conditions, noises, which streams start anew and which the teacher leads."""
-        batch = len(self.taught)
+        """Draw the next window: conditions, noises, which streams restart and which the teacher leads."""
+        batch = len(self.led)
 
         def some(share: float) -> Tensor:
             return torch.rand(batch, generator=self.generator, device=self.device) < share
 
-        anew = some(self.length / STREAM_STEPS)
-        self.captions.change(anew, at_once=True)
+        restarted = some(self.length / STREAM_STEPS)
+        self.captions.change(restarted, at_once=True)
         for states, spec in ((self.theirs, self.spec), (self.mine, self.student_spec)):
             for name, value in self.draws.start(spec).items():
-                states[name].copy_(torch.where(_like(anew, value), value, states[name]))
+                states[name].copy_(torch.where(_like(restarted, value), value, states[name]))
         for name, value in self.draws.noises(self.spec.noises, "stream").items():
-            self.stream_noises[name].copy_(torch.where(_like(anew, value), value, self.stream_noises[name]))
+            self.stream_noises[name].copy_(torch.where(_like(restarted, value), value, self.stream_noises[name]))
         for state in self.shared:  # where a start is drawn, both must start from the same
             self.mine[state.input].copy_(self.theirs[state.input])
-        for spec in self.spec.noises:
-            if spec.cadence == "step":
-                self.step_noises[spec.input].copy_(self.draws.noise(spec, self.length))
+        for noise in self.spec.noises:
+            if noise.cadence == "step":
+                self.step_noises[noise.input].copy_(self.draws.noise(noise, self.length))
         self.condition.copy_(self.captions.advance(self.length))
-        share = TAUGHT_FIRST + (TAUGHT_LAST - TAUGHT_FIRST) * min(1.0, 2 * progress)
-        self.taught.copy_(some(share)[:, None])
+        share = LED_FIRST + (LED_LAST - LED_FIRST) * min(1.0, 2 * progress)
+        self.led.copy_(some(share)[:, None])
 
     def _update(self) -> None:
         self.optimizer.zero_grad(set_to_none=False)
@@ -152,7 +152,7 @@ class MotionTrainer:
             mine = {s.input: made[s.output] for s in self.student_spec.states}
             for state in self.shared:
                 led = torch.where(
-                    _like(self.taught[:, 0], wanted[state.output]), wanted[state.output], made[state.output].detach()
+                    _like(self.led[:, 0], wanted[state.output]), wanted[state.output], made[state.output].detach()
                 )
                 theirs[state.input] = mine[state.input] = led
         losses = []
@@ -163,10 +163,11 @@ class MotionTrainer:
 
     @torch.no_grad()
     def measure(self, student: nn.Module) -> Mapping[str, float]:
-        """Free runs: `speed`, the mean change of the motion in a step over the teacher's, and `spread`, its deviation
-        over the teacher's; 1 is alike.
+        """Free runs of both: `speed` and `spread` of the student's motion, relative to the teacher's.
+
+        Speed is the mean change in a step, spread the standard deviation. 1 means equal.
         """
-        streams = min(MEASURED_STREAMS, 2 * len(self.taught))
+        streams = min(MEASURED_STREAMS, 2 * len(self.led))
         steps = MEASURED_STEPS if self.device.type == "cuda" else min(MEASURED_STEPS, 2 * self.length)
         made = [
             play(

@@ -1,8 +1,8 @@
-"""The render lesson: the student draws what the teacher draws of the same motion, condition and noise.
+"""The trainer of the render stage: the student draws what the teacher draws of the same motion, condition and noise.
 
-Beside the frames' own differences the student learns from the teacher's features through 1x1 convolutions that only
-training knows (Romero et al., FitNets, ICLR 2015; Ren et al., OMGD, ICCV 2021), from how frames change in time, from
-what another caption changes in a frame, and, where it is asked for, from a critic of pairs of frames.
+It learns from the frames themselves, from how they change in time, and from what another caption changes in them. It
+also learns from the teacher's features, through 1x1 convolutions that exist in training alone (Romero et al., FitNets,
+ICLR 2015; Ren et al., OMGD, ICCV 2021). A critic of pairs of frames can be added.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from t2v_export.compress.distill.critic import PairCritic
 from t2v_export.compress.distill.streams import Trajectories, play
 from t2v_export.compress.distill.training import LearningRate, UpdateReplay, autocast, generators
 from t2v_export.compress.fake_quant import QuantizeAware, quantize_aware
+from t2v_export.recipe import Distill
+
+LOSSES = ("pixel", "perceptual", "temporal", "contrast", "adversarial")
+"""Names of the losses; the options of these names are their weights."""
 
 RENEW = 500
-"""Updates after which the teacher's motion is played anew."""
+"""Updates after which the teacher plays other motion."""
 
 STREAMS_PER_PAIR = 8
 EDGE_WEIGHT = 4.0
@@ -52,7 +56,8 @@ def image_modules(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, tu
     def note(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.dim() == 4:
-                found[name] = tuple(output.shape[1:])  # type: ignore[assignment]
+                channels, height, width = output.shape[1:]
+                found[name] = channels, height, width
 
         return hook
 
@@ -70,17 +75,18 @@ def alike(teacher: Mapping[str, tuple[int, int, int]], student: Mapping[str, tup
     Not those of 256 and more: they cost more than all others, and the frames themselves are compared.
     """
     last: dict[tuple[int, int], str] = {}
-    for name, (channels, *size) in teacher.items():
-        if name in student and student[name][1:] == tuple(size) and channels > 3 and 8 <= size[0] < 256:
-            last[tuple(size)] = name  # type: ignore[index]
+    for name, (channels, height, width) in teacher.items():
+        if name in student and student[name][1:] == (height, width) and channels > 3 and 8 <= height < 256:
+            last[height, width] = name
     return tuple(last.values())
 
 
 class RenderTrainer:
-    """One update learns from `batch` frames in pairs: two moments of a stream, up to a base step apart, or, with a
-    weight of `contrast`, in every second pair one moment as two captions show it. Where the condition has `groups` of
-    probabilities, those captions differ in one of them. What differs then counts as much as a whole frame, however
-    small it is: a person's skin may be a hundredth of the pixels, and a mean over all of them hardly knows it.
+    """One update learns from `render_batch` frames in pairs: two moments of a stream, up to a base step apart.
+
+    With a weight of `contrast`, every second pair shows one moment as two captions describe it. If the condition has
+    `groups` of probabilities, these captions differ in one group. The pixels that differ then count as much as a whole
+    frame, however few they are.
     """
 
     name = "render"
@@ -92,33 +98,24 @@ class RenderTrainer:
         specs: tuple[StageSpec, StageSpec],
         pool: Tensor,
         blend_steps: int,
-        weights: Mapping[str, float],
-        batch: int,
-        length: int,
-        rate: float,
+        options: Distill,
         seed: int,
         device: torch.device,
         groups: Sequence[int] | None = None,
-        quantization_aware: float = 0.0,
-        precision: str = "bfloat16",
     ) -> None:
-        """`teachers`: motion and render modules, `specs` theirs; `pool` (captions, C) of conditions, `groups` of
-        probabilities in them.
-
-        `weights` of the losses: pixel, perceptual, temporal, contrast, adversarial. `quantization_aware`: the share of
-        the training, its end, in which layers round as the INT8 graph's will. `precision`: that of a GPU's arithmetic.
-        """
+        """`teachers`: motion and render modules, with their `specs`. `pool`: conditions (captions, C) with `groups`."""
         self.motion, self.teacher = teachers
-        self.student, self.rate, self.device = student, rate, device
-        self.specs, self.pool, self.blend_steps, self.length = specs, pool, blend_steps, length
-        self.weights, self.pairs, self.seed = dict(weights), batch // 2, seed
+        self.student, self.rate, self.device = student, options.render_rate, device
+        self.specs, self.pool, self.blend_steps, self.length = specs, pool, blend_steps, options.length
+        self.weights = {name: getattr(options, name) for name in LOSSES}
+        self.pairs, self.seed = options.render_batch // 2, seed
         self.generator = generators(device, seed)
-        self.quantization_aware, self.precision = quantization_aware, precision
+        self.quantization_aware, self.precision = options.quantization_aware, options.precision
         self.rounding: QuantizeAware | None = None
         self.groups = Groups(groups, device) if groups and max(groups) > 1 else None
         if device.type == "cuda":
             for module in (self.teacher, student):
-                module.to(memory_format=torch.channels_last)
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.low = 0.0 if getattr(self.teacher, "pixel_range", "-1..1") == "0..1" else -1.0
         held = generators(device, seed + 1)
         pairs = MEASURED[device.type] // 2
@@ -126,7 +123,7 @@ class RenderTrainer:
         if self.groups is not None:
             self.groups = self.groups.those_that(lambda pair: self._differ(played, pair))
         self.held = self._draw_pairs(played, pairs, held)
-        with torch.no_grad(), autocast(device, precision):
+        with torch.no_grad(), autocast(device, self.precision):
             self.held_frames = self.teacher(*self.held).float()
         some = tuple(t[:2] for t in self.held)
         made, mine = image_modules(self.teacher, some), image_modules(student.eval(), some)
@@ -135,7 +132,7 @@ class RenderTrainer:
         self.bridges = nn.ModuleDict(
             {name.replace(".", "/"): nn.Conv2d(mine[name][0], made[name][0], 1) for name in names}
         ).to(device)
-        self._rate = LearningRate(rate, device)
+        self._rate = LearningRate(self.rate, device)
         self.optimizer = torch.optim.AdamW(
             [*student.parameters(), *self.bridges.parameters()],
             lr=self._rate.given,
@@ -157,7 +154,7 @@ class RenderTrainer:
             self.critic.set_rate(0.3 * rate)
 
     def _changed(self) -> list[Tensor]:
-        """What an update changes, but for the optimizers' moments."""
+        """The tensors that an update changes, without the optimizers' moments."""
         critic = self.critic.network.state_dict().values() if self.critic is not None else ()
         return [*self.student.state_dict().values(), *self.bridges.parameters(), *critic]
 
@@ -178,8 +175,9 @@ class RenderTrainer:
         return bool((one - other).abs().max() > EDGE)
 
     def _draw_pairs(self, played: Trajectories, pairs: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Inputs of the render stage for `pairs` pairs, the first of all of them in front: motion, condition and noises
-        as a stream at a high frame rate interpolates them.
+        """Inputs of the render stage for `pairs` pairs: all first moments, then all second moments.
+
+        Motion, condition and noises are interpolated as in a stream at a high frame rate.
         """
         steps, streams = played.motion.shape[:2]
         device = played.motion.device
@@ -268,9 +266,11 @@ class RenderTrainer:
 
     @torch.no_grad()
     def measure(self, student: nn.Module) -> Mapping[str, float]:
-        """On streams that are never trained on: `psnr` of frames in dB, mean and 5th percentile; `temporal_error`, the
-        mean error of a pair's change over the teacher's mean change; and `contrast_error`, the mean difference from the
-        teacher, 0 to the pixels' range, where two captions differ.
+        """Figures on streams that are not trained on.
+
+        `psnr`: of frames in dB; `psnr_low`: its 5th percentile. `temporal_error`: mean error of a pair's change,
+        relative to the teacher's mean change. `contrast_error`: mean difference from the teacher where two captions
+        differ, in the range of pixels.
         """
         size = 32
         parts = [student(*rows) for rows in zip(*(t.split(size) for t in self.held))]
@@ -282,11 +282,7 @@ class RenderTrainer:
         moments = len(a) - self._contrasts(len(a))
         moved = y[:moments] - x[:moments]
         change = (b[:moments] - a[:moments] - moved).abs().mean() / moved.abs().mean().clamp(min=1e-6)
-        figures = {
-            "psnr": float(psnr.mean()),
-            "psnr_low": float(psnr.quantile(0.05)),
-            "temporal_error": float(change),
-        }
+        figures = {"psnr": float(psnr.mean()), "psnr_low": float(psnr.quantile(0.05)), "temporal_error": float(change)}
         if moments < len(a):
             figures["contrast_error"] = float(contrast(*(t[moments:] for t in (a, b, x, y))))
         return figures
@@ -317,7 +313,7 @@ class RenderTrainer:
 
 
 class Groups:
-    """The groups of probabilities in a condition, of which a caption may name one value each."""
+    """The groups of probabilities in a condition. A caption may name one value of each."""
 
     def __init__(self, sizes: Sequence[int], device: torch.device, used: Sequence[int] | None = None) -> None:
         self.sizes = tuple(sizes)
@@ -338,7 +334,7 @@ class Groups:
         return Groups(self.sizes, even.device, used) if used else None
 
     def apart(self, conditions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Conditions (n, C) twice, that name two different values of one group each, drawn anew for each row."""
+        """Two variants of conditions (n, C) that name different values of one random group in each row."""
         count, device = len(conditions), conditions.device
         share, first, step = torch.rand((3, count), generator=generator, device=device)
         group = self.used[(share * len(self.used)).long()]

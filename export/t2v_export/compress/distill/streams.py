@@ -85,7 +85,7 @@ class CaptionConditions:
         self.done = torch.where(which, torch.zeros_like(self.done), self.done)
 
     def state(self) -> dict[str, Tensor]:
-        """All that changes, to go on from."""
+        """All that changes, as `resume` takes it."""
         return {"target": self.target, "start": self.start, "done": self.done}
 
     def resume(self, state: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The text lesson: the student gives a caption the condition that the teacher gives it."""
+"""The trainer of the text stage: the student gives a caption the condition that the teacher gives it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from torch.nn import functional
 from t2v_edge.bundle.tokenizer import CaptionTokenizer
 from t2v_export.compress.distill.training import autocast, generators
 from t2v_export.compress.near import replaced
+from t2v_export.recipe import Distill
 
 VARIATIONS = 12
-"""How often each caption comes again with words left out and exchanged, so that the student learns the teacher's doubts
-as well, and what it makes of word after word that the captions never say.
-"""
+"""Variations of each caption, from which the student also learns where the teacher is unsure."""
 
 DROPPED, REPLACED, EXCHANGED = 0.2, 0.2, 0.3
 HELD_OUT = 0.05
@@ -43,7 +42,7 @@ class CaptionBank:
 
 
 class Neighbours:
-    """Which words, or Chinese characters, captions say before and after which."""
+    """The words, or Chinese characters, that captions have before and after each word."""
 
     def __init__(self, captions: Sequence[str]) -> None:
         before: dict[str, set[str]] = {}
@@ -56,28 +55,25 @@ class Neighbours:
         self._before, self._after = ({w: sorted(s) for w, s in d.items()} for d in (before, after))
 
     def exchange(self, words: list[str], share: float, chooser: random.Random) -> list[str]:
-        """The words with about a `share` of them exchanged for one that some caption says beside the same neighbour."""
+        """The words, about a `share` of them exchanged for others that some caption has next to the same neighbour."""
         made = list(words)
         for i in range(len(made)):
             if chooser.random() < share:
                 left = chooser.random() < 0.5
-                beside = i - 1 if left else i + 1
-                if 0 <= beside < len(made):
-                    options = (self._after if left else self._before).get(made[beside])
+                place = i - 1 if left else i + 1
+                if 0 <= place < len(made):
+                    options = (self._after if left else self._before).get(made[place])
                     made[i] = chooser.choice(options) if options else made[i]
         return made
 
 
 def vary(
-    caption: str,
-    chooser: random.Random,
-    near: Mapping[str, Sequence[str]] = {},
-    neighbours: Neighbours | None = None,
+    caption: str, chooser: random.Random, near: Mapping[str, Sequence[str]] = {}, neighbours: Neighbours | None = None
 ) -> str:
-    """The caption without some of its words, or Chinese characters, and with some of them replaced by `near` ones or
-    exchanged for what has stood beside their `neighbours`.
+    """A variation of a caption: some words, or Chinese characters, are left out or replaced.
 
-    How many is drawn anew each time, from none to twice the usual share.
+    A word is replaced by a `near` one, or exchanged for one that stood next to the same of its `neighbours`. How many
+    words change is random, from none to twice the usual share.
     """
     words = replaced(_WORD.findall(caption), near, REPLACED, chooser)
     if neighbours is not None:
@@ -91,14 +87,21 @@ def vary(
 def conditions(module: nn.Module, tokenizer: CaptionTokenizer, captions: Sequence[str], device: torch.device) -> Tensor:
     """What a text module makes of captions, (n, C) float32 on `device`."""
     ids, mask = tokens(tokenizer, captions)
-    made = [module(i.to(device), m.to(device)) for i, m in zip(ids.split(256), mask.split(256))]
-    return torch.cat([m[0] if isinstance(m, tuple) else m for m in made]).float()
+    made = [_condition(module, i.to(device), m.to(device)) for i, m in zip(ids.split(256), mask.split(256))]
+    return torch.cat(made).float()
+
+
+def _condition(module: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    made = module(ids, mask)
+    condition: Tensor = made[0] if isinstance(made, tuple) else made
+    return condition
 
 
 def tokens(tokenizer: CaptionTokenizer, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Token ids and mask, int64 (n, tokens). Raises `CaptionError` for a caption that cannot be tokenized."""
     made = [tokenizer(caption) for caption in captions]
-    return tuple(torch.from_numpy(np.concatenate([getattr(t, n) for t in made])) for n in ("ids", "mask"))  # type: ignore[return-value]
+    ids, mask = (torch.from_numpy(np.concatenate([getattr(t, n) for t in made])) for n in ("ids", "mask"))
+    return ids, mask
 
 
 class TextTrainer:
@@ -112,33 +115,30 @@ class TextTrainer:
         student: nn.Module,
         tokenizers: tuple[CaptionTokenizer, CaptionTokenizer],
         captions: Sequence[str],
-        batch: int,
-        rate: float,
+        options: Distill,
         seed: int,
         device: torch.device,
         near: Mapping[str, Sequence[str]] = {},
-        precision: str = "bfloat16",
     ) -> None:
-        """`tokenizers`: the teacher's and the student's. `near`: by word, others that may stand for it. `precision`:
-        that of a GPU's arithmetic.
-        """
-        self.precision = precision
-        self.student, self.rate, self.batch, self.device = student, rate, batch, device
+        """`tokenizers`: the teacher's and the student's. `near`: by word, others that may replace it."""
+        self.student, self.rate, self.batch, self.device = student, options.text_rate, options.text_batch, device
+        self.precision = options.precision
         chooser = random.Random(seed)
         held = max(1, int(HELD_OUT * len(captions)))
         order = chooser.sample(list(captions), len(captions))
         trained = order[held:] or order
-        beside = Neighbours(trained)
-        trained = [*trained, *(vary(c, chooser, near, beside) for _ in range(VARIATIONS) for c in trained)]
+        neighbours = Neighbours(trained)
+        trained = [*trained, *(vary(c, chooser, near, neighbours) for _ in range(VARIATIONS) for c in trained)]
         reader, writer = tokenizers
         self.bank, self.held = (
-            CaptionBank(*(t.to(device) for t in tokens(writer, some)), conditions(teacher, reader, some, device))
+            CaptionBank(ids.to(device), mask.to(device), conditions(teacher, reader, some, device))
             for some in (trained, order[:held])
+            for ids, mask in (tokens(writer, some),)
         )
         self.groups = getattr(getattr(student, "head", None), "groups", None)
         self.scale = self.bank.condition.std(0).clamp(min=1e-3)
         self.generator = generators(device, seed)
-        self.optimizer = torch.optim.AdamW(student.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(student.parameters(), lr=self.rate, betas=(0.9, 0.98), weight_decay=0.01)
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -158,9 +158,8 @@ class TextTrainer:
     def loss(self, student: nn.Module, ids: Tensor, mask: Tensor, condition: Tensor) -> Tensor:
         """Nats a group, or mean squared error in units of each number's spread."""
         if self.groups is None:
-            made = student(ids, mask)
-            made = made[0] if isinstance(made, tuple) else made
-            return ((made.float() - condition) / self.scale).square().mean()
+            error = (_condition(student, ids, mask).float() - condition) / self.scale
+            return error.square().mean()
         logits: Callable[..., Tensor] = student.logits  # type: ignore[assignment]
         divergence = [
             functional.kl_div(part.float().log_softmax(1), wanted, reduction="batchmean")
@@ -172,8 +171,7 @@ class TextTrainer:
     def measure(self, student: nn.Module) -> Mapping[str, float]:
         """On held-out captions: `held_loss`, and `error`, the mean largest difference of a number of the condition."""
         ids, mask, condition = self.held.rows(torch.arange(len(self.held), device=self.device))
-        made = student(ids, mask)
-        made = made[0] if isinstance(made, tuple) else made
+        made = _condition(student, ids, mask)
         return {
             "held_loss": float(self.loss(student, ids, mask, condition)),
             "error": float((made - condition).abs().amax(1).mean()),

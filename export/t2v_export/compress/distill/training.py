@@ -1,4 +1,4 @@
-"""The training loop that all lessons share: averaged weights, a learning rate's course, states to go on from, logs."""
+"""The training loop of all stages: averaged weights, learning rate, saved states, logs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WARM_UP = 200
 
 
 class StageTrainer(Protocol):
-    """One stage's training: `student` is trained, `step` does one update, `measure` says how near the teacher it is."""
+    """One stage's training: `step` does one update of `student`, `measure` compares it with the teacher."""
 
     name: str
     student: nn.Module
@@ -59,7 +59,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Average after a step; early steps weigh more, so that the start is forgotten."""
+        """Average after a step. Early steps weigh more, so that the start is forgotten."""
         torch._foreach_lerp_(self._mine, self._its, 1 - min(AVERAGE, (1 + step) / (10 + step)))
 
 
@@ -72,88 +72,89 @@ def rate_at(progress: float, step: int) -> float:
     return min(1.0, (step + 1) / WARM_UP) * max(0.02, 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def teach(
-    lesson: StageTrainer, steps: int, folder: Path | None, progress: bool
+def train(
+    trainer: StageTrainer, steps: int, folder: Path | None, progress: bool
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     """Train for `steps` updates; returns the averaged student and the log.
 
-    With a `folder` its state is saved there every half minute, and where one is found the training goes on from it: on
-    a CPU to the same weights as without the stop. Raises `TrainingError` where a loss is no longer finite.
+    With a `folder` the state is saved there every half minute. A state that is found there is continued: on a CPU it
+    ends with the same weights as without the stop. Raises `TrainingError` if a loss is not finite.
     """
-    average, log, done = Average(lesson.student), [], 0
-    file = folder / f"{lesson.name}.state.pt" if folder else None
+    average, done = Average(trainer.student), 0
+    log: list[dict[str, Any]] = []
+    file = folder / f"{trainer.name}.state.pt" if folder else None
     if file is not None and file.exists():
-        done, log = _resume(lesson, average, file)
+        done, log = _resume(trainer, average, file)
     spent = log[-1]["seconds"] if log else 0.0
     began = saved = time.monotonic()
     every = max(1, steps // LOG_POINTS)
     with tqdm(
         total=steps,
         initial=done,
-        desc=f"distill {lesson.name}",
+        desc=f"distill {trainer.name}",
         unit="step",
         file=sys.stderr,
         disable=None if progress else True,
         leave=False,
     ) as bar:
         while done < steps:
-            lesson.student.train()
-            lesson.set_rate(lesson.rate * rate_at(done / steps, done))
-            losses = lesson.step(done / steps)
+            trainer.student.train()
+            trainer.set_rate(trainer.rate * rate_at(done / steps, done))
+            losses = trainer.step(done / steps)
             average.update(done)
             done += 1
             bar.update()
             if done % every == 0 or done == steps:
-                log.append(_figures(lesson, average.module, losses, done, spent + time.monotonic() - began))
+                log.append(_figures(trainer, average.module, losses, done, spent + time.monotonic() - began))
                 bar.set_postfix({k: f"{v:.4g}" for k, v in log[-1].items() if k not in ("step", "seconds")})
             if file is not None and time.monotonic() - saved >= SAVE_EVERY_S:
                 saved = time.monotonic()
-                _save(lesson, average, log, done, file)
+                _save(trainer, average, log, done, file)
     return average.module, log
 
 
 def _figures(
-    lesson: StageTrainer, student: nn.Module, losses: Mapping[str, Tensor], step: int, seconds: float
+    trainer: StageTrainer, student: nn.Module, losses: Mapping[str, Tensor], step: int, seconds: float
 ) -> dict[str, Any]:
     figures = {name: float(value) for name, value in losses.items()}
     bad = [name for name, value in figures.items() if not math.isfinite(value)]
     if bad:
         raise TrainingError(
-            f"distill {lesson.name}: the loss {bad[0]} is not finite at step {step}; lower {lesson.name}_rate"
+            f"distill {trainer.name}: the loss {bad[0]} is not finite at step {step}; lower {trainer.name}_rate"
         )
-    figures |= lesson.measure(student)
+    figures |= trainer.measure(student)
     return {"step": step, "seconds": round(seconds, 1), **{k: float(f"{v:.5g}") for k, v in figures.items()}}
 
 
-def _save(lesson: StageTrainer, average: Average, log: list[dict[str, Any]], done: int, file: Path) -> None:
+def _save(trainer: StageTrainer, average: Average, log: list[dict[str, Any]], done: int, file: Path) -> None:
     state = {
         "done": done,
         "log": json.dumps(log),
-        "student": lesson.student.state_dict(),
+        "student": trainer.student.state_dict(),
         "average": average.module.state_dict(),
-        "lesson": lesson.state(),
+        "lesson": trainer.state(),
     }
     with atomic_file(file) as temporary:
         torch.save(state, temporary)
 
 
-def _resume(lesson: StageTrainer, average: Average, file: Path) -> tuple[int, list[dict[str, Any]]]:
+def _resume(trainer: StageTrainer, average: Average, file: Path) -> tuple[int, list[dict[str, Any]]]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-        lesson.student.load_state_dict(state["student"])
+        trainer.student.load_state_dict(state["student"])
         average.module.load_state_dict(state["average"])
-        lesson.resume(state["lesson"])
+        trainer.resume(state["lesson"])
         return int(state["done"]), list(json.loads(state["log"]))
     except Exception as error:  # torch.load raises many kinds; each means that the file is not what was saved
         said = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise TrainingError(f"{file} is damaged ({said}); remove it, and the training starts anew") from error
+        raise TrainingError(f"{file} is damaged ({said}); remove it, and the training starts again") from error
 
 
 class UpdateReplay:
-    """An update that runs as it is on a CPU, and on a GPU as a CUDA graph, since it is thousands of small kernels.
+    """An update that a GPU replays as a CUDA graph, as it is thousands of small kernels. A CPU runs it directly.
 
-    `update` reads and writes tensors that stay where they are. It is recorded at the first call; what the runs before
-    that change in the tensors that `keep` gives is put back. Optimizers must be `capturable`.
+    `update` reads and writes tensors at fixed addresses. It is recorded at the first call, after a few runs. What these
+    runs change in the tensors that `keep` gives is put back. Optimizers must be `capturable`.
     """
 
     def __init__(self, update: Callable[[], None], keep: Callable[[], Sequence[Tensor]], device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""A module without some of its units: a smaller one, built anew and given what is left of the weights."""
+"""A module without some of its units: built smaller, with the weights that are left."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from torch import Tensor, nn
 
 from t2v_calibration.calibration_set import Feeds
 from t2v_edge.errors import UsageError
-from t2v_edge.spec import StageSpec
 from t2v_export.checkpoint.config import StageConfig
 from t2v_export.compress.prune.design import Design, Path, WidthOption
 from t2v_export.compress.prune.importance import feed
 from t2v_export.compress.prune.trace import Trace
 from t2v_export.compress.prune.units import Place
+from t2v_export.models.contract import spec_of
 
 # rounding of sums in another order, relative to the largest output
 TOLERANCE = 1e-3
 Removed = Mapping[Place, Tensor]
 
 
-def choose_units(knobs: Sequence[WidthOption], scores: Sequence[Sequence[Tensor]], values: Sequence[int]) -> Removed:
-    """The indices that leave each place when each knob goes to its value: those of the units with the lowest scores."""
+def choose_units(widths: Sequence[WidthOption], scores: Sequence[Sequence[Tensor]], values: Sequence[int]) -> Removed:
+    """The indices that leave each place when the widths take `values`. The units with the lowest scores leave."""
     leaving: dict[Place, list[Tensor]] = {}
-    for knob, of, value in zip(knobs, scores, values):
-        for (family, units), score in zip(knob.families, of):
+    for width, of, value in zip(widths, scores, values):
+        for (family, units), score in zip(width.families, of):
             order = score.argsort(descending=True, stable=True)
-            gone = order[family.size - units * (knob.value - value) :]
+            gone = order[family.size - units * (width.value - value) :]
             for place, at in family.places.items():
                 leaving.setdefault(place, []).append(at[gone].reshape(-1))
     found = {place: torch.cat(parts).sort().values for place, parts in leaving.items()}
@@ -36,12 +36,12 @@ def choose_units(knobs: Sequence[WidthOption], scores: Sequence[Sequence[Tensor]
 
 
 def cut(
-    design: Design, knobs: Sequence[WidthOption], values: Sequence[int], removed: Removed
+    design: Design, widths: Sequence[WidthOption], values: Sequence[int], removed: Removed
 ) -> tuple[nn.Module, StageConfig]:
     """The smaller module and its config. Raises `UsageError` where the class cannot be built that small."""
     numbers: dict[Path, int] = {}
-    for knob, value in zip(knobs, values):
-        numbers |= knob.values(value)
+    for width, value in zip(widths, values):
+        numbers |= width.values(value)
     return load_cut(design, numbers, removed), design.stage_config(numbers)
 
 
@@ -72,9 +72,9 @@ def keep(name: str, tensor: Tensor, removed: Removed) -> Tensor:
 def check_cut(
     module: nn.Module, made: nn.Module, trace: Trace, removed: Removed, samples: Sequence[Feeds], stage: str
 ) -> None:
-    """Prove a cut: the smaller module must do what the larger one does when all that reads the lost units reads zero.
+    """Prove a cut: the smaller module computes what the larger one does when readers of the lost units read zero.
 
-    Nothing is said where something is normalised over such units. Raises `UsageError`.
+    Outputs behind a normalisation over such units are not checked. Raises `UsageError`.
     """
     lost = [f for f in trace.families if any(place in removed for place in f.places)]
     if not all(family.exact for family in lost):
@@ -85,7 +85,7 @@ def check_cut(
         for (name, axis), indices in removed.items():
             if (name, axis) in trace.readers and name in state:
                 state[name].index_fill_(axis, indices, 0.0)
-        old, new = _spec(module), _spec(made)
+        old, new = spec_of(module), spec_of(made)
         inputs = feed(old, samples)
         full = silenced(*inputs)
         small = made(*(keep(t.name, value, removed) for t, value in zip(old.inputs, inputs)))
@@ -100,11 +100,6 @@ def check_cut(
                 f"stage {stage}: {spec.name} changes when unused units are taken out: the class computes with its "
                 f"widths in a way that pruning does not follow; leave {stage}_keep at 1 and rebuild it smaller instead"
             )
-
-
-def _spec(module: nn.Module) -> StageSpec:
-    spec: StageSpec = module.spec  # type: ignore[assignment]
-    return spec
 
 
 def _shown(numbers: Mapping[Path, int]) -> str:

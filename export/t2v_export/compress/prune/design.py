@@ -16,6 +16,7 @@ from torch import nn
 from t2v_edge.spec import StageSpec
 from t2v_export.checkpoint.config import CheckpointConfig, StageConfig
 from t2v_export.compress.prune.units import Family, Place
+from t2v_export.models.contract import spec_of
 from t2v_export.models.text import TransformersText
 
 Path = tuple[Any, ...]
@@ -28,9 +29,9 @@ SHARED = ("condition_size", "motion_size", "height", "width", "folder")
 class WidthOption:
     """A number of a stage's options that is a width, and the units it counts.
 
-    `paths`: where it stands (a list's entry has its index); the encoder's heads and width are one knob of two numbers.
-    `value` is the first number; `scale` what each number is per unit of it. `families` with the units of each that
-    one less of the knob takes, `lost` the indices that leave each place with it.
+    `paths`: where its numbers stand; the entry of a list has its index. The encoder's heads and width are one option of
+    two numbers. `value`: the first number. `scale`: what each number is per unit of `value`. `families`: with the units
+    of each that leave when the value falls by one. `lost`: how many indices then leave each place.
     """
 
     paths: tuple[Path, ...]
@@ -46,15 +47,15 @@ class WidthOption:
         return f"{first}" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
 
     def values(self, value: int) -> dict[Path, int]:
-        """The numbers to build with where the knob is `value`."""
+        """The numbers to build with for a `value`."""
         return {path: value * scale for path, scale in zip(self.paths, self.scale)}
 
 
 class Design:
-    """A stage's class with all its options, those left at their defaults included.
+    """A stage's class with all its options, defaults included.
 
-    `options` are what config.json would say; an encoder of transformers has its settings under ``encoder`` besides,
-    which its own config.json holds. `folder` is what a text class gets as its own.
+    `options` are those of config.json. A transformers encoder also has its own settings, under ``encoder``. `folder` is
+    the encoder's folder, which a text class is given.
     """
 
     def __init__(self, stage: str, config: CheckpointConfig, module: nn.Module, folder: FilePath | None = None) -> None:
@@ -89,10 +90,8 @@ class Design:
             if isinstance(self.module, TransformersText):
                 made: nn.Module = self.module.resized(settings, options)
             else:
-                config = self.config
-                sizes = {"condition_size": config.condition_size, "motion_size": config.motion_size}
                 text = {"folder": self.folder} if self.stage == "text" else {}
-                made = type(self.module)(**sizes, height=config.height, width=config.width, **text, **options)
+                made = type(self.module)(**self.config.sizes, **text, **options)
         return made.float().eval().requires_grad_(False)
 
     def try_build(self, values: Mapping[Path, int]) -> nn.Module | None:
@@ -145,12 +144,11 @@ def _changed(options: Mapping[str, Any], values: Mapping[Path, int]) -> dict[str
 def shapes(module: nn.Module) -> dict[Place, int]:
     """Sizes of every axis of a module's weights and of its states' inputs."""
     found = {(k, axis): size for k, v in module.state_dict().items() for axis, size in enumerate(v.shape)}
-    spec: StageSpec = module.spec  # type: ignore[assignment]
-    return found | {(s.input, axis): size for s in spec.states for axis, size in enumerate(s.shape)}
+    return found | {(s.input, axis): size for s in spec_of(module).states for axis, size in enumerate(s.shape)}
 
 
 def row_option(design: Design, table: str, rows: int) -> Path | None:
-    """The option of the class that is the number of `rows` of a `table` and of nothing else, where there is one."""
+    """The option of the class that is the number of `rows` of a `table` and of nothing else, or None."""
     before = shapes(design.module)
     for path in (p for p, v in design.numbers().items() if v == rows):
         smaller = design.try_build({path: rows - 1})
@@ -159,11 +157,11 @@ def row_option(design: Design, table: str, rows: int) -> Path | None:
     return None
 
 
-def find_knobs(design: Design, families: tuple[Family, ...]) -> tuple[WidthOption, ...]:
+def find_width_options(design: Design, families: tuple[Family, ...]) -> tuple[WidthOption, ...]:
     """The numbers that are widths of prunable units and of nothing else.
 
-    Each number is tried a little smaller; the axes of weights that shrink with it must be explained, index for index,
-    by whole units. A number that also sizes something else (an input, a table, a kernel) is no width.
+    Each number is tried a little smaller. The axes of weights that shrink with it must be explained, index for index,
+    by whole units. A number that also sizes an input, a table or a kernel is left alone.
     """
     before = shapes(design.module)
     candidates: list[tuple[tuple[Path, ...], tuple[int, ...], int]] = [
@@ -174,16 +172,16 @@ def find_knobs(design: Design, families: tuple[Family, ...]) -> tuple[WidthOptio
     heads, width = (ENCODER, "num_attention_heads"), (ENCODER, "hidden_size")
     numbers = _canonical(design)
     if heads in numbers and width in numbers and numbers[width] % numbers[heads] == 0:
-        # last: where heads have a size of their own, they and the width are knobs by themselves
+        # last: where heads have a size of their own, they and the width are options by themselves
         candidates.append(((heads, width), (1, numbers[width] // numbers[heads]), numbers[heads]))
-    knobs: list[WidthOption] = []
+    found: list[WidthOption] = []
     taken: set[int] = set()
     for paths, scale, value in candidates:
-        knob = _knob(design, before, families, paths, scale, value)
-        if knob is not None and not taken.intersection(id(f) for f, _ in knob.families):
-            taken.update(id(f) for f, _ in knob.families)
-            knobs.append(knob)
-    return tuple(knobs)
+        made = _width_option(design, before, families, paths, scale, value)
+        if made is not None and not taken.intersection(id(f) for f, _ in made.families):
+            taken.update(id(f) for f, _ in made.families)
+            found.append(made)
+    return tuple(found)
 
 
 def _canonical(design: Design) -> dict[Path, int]:
@@ -195,7 +193,7 @@ def _canonical(design: Design) -> dict[Path, int]:
     return {(ENCODER, n): getattr(config, n) for n in names if isinstance(getattr(config, n, None), int)}
 
 
-def _knob(
+def _width_option(
     design: Design,
     before: Mapping[Place, int],
     families: tuple[Family, ...],
@@ -208,7 +206,7 @@ def _knob(
         if smaller is None:
             continue
         after = shapes(smaller)
-        if set(after) != set(before) or not _same_contract(design.module.spec, smaller.spec):  # type: ignore[arg-type]
+        if set(after) != set(before) or not _same_contract(spec_of(design.module), spec_of(smaller)):
             return None
         lost = {place: before[place] - after[place] for place in before if before[place] != after[place]}
         if not lost or any(v < 0 or v % step for v in lost.values()):

@@ -26,11 +26,14 @@ def score_families(
 ) -> list[Tensor]:
     """A score, 0 or more, for each unit of each family of `trace`, float64; each family's scores sum to 1.
 
-    magnitude: the squares of all weights of the unit, each weight's as a share of the family's (group magnitude, Fang
-    et al., 2023). taylor: the squared first-order change of the outputs, along random directions, when what reads the
-    unit reads zero (Molchanov et al., 2019). activation: the energy that the unit brings into each weight that reads
-    it, the mean square of its activation times the squares of the weights that it meets (the structured form of Sun
-    et al., 2023). A family that no weight reads falls back to magnitude.
+    magnitude: the squares of a unit's weights, each weight's as a share of the family's (Fang et al., 2023).
+
+    taylor: the squared first-order change of the outputs, along random directions, if readers of the unit read zero
+    (Molchanov et al., 2019).
+
+    activation: the energy that the unit brings into each weight that reads it. It is the mean square of its activation
+    times the squares of the weights that it meets (a structured form of Sun et al., 2023). A family that no weight
+    reads falls back to magnitude.
     """
     weights = {k: v.double() for k, v in module.state_dict().items() if v.is_floating_point() and v.ndim > 0}
     shares: Mapping[Place, Tensor] = {}
@@ -86,7 +89,7 @@ class _Energies(TorchDispatchMode):
     """Sums the squares of what each weight reads, channel by channel."""
 
     def __init__(self, module: nn.Module, axes: Mapping[str, int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.axes = axes
         self.names = {t.untyped_storage().data_ptr(): n for n, t in module.state_dict().items() if n in axes}
         self.sums: dict[str, Tensor] = {}

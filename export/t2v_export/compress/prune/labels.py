@@ -27,7 +27,7 @@ POOLS = frozenset(
 )
 REDUCTIONS = frozenset("sum mean amax amin max min var std var_mean std_mean logsumexp norm linalg_vector_norm".split())
 NORMS = frozenset("native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training batch_norm".split())
-ELEMENTWISE = frozenset("where copy masked_fill clamp".split())  # beside those that torch tags so
+ELEMENTWISE = frozenset("where copy masked_fill clamp".split())  # and those that torch tags so
 PRODUCTS = {"mm": (0, 1, None), "addmm": (1, 2, 0), "bmm": (0, 1, None), "baddbmm": (1, 2, 0), "linear": (0, 1, 2)}
 
 
@@ -50,9 +50,9 @@ class Tag:
 
 @dataclass
 class Labels(TorchDispatchMode):
-    """Within it, every operator that torch runs hands labels from its inputs to its results.
+    """A dispatch mode in which every operator of torch hands labels from its inputs to its results.
 
-    Found by the way: `readers`, the axes by which weights read; `calls`, the products; `tables` looked up by `ids`.
+    It also collects `readers`, the axes by which weights read; `calls`, the products; and `tables` looked up by `ids`.
     """
 
     atoms: Atoms
@@ -63,7 +63,7 @@ class Labels(TorchDispatchMode):
     ids: Tensor | None = None
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def add_weight(self, name: str, tensor: Tensor) -> None:
         """Make the atoms of a parameter or stored buffer."""
@@ -107,8 +107,8 @@ class Labels(TorchDispatchMode):
 
     def meet(self, all_labels: list[Tensor], shape: Any) -> Tensor:
         """Labels of numbers computed from tensors of these labels, element by element, broadcast to `shape`."""
-        real = [self._bare(labels, all_labels, shape) for labels in all_labels]
-        real = [labels.expand(shape) for labels in real if labels is not None]
+        bare = [self._bare(labels, all_labels, shape) for labels in all_labels]
+        real = [labels.expand(shape) for labels in bare if labels is not None]
         if not real:
             return torch.zeros((), dtype=torch.int64).expand(shape)
         kept = real[0]
@@ -118,7 +118,7 @@ class Labels(TorchDispatchMode):
         return self.atoms.roots(kept)
 
     def _bare(self, labels: Tensor, others: list[Tensor], shape: Any) -> Tensor | None:
-        """The labels, or None where they say nothing of the result: all `NONE`, or repeated along another's units."""
+        """The labels, or None if they do not label the result: all `NONE`, or repeated along another's units."""
         if not bool((core(labels) != NONE).any()):
             return None
         padded = (1,) * (len(shape) - labels.ndim) + tuple(labels.shape)
@@ -186,9 +186,9 @@ class Labels(TorchDispatchMode):
         tensors = [a for a in flat([args, kwargs]) if isinstance(a, Tensor)]
         tags = [self.tags.get(t) for t in tensors]
         if len(tensors) == 1 and tags[0] is not None and tags[0].weight:
-            moved = [flat(replay(func, args, kwargs, {id(tensors[0]): labels})) for labels in tags[0].axes]
+            by_axis = [flat(replay(func, args, kwargs, {id(tensors[0]): labels})) for labels in tags[0].axes]
             for i, result in enumerate(results):
-                self.tags[result] = Tag(tuple(m[i] for m in moved), True, tags[0].name)
+                self.tags[result] = Tag(tuple(moved[i] for moved in by_axis), True, tags[0].name)
             return
         moved = flat(replay(func, args, kwargs, {id(t): self.labels(t) for t in tensors}))
         for labels, result in zip(moved, results):

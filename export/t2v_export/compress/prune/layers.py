@@ -21,13 +21,13 @@ from t2v_export.models.text import TransformersText
 def prune_layers(checkpoint: Checkpoint, count: int, samples: Sequence[Feeds]) -> Checkpoint:
     """The checkpoint with `count` layers of its text encoder.
 
-    One layer after the other leaves, each time the one without which the pooled text changes least on `samples`: what
-    Block Influence estimates (Men et al., 2024) is measured, as an encoder for captions is small. Raises `UsageError`
-    for a class that is no encoder of transformers, and one whose layers are not one list.
+    Layers leave one by one: each time the layer without which the pooled text changes least on `samples`. So what Block
+    Influence (Men et al., 2024) estimates is measured. Raises `UsageError` if the stage is not a transformers encoder,
+    or its layers are not one list.
     """
     module = checkpoint.text
     if not isinstance(module, TransformersText):
-        raise UsageError("text_layers: the text stage is no encoder of transformers; leave it at 0")
+        raise UsageError("text_layers: the text stage is not a transformers encoder; leave it at 0")
     name, layers = _layers(module)
     if count > len(layers):
         raise UsageError(f"text_layers is {count}, and the encoder has {len(layers)}; give at most that")
@@ -59,7 +59,7 @@ def _layers(module: TransformersText) -> tuple[str, nn.ModuleList]:
 def _layer_names(module: TransformersText) -> set[str]:
     """What the config calls the number of layers."""
     config = module.encoder.config
-    return {"num_hidden_layers", config.attribute_map.get("num_hidden_layers", "num_hidden_layers")}  # type: ignore[union-attr,operator,return-value]
+    return {"num_hidden_layers", config.attribute_map.get("num_hidden_layers", "num_hidden_layers")}
 
 
 def _pooled(module: TransformersText, name: str, kept: Sequence[int], batches: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -68,13 +68,13 @@ def _pooled(module: TransformersText, name: str, kept: Sequence[int], batches: S
     part.encoder = copy.deepcopy(module.encoder)
     layers = part.encoder.get_submodule(name)
     parent, _, last = name.rpartition(".")
-    setattr(part.encoder.get_submodule(parent), last, nn.ModuleList(layers[i] for i in kept))  # type: ignore[index]
+    setattr(part.encoder.get_submodule(parent), last, nn.ModuleList(layers[i] for i in kept))
     with torch.no_grad():
         return torch.cat([part.pooled(*batch) for batch in batches])
 
 
 def _renamed(module: TransformersText, name: str, kept: Sequence[int]) -> dict[str, Tensor]:
-    """The weights of the layers kept, numbered anew, and all others."""
+    """The weights of the layers kept, with new numbers, and all others."""
     pattern = re.compile(re.escape(f"encoder.{name}.") + r"(\d+)\.")
     places = {old: new for new, old in enumerate(kept)}
     state = {}

@@ -17,7 +17,7 @@ from t2v_export.checkpoint.checkpoint import Checkpoint, with_stages
 from t2v_export.checkpoint.cost import count_macs, count_parameters
 from t2v_export.checkpoint.tokenizer import caption_tokenizer
 from t2v_export.compress.prune.cut import check_cut, choose_units, cut
-from t2v_export.compress.prune.design import Design, find_knobs
+from t2v_export.compress.prune.design import Design, find_width_options
 from t2v_export.compress.prune.importance import score_families
 from t2v_export.compress.prune.labels import TracedProduct
 from t2v_export.compress.prune.layers import prune_layers
@@ -26,6 +26,7 @@ from t2v_export.compress.prune.positions import prune_positions
 from t2v_export.compress.prune.trace import Trace, trace_stage
 from t2v_export.compress.prune.vocabulary import prune_vocabulary
 from t2v_export.graph.from_torch import run_torch
+from t2v_export.models.contract import spec_of
 from t2v_export.recipe import Prune
 
 ROUNDS = 4  # of planning, where a plan's own count of multiply-accumulates differs from what the cut module needs
@@ -45,11 +46,11 @@ class _Stage:
 def prune_checkpoint(
     checkpoint: Checkpoint, options: Prune, seed: int = 0, advance: Callable[[], object] = lambda: None
 ) -> Checkpoint:
-    """A smaller checkpoint: `options` say what may go and how much stays. The one given is not changed.
+    """A smaller checkpoint, as `options` ask. The given one is not changed.
 
-    First the vocabulary, the positions that no caption reaches and the encoder's layers, then widths: those asked for,
-    the stages' shares, the budget of all. The same seed gives the same checkpoint. `advance` is called after each stage
-    that was made narrower. Raises `UsageError` where a stage cannot be pruned as asked, naming why and what to do.
+    Vocabulary, unused positions and encoder layers go first. Then widths: those that are named, the stages' shares, and
+    the budget of all stages. The same seed gives the same checkpoint. `advance` is called after each stage that was
+    made narrower. Raises `UsageError` if a stage cannot be pruned as asked, with the reason and the remedy.
     """
     captions = [caption for name in options.captions for caption in load_captions(name)]
     made = checkpoint
@@ -65,7 +66,7 @@ def prune_checkpoint(
         made = prune_layers(made, options.text_layers, samples["text"])
     for stage, asked in options.widths.items():
         if stage not in options.stages:
-            raise UsageError(f"widths: {stage!r} is no stage of this pass; those are {', '.join(options.stages)}")
+            raise UsageError(f"widths: {stage!r} is not a stage of this pass; those are {', '.join(options.stages)}")
         opened = _open(made, stage, options, samples[stage], seed)
         made = _cut(made, [opened], [asked_widths(opened.widths, asked)])
         advance()
@@ -112,7 +113,7 @@ def _narrow(
     weights = {name: _weight(checkpoint, name) if len(names) > 1 and measure == "macs" else 1 for name in names}
     goal = share * sum(_cost(before, name, measure) * weights[name] for name in names)
     stages = [_open(checkpoint, name, options, samples[name], seed, measure, weights[name]) for name in names]
-    if not any(stage.widths.knobs for stage in stages):
+    if not any(stage.widths.options for stage in stages):
         shown = ", ".join(f"{n} ({checkpoint.config.stages[n].class_name})" for n in names)
         raise UsageError(
             f"nothing of {shown} can be pruned: no option of the class is a width of its inner layers; give it such an "
@@ -140,12 +141,12 @@ def _open(
 ) -> _Stage:
     """Trace a stage and score its units. `weight` is how much the stage counts in the budget's `measure`."""
     module = checkpoint.modules[name]
-    spec = checkpoint.modules[name].spec
+    spec = spec_of(module)
     design, trace = Design(name, checkpoint.config, module, checkpoint.folder / "encoder"), trace_stage(module, spec)
-    knobs = find_knobs(design, trace.families)
-    scores = score_families(module, spec, trace, options.criterion, samples, seed) if knobs else []
+    found = find_width_options(design, trace.families)
+    scores = score_families(module, spec, trace, options.criterion, samples, seed) if found else []
     by_family = {id(family): score for family, score in zip(trace.families, scores)}
-    of_knobs = tuple(tuple(by_family[id(family)] for family, _ in knob.families) for knob in knobs)
+    of_options = tuple(tuple(by_family[id(family)] for family, _ in one.families) for one in found)
     products = (
         tuple(TracedProduct(call.macs * weight, call.places) for call in trace.calls)
         if measure == "macs"
@@ -154,7 +155,7 @@ def _open(
             for key, parameter in module.named_parameters()
         )
     )
-    widths = Widths(name, knobs, of_knobs, products, trace.sizes, options.round_to, options.floor)
+    widths = Widths(name, found, of_options, products, trace.sizes, options.round_to, options.floor)
     return _Stage(design, trace, widths, samples)
 
 
@@ -165,8 +166,8 @@ def _cut(checkpoint: Checkpoint, stages: Sequence[_Stage], values: Sequence[Sequ
         name, widths = stage.design.stage, stage.widths
         if tuple(chosen) == widths.start:
             continue
-        removed = choose_units(widths.knobs, widths.scores, chosen)
-        modules[name], configs[name] = cut(stage.design, widths.knobs, chosen, removed)
+        removed = choose_units(widths.options, widths.scores, chosen)
+        modules[name], configs[name] = cut(stage.design, widths.options, chosen, removed)
         check_cut(stage.design.module, modules[name], stage.trace, removed, stage.samples[:CHECKED], name)
     return with_stages(checkpoint, replace(checkpoint.config, stages=MappingProxyType(configs)), modules)
 
@@ -175,7 +176,7 @@ def _cost(checkpoint: Checkpoint, name: str, measure: str) -> int:
     module = checkpoint.modules[name]
     if measure == "parameters":
         return count_parameters(module)
-    return count_macs(module, module.spec)
+    return count_macs(module, spec_of(module))
 
 
 def _weight(checkpoint: Checkpoint, name: str) -> int:

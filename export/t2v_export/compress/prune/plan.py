@@ -1,12 +1,12 @@
-"""Which widths to cut to, so that a budget is kept and as little importance as possible goes."""
+"""The plan of a pruning: widths that keep a budget and lose the least importance."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,15 +19,14 @@ from t2v_export.compress.prune.units import Place
 
 @dataclass(frozen=True, eq=False)
 class Widths:
-    """A stage's knobs and what its cost depends on.
+    """The widths of a stage that may shrink, and what its cost depends on.
 
-    `products`: what is multiplied to the cost: a factor and the places whose sizes it is proportional to. `sizes`: of
-    the places as they are. `scores`: of each knob's families, a score for each unit. No knob goes under the share
-    `floor` of what it is.
+    `scores`: for each option's families, a score for each unit. `products`: terms of the cost, each with the places
+    whose sizes it is proportional to. `sizes`: of the places as they are. No option goes below `floor` times itself.
     """
 
     stage: str
-    knobs: tuple[WidthOption, ...]
+    options: tuple[WidthOption, ...]
     scores: tuple[tuple[Tensor, ...], ...]
     products: tuple[TracedProduct, ...]
     sizes: Mapping[Place, int]
@@ -36,29 +35,30 @@ class Widths:
 
     @cached_property
     def start(self) -> tuple[int, ...]:
-        """The knobs as they are."""
-        return tuple(knob.value for knob in self.knobs)
+        """The values of the options as they are."""
+        return tuple(option.value for option in self.options)
 
     @cached_property
     def _losses(self) -> tuple[tuple[Tensor, ...], ...]:
         """For each family, minus the logarithm of the share of importance that its best n units hold, by n."""
         return tuple(tuple(_losses(score) for score in of) for of in self.scores)
 
-    def loss(self, knob: int, value: int) -> float:
-        """What is lost of a knob at a value. Importance left is a product over the layers that a signal passes, so
-        its logarithm is a sum, and the last units of a layer are dearer than the first.
+    def loss(self, index: int, value: int) -> float:
+        """What an option loses at a value: minus the logarithm of the importance that is left.
+
+        Importance is a product over the layers that a signal passes, so losses add up.
         """
         found = 0.0
-        for (family, units), losses in zip(self.knobs[knob].families, self._losses[knob]):
-            found += float(losses[family.size - units * (self.knobs[knob].value - value)])
+        for (family, units), losses in zip(self.options[index].families, self._losses[index]):
+            found += float(losses[family.size - units * (self.options[index].value - value)])
         return found
 
     def cost(self, values: Sequence[int]) -> float:
         """The budget's measure at these values."""
         lost: dict[Place, int] = {}
-        for knob, value in zip(self.knobs, values):
-            for place, each in knob.lost.items():
-                lost[place] = lost.get(place, 0) + each * (knob.value - value)
+        for option, value in zip(self.options, values):
+            for place, each in option.lost.items():
+                lost[place] = lost.get(place, 0) + each * (option.value - value)
         total = 0.0
         for call in self.products:
             share = 1.0
@@ -67,18 +67,18 @@ class Widths:
             total += call.macs * share
         return total
 
-    def lower(self, knob: int, value: int) -> int | None:
+    def lower(self, index: int, value: int) -> int | None:
         """The next smaller value that is rounded as asked, or None at the smallest."""
-        step = _step(self.knobs[knob], self.round_to)
+        step = _step(self.options[index], self.round_to)
         below = (value - 1) // step * step
-        return below if below >= max(step, self.floor * self.knobs[knob].value) else None
+        return below if below >= max(step, self.floor * self.options[index].value) else None
 
-    def higher(self, knob: int, value: int) -> int | None:
-        """The next larger value, or None at what it was."""
-        if value == self.knobs[knob].value:
+    def higher(self, index: int, value: int) -> int | None:
+        """The next larger value, or None at the original one."""
+        if value == self.options[index].value:
             return None
-        step = _step(self.knobs[knob], self.round_to)
-        return min(value // step * step + step, self.knobs[knob].value)
+        step = _step(self.options[index], self.round_to)
+        return min(value // step * step + step, self.options[index].value)
 
 
 def _losses(score: Tensor) -> Tensor:
@@ -87,13 +87,13 @@ def _losses(score: Tensor) -> Tensor:
 
 
 def asked_widths(stage: Widths, asked: Mapping[str, Any]) -> list[int]:
-    """Values of a stage's knobs where options are asked for outright. Raises `UsageError` for one that is no width."""
-    names = [knob.name for knob in stage.knobs]
+    """A stage's values with the widths that a recipe names. Raises `UsageError` for a name that is not a width."""
+    names = [option.name for option in stage.options]
     values = list(stage.start)
     for name, value in _flat(asked):
         if name not in names:
             raise UsageError(
-                f"widths of stage {stage.stage}: {name} is no width that can be pruned; those are "
+                f"widths of stage {stage.stage}: {name} is not a width that can be pruned; those are "
                 f"{', '.join(names) or 'none'}"
             )
         now = values[names.index(name)]
@@ -104,7 +104,7 @@ def asked_widths(stage: Widths, asked: Mapping[str, Any]) -> list[int]:
 
 
 def _flat(options: Any, name: str = "") -> list[tuple[str, Any]]:
-    """Nested options as the knobs are named: tables by dots, entries of lists by their index."""
+    """Nested options by name: tables by dots, entries of lists by their index."""
     if isinstance(options, Mapping):
         return [x for k, v in options.items() for x in _flat(v, f"{name}.{k}" if name else k)]
     if isinstance(options, list):
@@ -112,60 +112,60 @@ def _flat(options: Any, name: str = "") -> list[tuple[str, Any]]:
     return [(name, options)]
 
 
-def _step(knob: WidthOption, round_to: int) -> int:
-    """By how much a knob moves so that the narrowest of its layers stays a multiple of `round_to`."""
-    each = min(units * min(at.shape[1] for at in family.places.values()) for family, units in knob.families)
+def _step(option: WidthOption, round_to: int) -> int:
+    """By how much an option moves so that the narrowest of its layers stays a multiple of `round_to`."""
+    each = min(units * min(at.shape[1] for at in family.places.values()) for family, units in option.families)
     return round_to // math.gcd(round_to, each)
 
 
 def choose_widths(stages: Sequence[Widths], target: float, what: str) -> list[list[int]]:
-    """Values of all knobs of all `stages` whose summed cost is at most `target`.
+    """Values of the options of all `stages` whose summed cost is at most `target`.
 
-    Step by step the knob goes down that loses least for what it saves; at the end what still fits is given back, the
-    most worth first. `what` names the budget in the `UsageError` for a target that is out of reach.
+    Step by step the option goes down that loses least for what it saves. At the end options go up again as far as the
+    target allows, the most worth first. Raises `UsageError` for a target out of reach; `what` names the budget in it.
     """
     values = [list(stage.start) for stage in stages]
     costs = [stage.cost(v) for stage, v in zip(stages, values)]
+
+    def take(change: _Change) -> None:
+        values[change.stage][change.place] = change.value
+        costs[change.stage] = stages[change.stage].cost(values[change.stage])
+
     while sum(costs) > target:
-        best: tuple[float, int, int, int] | None = None
-        for s, stage in enumerate(stages):
-            for k, value in enumerate(values[s]):
-                below = stage.lower(k, value)
-                if below is None:
-                    continue
-                saved = costs[s] - stage.cost([*values[s][:k], below, *values[s][k + 1 :]])
-                lost = stage.loss(k, below) - stage.loss(k, value)
-                ratio = lost / saved if saved > 0 else math.inf
-                if best is None or ratio < best[0]:
-                    best = (ratio, s, k, below)
-        if best is None:
+        down = _changes(stages, values, costs, Widths.lower)
+        if not down:
             raise UsageError(
                 f"{what}: the smallest that widths of {stages[0].round_to} allow is {sum(costs):,.0f}, and "
                 f"{target:,.0f} is asked; raise it, or lower round_to or floor"
             )
-        _, s, k, below = best
-        values[s][k] = below
-        costs[s] = stages[s].cost(values[s])
-    _give_back(stages, values, costs, target)
+        take(min(down, key=lambda c: c.loss / -c.cost if c.cost < 0 else math.inf))
+    while up := [c for c in _changes(stages, values, costs, Widths.higher) if sum(costs) + c.cost <= target]:
+        take(max(up, key=lambda c: -c.loss / max(c.cost, 1e-9)))
     return values
 
 
-def _give_back(stages: Sequence[Widths], values: list[list[int]], costs: list[float], target: float) -> None:
-    while True:
-        best: tuple[float, int, int, int] | None = None
-        for s, stage in enumerate(stages):
-            for k, value in enumerate(values[s]):
-                above = stage.higher(k, value)
-                if above is None:
-                    continue
-                added = stage.cost([*values[s][:k], above, *values[s][k + 1 :]]) - costs[s]
-                if sum(costs) + added > target:
-                    continue
-                worth = (stage.loss(k, value) - stage.loss(k, above)) / max(added, 1e-9)
-                if best is None or worth > best[0]:
-                    best = (worth, s, k, above)
-        if best is None:
-            return
-        _, s, k, above = best
-        values[s][k] = above
-        costs[s] = stages[s].cost(values[s])
+class _Change(NamedTuple):
+    """One option of a stage at its next `value`: by how much cost and loss change."""
+
+    stage: int
+    place: int
+    value: int
+    cost: float
+    loss: float
+
+
+def _changes(
+    stages: Sequence[Widths],
+    values: Sequence[Sequence[int]],
+    costs: Sequence[float],
+    following: Callable[[Widths, int, int], int | None],
+) -> list[_Change]:
+    """What each option may change to by `following`, in order."""
+    found = []
+    for s, stage in enumerate(stages):
+        for index, value in enumerate(values[s]):
+            after = following(stage, index, value)
+            if after is not None:
+                cost = stage.cost([*values[s][:index], after, *values[s][index + 1 :]]) - costs[s]
+                found.append(_Change(s, index, after, cost, stage.loss(index, after) - stage.loss(index, value)))
+    return found

@@ -1,4 +1,4 @@
-"""Positions that no caption reaches: an encoder made for long texts has a row for each of theirs."""
+"""Table rows for positions that no caption reaches, which an encoder for long texts has."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ from t2v_export.compress.prune.cut import load_cut
 from t2v_export.compress.prune.design import Design, row_option
 from t2v_export.compress.prune.trace import trace_stage
 from t2v_export.graph.from_torch import run_torch
+from t2v_export.models.contract import spec_of
 
 SAMPLES = 8
 
 
 def prune_positions(checkpoint: Checkpoint, captions: Sequence[str]) -> Checkpoint:
-    """The checkpoint without the last rows of those tables of its text stage that are not looked up by token.
+    """The checkpoint without unused last rows of its text stage's tables of positions.
 
-    Some of the `captions`, and one of full length, show which rows are read. The conditions stay exactly what they
-    were. A table stays as it is where its rows are no option of the class, or where their number changes conditions.
+    Some of the `captions`, and one of full length, show which rows are read. Conditions stay exactly the same. A table
+    keeps its rows if their number is not an option of the class, or if it changes conditions.
     """
     module = checkpoint.text
     ids, mask = tokens(caption_tokenizer(checkpoint), captions[:SAMPLES])
     fed = list(zip(ids.split(1), mask.split(1)))
     fed.append(_longest(fed))
     read = _last_rows(module, fed)
-    by_token = set(trace_stage(module, module.spec).tables)  # type: ignore[arg-type]
+    by_token = set(trace_stage(module, spec_of(module)).tables)
     for name, last in read.items():
         design = Design("text", checkpoint.config, checkpoint.text, checkpoint.folder / "encoder")
-        table, rows = f"{name}.weight", checkpoint.text.get_submodule(name).num_embeddings
-        path = row_option(design, table, int(rows)) if table not in by_token and last + 1 < rows else None
+        table = f"{name}.weight"
+        rows = checkpoint.text.get_parameter(table).shape[0]
+        path = row_option(design, table, rows) if table not in by_token and last + 1 < rows else None
         if path is None:
             continue
-        made = load_cut(design, {path: last + 1}, {(table, 0): torch.arange(last + 1, int(rows))})
+        made = load_cut(design, {path: last + 1}, {(table, 0): torch.arange(last + 1, rows)})
         if any(not torch.equal(run_torch(made, i)[0], run_torch(module, i)[0]) for i in fed):
             continue  # relative positions share their rows out by how many there are
         stages = {**checkpoint.config.stages, "text": design.stage_config({path: last + 1})}

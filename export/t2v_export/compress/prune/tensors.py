@@ -1,4 +1,4 @@
-"""Small operations on tensors of labels, most of which repeat themselves along most of their axes (stride 0)."""
+"""Small operations on tensors of labels. Most of these tensors repeat along most axes (stride 0)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 @overload
-def core(labels: Tensor, /) -> Tensor: ...
+def core(first: Tensor, /) -> Tensor: ...
 @overload
-def core(labels: Tensor, *more: Tensor) -> tuple[Tensor, ...]: ...
+def core(first: Tensor, second: Tensor, /) -> tuple[Tensor, ...]: ...
 def core(*labels: Tensor) -> Tensor | tuple[Tensor, ...]:
     """Tensors of one shape without the repetitions that they share: axes along which all have stride 0, cut to 1."""
     for axis in range(labels[0].ndim):

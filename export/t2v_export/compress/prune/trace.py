@@ -1,10 +1,11 @@
 """One run of a stage's module in which every number carries the label of its unit.
 
-Each operator that torch runs is seen by a dispatch mode. What only moves numbers (reshape, slices, concatenation,
-pixel shuffle) moves their labels by the same operator; what computes number by number makes labels that meet one unit;
-what multiplies by a weight joins its inputs to one axis of the weight and labels its outputs by the other. So flattened
-stems, gate blocks, residual sums, skip connections and shared weights need no rules of their own, and classes that were
-never seen before work. DepGraph (Fang et al., CVPR 2023) finds the same groups layer by layer; it knows no GRU and no
+A dispatch mode sees each operator that torch runs. Operators that move numbers (reshape, slices, concatenation, pixel
+shuffle) move their labels too. Operators that compute number by number unite the labels that meet. A product with a
+weight joins its inputs to one axis of the weight, and labels its outputs by the other axis.
+
+So flattened stems, gate blocks, residual sums, skip connections and shared weights need no rules of their own, and a
+user's classes work as well. DepGraph (Fang et al., CVPR 2023) finds such groups layer by layer, without GRUs and
 computation outside of layers.
 """
 

@@ -1,8 +1,8 @@
-"""Units: the index sets of a module's weights that live and die together.
+"""Units: the index sets of a module's weights that are kept or removed together.
 
-Every index along every axis of a weight is an atom. Two atoms that meet in one number of the computation (a channel of
-a convolution and of the BatchNorm behind it, the same unit of all gates of a recurrent cell, both sides of a residual
-sum) are of one unit. What a unit may not be is `FIXED`: a number of the stage's inputs or outputs.
+Every index along every axis of a weight is an atom. Two atoms that meet in one number of the computation are of one
+unit: a channel of a convolution and of the BatchNorm behind it, the same unit of all gates of a recurrent cell, both
+sides of a residual sum. `FIXED` is what cannot leave: a number of the stage's inputs or outputs.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Atoms:
         self._join([(FIXED, label) for label in found if label > FIXED])
 
     def merge(self, labels: Tensor) -> int:
-        """Make all real atoms of a tensor one unit and return its root; `NONE` where there are none."""
+        """Make all real atoms of a tensor one unit and return its root, or `NONE` without atoms."""
         found = [label for label in torch.unique(self.parent[core(labels)]).tolist() if label > FIXED]
         self._join([(found[0], label) for label in found[1:]])
         return min(found, default=NONE)
@@ -96,10 +96,10 @@ class Atoms:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """Units of one kind, such as the channels between two layers: where each lies.
+    """Units of one kind, such as the channels between two layers.
 
-    `places`: int64 (units, count), the indices of each unit along that axis. `exact`: leaving a unit out equals
-    setting what it gives to zero.
+    `places`: int64 (units, count), the indices of each unit along that axis. `exact`: removing a unit equals setting
+    its output to zero.
     """
 
     places: Mapping[Place, Tensor]

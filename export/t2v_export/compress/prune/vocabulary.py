@@ -1,9 +1,8 @@
 """A vocabulary without the tokens that a caption corpus never uses.
 
-What stays: special and added tokens, every token of one character (with a continuation prefix or without), and the
-tokens that the corpus is split into. As the tokens that are left are a part of those that were, WordPiece's
-longest match, Unigram's best path and WordLevel's look-up split the corpus as before; a word that was one token and
-is not in the corpus falls back to shorter tokens and at last to its characters.
+Kept are special and added tokens, every token of one character (with or without a continuation prefix), and the tokens
+of the corpus. The rest of the tokenizer is unchanged, so WordPiece, Unigram and WordLevel split the corpus as before.
+Another word that was one token falls back to shorter tokens, at last to its characters.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from t2v_export.compress.near import near_words
 from t2v_export.compress.prune.cut import load_cut
 from t2v_export.compress.prune.design import ENCODER, Design, Path, row_option, shapes
 from t2v_export.compress.prune.trace import trace_stage
+from t2v_export.models.contract import spec_of
 
 MODELS = ("WordPiece", "WordLevel", "Unigram")
 _PLACEHOLDER = re.compile(r"\[\w+\]|<\w+>")  # such as BERT's [unused0] and T5's <extra_id_0>
@@ -33,16 +33,15 @@ _PLACEHOLDER = re.compile(r"\[\w+\]|<\w+>")  # such as BERT's [unused0] and T5's
 def prune_vocabulary(checkpoint: Checkpoint, captions: Sequence[str], near: int = 0, size: int = 0) -> Checkpoint:
     """The checkpoint with the tokens that `captions`, and `near` words for each of theirs, need.
 
-    The condition of each caption stays exactly what it was. Where that is less than `size`, further tokens stay in the
-    order of their numbers: most tokenizers are sorted by how often tokens occur, so these are common words. Raises
-    `UsageError` for a tokenizer of another kind than `MODELS`, and for a text class in which no number of its options
-    is the size of its table of tokens.
+    The condition of each caption stays exactly the same. Further tokens stay up to `size`, in the order of their
+    numbers: most tokenizers put common words first. Raises `UsageError` for a tokenizer of another kind than `MODELS`,
+    and for a text class without an option that is the size of its table of tokens.
     """
     design = Design("text", checkpoint.config, checkpoint.text, checkpoint.folder / "encoder")
     tokenizer = tokenizers.Tokenizer.from_str(checkpoint.tokenizer)
     kept = kept_tokens(checkpoint.tokenizer, captions, tokenizer_spec(checkpoint).pad_id)
     alike = {word for words in near_words(checkpoint, captions, near).values() for word in words}
-    kept = sorted({*kept, *(tokenizer.token_to_id(word) for word in alike)})
+    kept = sorted({*kept, *(i for word in alike if (i := tokenizer.token_to_id(word)) is not None)})
     whole = tokenizer.get_vocab_size()
     names = {i: token for token, i in tokenizer.get_vocab().items()}
     others = [i for i in sorted(set(names) - set(kept)) if not _PLACEHOLDER.fullmatch(names[i])]
@@ -135,7 +134,7 @@ def _renumber_template(processor: Any, places: dict[int, int]) -> None:
 
 def _table(design: Design) -> tuple[Path, str, int]:
     """The number that sizes the table of tokens, the table's name, and its rows."""
-    tables = trace_stage(design.module, design.module.spec).tables  # type: ignore[arg-type]
+    tables = trace_stage(design.module, spec_of(design.module)).tables
     before = shapes(design.module)
     for table in tables:
         rows = before[table, 0]

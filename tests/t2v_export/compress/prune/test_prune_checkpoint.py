@@ -10,10 +10,11 @@ from t2v_edge.errors import UsageError
 from t2v_edge.spec import STAGES
 from t2v_export.checkpoint.checkpoint import load_checkpoint, save_loaded
 from t2v_export.checkpoint.config import StageConfig
-from t2v_export.checkpoint.cost import checkpoint_cost, example_inputs
+from t2v_export.checkpoint.cost import example_inputs
 from t2v_export.compress.prune import prune_checkpoint
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
 from t2v_export.recipe import Prune
+from tests.t2v_export.checkpoint_cost import checkpoint_cost
 
 EXAMPLES = Path(__file__).parents[4] / "examples" / "custom_stages"
 BASE = Prune(round_to=2, samples=4, captions=("en",))
@@ -134,9 +135,9 @@ def test_no_width_falls_under_the_floor(checkpoint):
         ({"render_keep": 0.001}, "the smallest that widths of 2 allow is .*lower round_to"),
         ({"render_keep": 0.2, "floor": 0.9}, "lower round_to or floor"),
         ({"widths": {"render": {"channels": [99, 16, 12]}}}, r"channels\[0\] is 99, expected 1 to 24"),
-        ({"widths": {"render": {"stem": 2}}}, "stem is no width that can be pruned; those are channels"),
-        ({"widths": {"renderer": {"channels": [4]}}}, "'renderer' is no stage"),
-        ({"text_layers": 1}, "no encoder of transformers"),
+        ({"widths": {"render": {"stem": 2}}}, "stem is not a width that can be pruned; those are channels"),
+        ({"widths": {"renderer": {"channels": [4]}}}, "'renderer' is not a stage"),
+        ({"text_layers": 1}, "not a transformers encoder"),
     ],
 )
 def test_errors_say_what_to_do(checkpoint, changes, message):

@@ -14,7 +14,6 @@ from t2v_calibration.captions import load_captions
 from t2v_edge.errors import UsageError
 from t2v_export.checkpoint.checkpoint import load_checkpoint, save_loaded
 from t2v_export.checkpoint.config import StageConfig
-from t2v_export.checkpoint.cost import checkpoint_cost
 from t2v_export.checkpoint.tokenizer import caption_tokenizer
 from t2v_export.compress.prune import prune_checkpoint
 from t2v_export.compress.prune.importance import feed
@@ -23,6 +22,7 @@ from t2v_export.compress.prune.positions import prune_positions
 from t2v_export.compress.prune.vocabulary import kept_tokens, prune_vocabulary
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
 from t2v_export.recipe import Prune
+from tests.t2v_export.checkpoint_cost import checkpoint_cost
 
 CAPTIONS = ("a person is walking", "一个人在跑步", "someone jumps, runs and walks")
 SPECIAL = ["[PAD]", "[unused]", "[UNK]", "[CLS]", "[SEP]"]

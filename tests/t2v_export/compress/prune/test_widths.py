@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from t2v_edge.spec import STAGES, StateSpec
 from t2v_export.checkpoint.config import CheckpointConfig, StageConfig
 from t2v_export.compress.prune.cut import choose_units, cut, keep
-from t2v_export.compress.prune.design import Design, find_knobs
+from t2v_export.compress.prune.design import Design, find_width_options
 from t2v_export.compress.prune.trace import trace_stage
 from t2v_export.models import build_stage
 from t2v_export.models.contract import motion_spec, render_spec
@@ -190,8 +190,8 @@ CASES: dict[str, Case] = {
 def test_widths_are_found_and_nothing_else_is(name):
     stage, found, options, wanted = CASES[name]
     design = make_design(stage, found, options)
-    knobs = find_knobs(design, trace_stage(design.module, design.module.spec).families)
-    assert {knob.name for knob in knobs} == wanted
+    widths = find_width_options(design, trace_stage(design.module, design.module.spec).families)
+    assert {width.name for width in widths} == wanted
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[3]])
@@ -200,17 +200,17 @@ def test_units_that_nothing_reads_leave_without_a_trace(name):
     design = make_design(stage, found, options)
     original = copy.deepcopy(design.module.state_dict())
     trace = trace_stage(design.module, design.module.spec)
-    knobs = find_knobs(design, trace.families)
-    values = [max(1, knob.value // 2 + 1) for knob in knobs]
+    widths = find_width_options(design, trace.families)
+    values = [max(1, width.value // 2 + 1) for width in widths]
     # units in random order, so that what is kept is no run of neighbours
     generator = torch.Generator().manual_seed(2)
-    scores = [[torch.rand(family.size, generator=generator) for family, _ in knob.families] for knob in knobs]
-    removed = choose_units(knobs, scores, values)
+    scores = [[torch.rand(family.size, generator=generator) for family, _ in width.families] for width in widths]
+    removed = choose_units(widths, scores, values)
     silenced = copy.deepcopy(design.module)
     for (weight, axis), indices in removed.items():
         if (weight, axis) in trace.readers:
             silenced.state_dict()[weight].index_fill_(axis, indices, 0.0)
-    made, config = cut(design, knobs, values, removed)
+    made, config = cut(design, widths, values, removed)
 
     inputs = inputs_of(design.module)
     before = outputs_of(silenced, inputs)
@@ -236,13 +236,13 @@ def test_channels_that_are_always_zero_are_found_by_what_makes_them():
                 tensor[index] = 0
         block.second[1].running_mean[index] = 0
     trace = trace_stage(design.module, design.module.spec)
-    knobs = find_knobs(design, trace.families)
-    (knob,) = (k for k in knobs if k.name == "channels[1]")
+    widths = find_width_options(design, trace.families)
+    (width,) = (k for k in widths if k.name == "channels[1]")
     scores = [torch.ones(6), torch.ones(6)]  # of the first convolution's channels, and of the sum's
     for score in scores:
         score[[1, 4]] = 0
-    removed = choose_units([knob], [scores], [4])
-    made, config = cut(design, [knob], [4], removed)
+    removed = choose_units([width], [scores], [4])
+    made, config = cut(design, [width], [4], removed)
     inputs = inputs_of(design.module)
     torch.testing.assert_close(made(*inputs), design.module(*inputs), atol=1e-6, rtol=1e-5)
     assert config.options["channels"] == [8, 4, 4, 4]
@@ -251,8 +251,8 @@ def test_channels_that_are_always_zero_are_found_by_what_makes_them():
 def test_gates_leave_together_in_a_recurrent_cell():
     design = make_design("motion", "recurrent", {"cell": "lstm", "hidden": 4})
     trace = trace_stage(design.module, design.module.spec)
-    (knob,) = find_knobs(design, trace.families)
-    removed = choose_units([knob], [[torch.tensor([1.0, 1.0, 0.0, 1.0])]], [3])
+    (width,) = find_width_options(design, trace.families)
+    removed = choose_units([width], [[torch.tensor([1.0, 1.0, 0.0, 1.0])]], [3])
     assert removed["cells.0.weight_ih", 0].tolist() == [2, 6, 10, 14]
     assert removed["cells.0.weight_hh", 1].tolist() == removed["project.weight", 1].tolist() == [2]
     assert removed["state.h0", 1].tolist() == removed["state.c0", 1].tolist() == [2]
@@ -261,12 +261,12 @@ def test_gates_leave_together_in_a_recurrent_cell():
 def test_a_stem_loses_the_flat_block_of_a_channel_and_a_concatenation_its_own_part():
     design = make_design("render", "pose", POSE)
     trace = trace_stage(design.module, design.module.spec)
-    knobs = {knob.name: knob for knob in find_knobs(design, trace.families)}
+    widths = {width.name: width for width in find_width_options(design, trace.families)}
     score = torch.ones(8)
     score[3] = 0
-    removed = choose_units([knobs["channels[0]"]], [[score]], [7])
+    removed = choose_units([widths["channels[0]"]], [[score]], [7])
     assert removed["stem.linear.weight", 0].tolist() == list(range(48, 64))
     score = torch.ones(4)
     score[1] = 0
-    removed = choose_units([knobs["look_width"]], [[score]], [3])
+    removed = choose_units([widths["look_width"]], [[score]], [3])
     assert removed["mix.0.weight", 1].tolist() == [MOTION + 1]  # behind the motion, which stays whole

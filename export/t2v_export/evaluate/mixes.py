@@ -1,4 +1,4 @@
-"""What is compared: a lane is one choice of graph for each stage of a bundle."""
+"""What is compared: a mix is one choice of graph for each stage of a bundle."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class VariantMix:
     filled: tuple[str, ...] = ()
 
 
-def lanes_of(bundle: Bundle) -> tuple[tuple[VariantMix, ...], str]:
-    """A bundle's lanes, FP32 first, and the name of the one that is its default mix.
+def mixes_of(bundle: Bundle) -> tuple[tuple[VariantMix, ...], str]:
+    """A bundle's mixes, FP32 first, and the name of its default mix.
 
-    Every variant is a lane, FP32 where it lacks a stage, and so is the default mix, unless it is the same as that of
-    one of the others but FP32: a default of FP32 alone is played by itself, which shows that playing repeats exactly.
-    Raises `UsageError` where a stage has no FP32, or a variant a name that means something else here.
+    Each variant is a mix; FP32 fills the stages that it lacks. The default mix is added unless another variant's mix
+    equals it. A default of FP32 alone is added too: playing it shows that playing repeats exactly. Raises `UsageError`
+    if a stage has no FP32, or a variant has a name with another meaning here.
     """
     manifest = bundle.manifest
     exact = manifest.variants.get(EXACT, {})
@@ -45,20 +45,20 @@ def lanes_of(bundle: Bundle) -> tuple[tuple[VariantMix, ...], str]:
                 f"{bundle.path} has a variant called {name!r}, which has another meaning in a comparison; "
                 "export it under another name"
             )
-    lanes = [VariantMix(EXACT, bundle.path, dict.fromkeys(STAGES, EXACT))]
+    mixes = [VariantMix(EXACT, bundle.path, dict.fromkeys(STAGES, EXACT))]
     for name, graphs in manifest.variants.items():
         if name != EXACT:
             filled = tuple(stage for stage in STAGES if stage not in graphs)
-            lanes.append(VariantMix(name, bundle.path, {s: EXACT if s in filled else name for s in STAGES}, filled))
-    for lane in lanes[1:]:
-        if lane.variants == manifest.default:
-            return tuple(lanes), lane.name
-    return (*lanes, VariantMix(DEFAULT, bundle.path, dict(manifest.default))), DEFAULT
+            mixes.append(VariantMix(name, bundle.path, {s: EXACT if s in filled else name for s in STAGES}, filled))
+    for mix in mixes[1:]:
+        if mix.variants == manifest.default:
+            return tuple(mixes), mix.name
+    return (*mixes, VariantMix(DEFAULT, bundle.path, dict(manifest.default))), DEFAULT
 
 
-def lane_called(name: str, lanes: Sequence[VariantMix], default: str) -> VariantMix:
-    """The lane of a bundle called `name`, ``default`` being its default mix; raises `UsageError` naming them all."""
-    known = {lane.name: lane for lane in lanes if lane.name != AGAINST}
+def mix_called(name: str, mixes: Sequence[VariantMix], default: str) -> VariantMix:
+    """The mix of a bundle called `name`; ``default`` means its default mix. Raises `UsageError` with all names."""
+    known = {mix.name: mix for mix in mixes if mix.name != AGAINST}
     known[DEFAULT] = known[default]
     if name not in known:
         raise UsageError(f"--variant {name!r} is not among what is compared; choose one of: {', '.join(known)}")
@@ -78,15 +78,15 @@ class EnginePool:
         self._engines: dict[tuple[Path, str, str], Engine] = {}
         self._pipelines: dict[str, Pipeline] = {}
 
-    def pipeline(self, lane: VariantMix) -> Pipeline:
-        """The lane's pipeline; it belongs to the rack."""
-        if lane.name not in self._pipelines:
-            bundle = self._bundle(lane.bundle)
+    def pipeline(self, mix: VariantMix) -> Pipeline:
+        """The mix's pipeline; it belongs to the pool."""
+        if mix.name not in self._pipelines:
+            bundle = self._bundle(mix.bundle)
             manifest = bundle.manifest
             tokenizer = CaptionTokenizer(bundle.tokenizer_json, manifest.tokenizer.tokens, manifest.tokenizer.pad_id)
-            engines = {stage: self._stage(bundle, lane.variants[stage], stage) for stage in STAGES}
-            self._pipelines[lane.name] = Pipeline(manifest, tokenizer, engines, lane.variants)
-        return self._pipelines[lane.name]
+            engines = {stage: self._stage(bundle, mix.variants[stage], stage) for stage in STAGES}
+            self._pipelines[mix.name] = Pipeline(manifest, tokenizer, engines, mix.variants)
+        return self._pipelines[mix.name]
 
     def _bundle(self, path: Path) -> Bundle:
         if path not in self._bundles:
@@ -113,10 +113,10 @@ class EnginePool:
 
 @dataclass(frozen=True)
 class Comparable:
-    """What of two models can be set side by side step by step and pixel by pixel; anything else only as statistics.
+    """Which results of two models can be compared step by step and pixel by pixel. Others are compared as statistics.
 
-    `motion`, `states`: the motion vectors, the recurrent states have one meaning. `frames`: frames show the same
-    moment at the same size. `render`: one renderer can draw the other's motion.
+    `motion`, `states`: motion vectors and recurrent states have one meaning. `frames`: frames show the same moment at
+    the same size. `render`: one renderer can draw the other's motion.
     """
 
     motion: bool
@@ -139,13 +139,13 @@ class Comparable:
 
     def reasons(self) -> tuple[str, ...]:
         """Sentences about what cannot be compared."""
-        told = {
+        sentences = {
             "the recurrent states differ in shape, so their error has no meaning": self.states or not self.motion,
             "motion vectors, noises or rates differ, so motion is compared by its statistics only": self.motion,
             "video size, rate or noises differ, so frames are not compared pixel by pixel": self.frames,
             "the renderers take different inputs, so neither draws the other's motion": self.render,
         }
-        return tuple(sentence for sentence, holds in told.items() if not holds)
+        return tuple(sentence for sentence, holds in sentences.items() if not holds)
 
 
 def _drawn(stages: Mapping[str, StageSpec]) -> list[object]:
