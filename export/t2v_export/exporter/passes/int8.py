@@ -104,7 +104,7 @@ def observe_stage(context: PassContext, results: PassResults) -> PassResults:
     return _with_stage(results, context.stage, replace(one, seen=unpack_observations(files)))
 
 
-def rank_layers(context: PassContext, results: PassResults) -> PassResults:
+def rank_stage(context: PassContext, results: PassResults) -> PassResults:
     """What each layer of a stage alone loses. Skipped where the recipe neither reports nor bounds it."""
     one = results.int8.get(context.stage)
     if one is None:
