@@ -1,4 +1,4 @@
-"""Errors of the toolchain beyond those of t2v_edge."""
+"""Errors of the toolchain, besides those of t2v_edge."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from t2v_edge.errors import T2VError
 
 
 class AccuracyError(T2VError):
-    """A graph is further from torch than its precision may be. The command line exits with 3."""
+    """A graph is further from torch than its precision allows. The command line exits with 3."""
 
     exit_code = 3
 

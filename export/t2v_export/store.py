@@ -1,8 +1,8 @@
-"""Finished work of the toolchain, kept by what it was made from: a stopped export goes on where it was.
+"""The store of finished work, by what it was made from: a stopped export resumes from it.
 
-A key is the SHA-256 of all that a result depends on, so that a stale result cannot be found. Entries are folders of
-the user's cache, written whole or not at all, with the hash of each file; one that is damaged is not found. The least
-recently used leave when all together grow too large.
+A key is the SHA-256 of all that a result depends on, so a stale result cannot be found. An entry is a folder in the
+user's cache. It is written whole or not at all, with the hash of each file. A damaged entry is not found. The least
+recently used entries are removed when all together exceed `MAX_BYTES`.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from t2v_edge.util.files import atomic_folder
 
 FOLDER = "passes"
 MAX_BYTES = 4 << 30
-INDEX = "sha256.json"  # of an entry: no result names a file so
+INDEX = "sha256.json"  # of an entry; no result has a file of this name
 
 Files = Mapping[str, bytes]
 
 
 def content_key(**parts: Any) -> str:
-    """The SHA-256 of named parts: JSON values, and bytes, which count by their own hash."""
+    """The SHA-256 of named parts: JSON values, with bytes anywhere in them, which count by their own hash."""
     described = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=_sha256)
     return hashlib.sha256(described.encode()).hexdigest()
 
 
 class PassStore:
-    """Results by key in `folder`; with None nothing is kept and nothing is found."""
+    """Results by key in `folder`. With None nothing is stored and nothing is found."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
     @classmethod
     def of_user(cls) -> PassStore:
-        """The store in the user's cache folder; one that keeps nothing where there is none."""
+        """The store in the user's cache folder. Without such a folder it stores nothing."""
         return cls(cache_folder(FOLDER))
 
     def load(self, key: str) -> dict[str, bytes] | None:
-        """The files of a result by name; None where it is not kept, or not as it was written."""
+        """The files of a result by name; None where it is absent or damaged."""
         folder = self._entry(key)
         if folder is None or not folder.is_dir():
             return None
@@ -56,7 +56,7 @@ class PassStore:
         return {name: found[name] for name in sorted(found)} if index == _index(found) else None
 
     def save(self, key: str, files: Files) -> None:
-        """Keep a result. A cache that cannot be written is done without."""
+        """Store a result. A cache that cannot be written is ignored."""
         folder = self._entry(key)
         if folder is None:
             return
@@ -71,7 +71,7 @@ class PassStore:
             return
 
     def workplace(self, key: str) -> Path | None:
-        """A folder for the unfinished state of the work `key`, which stays when the work is stopped."""
+        """The folder for unfinished state of the work `key`. It stays when the work is stopped."""
         if self.folder is None:
             return None
         path = self.folder / f"{key[:32]}.work"
@@ -79,7 +79,7 @@ class PassStore:
         return path
 
     def clear_workplace(self, key: str) -> None:
-        """Remove it once the work is done."""
+        """Remove the folder of `workplace`."""
         if self.folder is not None:
             shutil.rmtree(self.folder / f"{key[:32]}.work", ignore_errors=True)
 

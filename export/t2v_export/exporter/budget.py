@@ -1,4 +1,4 @@
-"""An accuracy budget: the fastest mix of variants gives way, stage by stage, until the evaluator reads it well."""
+"""The accuracy budget: stages of the default mix get more exact variants until the evaluator reads it well enough."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ PROCESSES = 2
 
 @dataclass(frozen=True)
 class AccuracyBudget:
-    """`max_drop`: percentage points of all-attributes accuracy that the default mix may be below FP32, as the evaluator
-    in the folder `evaluator` reads videos of `captions`, caption i played with its number as the seed.
+    """The bound on what the default mix may lose.
+
+    `max_drop`: percentage points of all-attributes accuracy below FP32, 0 to 100. `evaluator`: folder of the evaluator.
+    It reads videos of `captions`; caption i is played with seed i.
     """
 
     max_drop: float
@@ -44,7 +46,7 @@ class AccuracyBudget:
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """The `default` variant of each stage that keeps the budget; `rounds`: what was measured, as JSON."""
+    """The `default` variant of each stage that is within the budget. `rounds`: what was measured, as JSON."""
 
     default: Mapping[str, str]
     rounds: Sequence[Mapping[str, Any]]
@@ -57,12 +59,12 @@ def keep_budget(
     budget: AccuracyBudget,
     advance: Callable[[], object] = lambda: None,
 ) -> BudgetResult:
-    """Change the `default` of a bundle that holds every variant, as little as keeps the budget.
+    """Change the `default` of a bundle that holds every variant, as little as the budget needs.
 
-    Where a mix loses too much, each of its stages that is not FP32 is tried in the next more exact variant, in the
-    `order` of variants from exact to fast, and the change that loses least is taken; so on until the budget is kept,
-    which FP32 throughout does. `advance` is called after each caption of the first mix. Raises `UsageError` for
-    captions that the evaluator does not know.
+    A mix that loses too much is changed in one stage. Each stage that is not FP32 is tried in the next more exact
+    variant, in the `order` from exact to fast. The change that loses least is taken. This repeats until the mix is
+    within the budget; FP32 in all stages is. `advance` is called after each caption of the first mix. Raises
+    `UsageError` for captions that the evaluator does not know.
     """
     slots = read_spec(budget.evaluator)[0].slots
     named = named_values(budget.captions, slots)
@@ -74,10 +76,10 @@ def keep_budget(
         read = _readings(bundle, {EXACT: exact, DEFAULT: mix, **tried}, budget, advance)
         readings = {name: Readings(tuple(slots), named, values) for name, values in read.items()}
         lost = {name: -paired_differences(one, readings[EXACT], 0)["all"]["points"] for name, one in readings.items()}
-        kept = lost[DEFAULT] <= budget.max_drop + 1e-9
+        within = lost[DEFAULT] <= budget.max_drop + 1e-9
         instead = {s: {"variant": other[s], "drop_points": round(lost[s], 3)} for s, other in tried.items()}
-        rounds.append({"mix": mix, "drop_points": round(lost[DEFAULT], 3), "kept": kept, "instead": instead})
-        if kept:
+        rounds.append({"mix": mix, "drop_points": round(lost[DEFAULT], 3), "kept": within, "instead": instead})
+        if within:
             break
         mix, advance = tried[min(tried, key=lambda stage: lost[stage])], lambda: None
     return BudgetResult(mix, rounds)
@@ -90,14 +92,14 @@ def _before(variants: Sequence[str], variant: str) -> str:
 
 
 def _readings(
-    bundle: Path, lanes: Mapping[str, Mapping[str, str]], budget: AccuracyBudget, advance: Callable[[], object]
+    bundle: Path, mixes: Mapping[str, Mapping[str, str]], budget: AccuracyBudget, advance: Callable[[], object]
 ) -> dict[str, NDArray[np.int64]]:
-    """What the evaluator read in each lane, (captions, slots)."""
+    """The evaluator's readings of each mix, (captions, slots)."""
     texts = tuple(caption.text for caption in budget.captions)
-    played = tuple(VariantMix(name, bundle, variants) for name, variants in lanes.items())
+    played = tuple(VariantMix(name, bundle, variants) for name, variants in mixes.items())
     found = []
-    with WorkerEngines(TaskSettings(played, (), texts, 0, ENGINE, budget.evaluator, 0.0, 0)) as studio:
-        for reading in perform(studio, [(read_caption, i) for i in range(len(texts))], PROCESSES):
+    with WorkerEngines(TaskSettings(played, (), texts, 0, ENGINE, budget.evaluator, 0.0, 0)) as engines:
+        for reading in perform(engines, [(read_caption, i) for i in range(len(texts))], PROCESSES):
             found.append(reading)
             advance()
-    return {name: np.array([reading[name].values for reading in found]) for name in lanes}
+    return {name: np.array([reading[name].values for reading in found]) for name in mixes}

@@ -1,4 +1,4 @@
-"""The captions an export is verified with, where the user gives no file of their own."""
+"""Captions to verify an export with: a default set, and the reader of the user's own file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEFAULT_CAPTIONS = (
 
 
 def read_captions(path: Path) -> tuple[str, ...]:
-    """Captions of a UTF-8 text file, one a line, at least `MIN_CAPTIONS`; raises `UsageError`."""
+    """The captions of a UTF-8 text file, one a line, `MIN_CAPTIONS` to `MAX_CAPTIONS`. Raises `UsageError`."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""Which variant of each stage a device runs by default, and which graphs a bundle holds."""
+"""The choice of each stage's default variant on a device, and of the graphs in a bundle."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from t2v_edge.spec import STAGES
 from t2v_export.verify.latency import GraphLatency, Latencies
 
 SHIP = ("faster", "all", "chosen")
-"""Graphs to write: those that measured faster than every more exact one; all that were made; the defaults alone."""
+"""Graphs to write: those measured faster than every more exact one; all that were made; the defaults alone."""
 
 MARGIN = 0.95
-"""A less exact variant must be this much faster: medians on a shared machine differ by some percent by themselves."""
+"""Largest share of a more exact variant's time that counts as faster: medians differ by some percent."""
 
 SMALLER = 0.75
+"""Largest share of a more exact variant's bytes that counts as smaller."""
 
 FRAME_STAGES = ("motion", "render")
-"""The stages that every frame waits for."""
+"""Stages that run for every frame."""
 
 
 @dataclass(frozen=True)
 class VariantChoice:
-    """`default`: by stage the variant, and why. `lost`: by variant and stage, why a graph that was measured is no gain.
-    `fp32` never loses: it is what the others are compared with.
+    """The `default` variant of each stage, and why. `lost`: why a measured graph is not shipped, by variant and stage.
+
+    `fp32` is never lost: the others are compared with it.
     """
 
     default: Mapping[str, tuple[str, str]]
@@ -37,14 +39,15 @@ def choose(
     latencies: Latencies,
     sizes: Mapping[str, Mapping[str, int]] | None = None,
 ) -> VariantChoice:
-    """For each stage the default variant. `variants`: the stages that each has. `sizes`: bytes of the graphs whose size
-    counts: one at most three quarters as large as a more exact one then needs to be no slower, and not faster.
+    """The default variant of each stage. `variants`: the stages that each has.
 
-    On a CPU what was measured here decides: a variant, on its fastest engine, must be faster than every more exact
-    one on its own, in the order of the profile's `precisions`. In the stages that run for every frame it must also be
-    slower on no engine, for a user may have installed another than the one that decided. Elsewhere nothing was
-    measured: the profile's float16 goes to the feed-forward stages, the recurrent step stays fp32, for a batch-1 step
-    gains nothing from it, and INT8, which does not always pay, to none.
+    On a CPU the measured times decide, variants in the order of the profile's `precisions`. A variant must be faster
+    by `MARGIN` than each more exact one, both in their fastest engine. In `FRAME_STAGES` it must also be slower in none
+    of the engines, because a user may have only one of them. `sizes` are bytes of graphs whose size counts: one that is
+    smaller by `SMALLER` need only be as fast.
+
+    Other devices are not measured. Where the profile has float16 the feed-forward stages take it. The recurrent step
+    stays fp32: at batch 1 it gains nothing from float16. INT8 is not chosen, because it is not always faster.
     """
     default: dict[str, tuple[str, str]] = {}
     lost: dict[str, dict[str, str]] = {}
@@ -69,19 +72,19 @@ def choose(
 
 
 def fastest(by_engine: Mapping[str, GraphLatency]) -> tuple[str, float]:
-    """The engine of the smallest median, and that, in milliseconds."""
+    """The engine with the smallest median, and the median in milliseconds."""
     engine = min(by_engine, key=lambda name: by_engine[name].median_ms)
     return engine, by_engine[engine].median_ms
 
 
 def shipped(variants: Mapping[str, Collection[str]], choice: VariantChoice, ship: str) -> dict[str, tuple[str, ...]]:
-    """The stages of each variant that go into the bundle; `ship` is one of `SHIP`."""
-    kept = {}
+    """The stages of each variant that go into the bundle. `ship` is one of `SHIP`."""
+    taken = {}
     for variant, stages in variants.items():
         chosen = [s for s in stages if choice.default[s][0] == variant]
         gains = [s for s in stages if s not in choice.lost.get(variant, {})]
-        kept[variant] = tuple({"all": stages, "chosen": chosen, "faster": gains}[ship])
-    return {variant: stages for variant, stages in kept.items() if stages}
+        taken[variant] = tuple({"all": stages, "chosen": chosen, "faster": gains}[ship])
+    return {variant: stages for variant, stages in taken.items() if stages}
 
 
 def _fastest(
@@ -90,9 +93,9 @@ def _fastest(
     lost: dict[str, dict[str, str]],
     stage: str,
 ) -> tuple[str, str]:
-    """The variant that is faster by `MARGIN` than all before it, or fp32, and what was measured; the rest is `lost`.
+    """The variant that is faster by `MARGIN` than all before it, or fp32, and what was measured. Adds to `lost`.
 
-    With `bytes_of` also one that is much smaller than the best before it and as fast as the fastest, within `MARGIN`.
+    With `bytes_of` also one that is smaller than the best before it and as fast as the fastest, within `MARGIN`.
     """
     if not measured:
         return ("fp32", "not measured")
@@ -114,7 +117,7 @@ def _fastest(
 
 
 def _slower(by_engine: Mapping[str, GraphLatency], than: Mapping[str, GraphLatency]) -> str:
-    """Where a variant takes longer `than` a more exact one, by more than `MARGIN`, in words; empty where nowhere."""
+    """The engine in which a variant is slower `than` a more exact one by `MARGIN`, in words; empty without one."""
     for engine in sorted(set(by_engine) & set(than)):
         mine, its = by_engine[engine].median_ms, than[engine].median_ms
         if mine * MARGIN > its:

@@ -1,4 +1,4 @@
-"""Mixed precision: a float16 variant in which the most sensitive layers stay in float32."""
+"""Search for a float16 graph in which as few layers as possible stay in float32."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from t2v_export.precision.float16 import compute_half, layers, rounding_twin, st
 from t2v_export.verify.difference import StageDifference, compare_stage
 from t2v_export.verify.reference import ReferenceRollout
 
-MAX_KEPT = 4
-"""Layers that may stay in float32. A stage that needs more has no float16 variant worth having."""
+MAX_FLOAT32_LAYERS = 4
+"""Layers that may stay in float32. A stage that needs more has no useful float16 variant."""
 
 WORST_ROLLOUTS = 2
-"""Layers are ranked on the rollouts that differ most; what comes of it is checked on all."""
+"""Rollouts to rank layers on: those that differ most. The result is checked on all."""
 
 AIM = 0.5
-"""Of the tolerance, which a search goes on to. Frames that were not measured differ more, those of the reference
-checkpoint up to 1.8 times as much as the worst that was: other captions and seeds, 144 frames.
-"""
+"""Share of the tolerance that a search must reach: frames of other captions and seeds differ more than the measured."""
 
 
 @dataclass(frozen=True)
@@ -40,29 +38,30 @@ class Float16Result:
 def make_half(
     model: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[ReferenceRollout], tolerance: float
 ) -> Float16Result:
-    """The float16 variant of a float32 graph: all of it where that is within the tolerance, else mixed.
+    """The float16 variant of a float32 graph: all layers in float16 if that is within the tolerance, else mixed.
 
-    Then as few layers are kept as bring it within `AIM` of the tolerance, on all rollouts. `MAX_KEPT` that only come
-    within the tolerance will do; where they do not, the difference says so. Same input, same graph.
+    A mixed graph has as few layers in float32 as bring it within `AIM` of the tolerance, on all rollouts. Where
+    `MAX_FLOAT32_LAYERS` layers do not, it has these: the caller checks its difference. The same input gives the same
+    graph.
     """
     first = _convert(model, spec, rollouts)
     if first.difference.within(tolerance):
         return first
     worst = sorted(range(len(rollouts)), key=lambda i: -first.difference.by_rollout[i])[:WORST_ROLLOUTS]
     few = [rollouts[i] for i in worst]
-    kept: list[str] = []
-    for layer in rank_layers(model, spec, few)[:MAX_KEPT]:
-        kept.append(layer)
-        made = _convert(model, spec, few, kept)
+    float32: list[str] = []
+    for layer in rank_layers(model, spec, few)[:MAX_FLOAT32_LAYERS]:
+        float32.append(layer)
+        made = _convert(model, spec, few, float32)
         if made.difference.within(AIM * tolerance):
-            made = _convert(model, spec, rollouts, kept)
+            made = _convert(model, spec, rollouts, float32)
             if made.difference.within(AIM * tolerance):
                 return made
-    return _convert(model, spec, rollouts, kept)
+    return _convert(model, spec, rollouts, float32)
 
 
 def rank_layers(model: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[ReferenceRollout]) -> tuple[str, ...]:
-    """The graph's layers by how far each, alone in float16, takes it from torch; the most sensitive first."""
+    """The graph's layers by the difference from torch of each alone in float16, the largest first."""
     names = layers(model)
     apart = {}
     for name in names:
@@ -72,12 +71,12 @@ def rank_layers(model: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[Refe
 
 
 def _convert(
-    model: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[ReferenceRollout], kept: Sequence[str] = ()
+    model: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[ReferenceRollout], float32: Sequence[str] = ()
 ) -> Float16Result:
-    graph = _halve(model, spec, kept)
-    return Float16Result(graph, compare_stage(graph, spec, rollouts), tuple(kept))
+    graph = _halve(model, spec, float32)
+    return Float16Result(graph, compare_stage(graph, spec, rollouts), tuple(float32))
 
 
-def _halve(model: onnx.ModelProto, spec: StageSpec, kept: Collection[str]) -> onnx.ModelProto:
-    # a recurrent state gathers the rounding of every step, so there only the weights shrink
-    return store_half(model, spec, kept) if spec.stage == "motion" else compute_half(model, spec, kept)
+def _halve(model: onnx.ModelProto, spec: StageSpec, float32: Collection[str]) -> onnx.ModelProto:
+    # a recurrent state gathers the rounding of every step, so there only stored weights are float16
+    return store_half(model, spec, float32) if spec.stage == "motion" else compute_half(model, spec, float32)

@@ -19,7 +19,7 @@ from t2v_export.exporter.passes.int8 import (
     calibrate_stages,
     make_int8,
     observe_stage,
-    rank_layers,
+    rank_stage,
     smooth_stage,
     verify_int8,
 )
@@ -62,7 +62,7 @@ def plan_export(options: ExportOptions, profile: DeviceProfile) -> tuple[Planned
         ("calibration", calibrate_stages, ONCE if quantize else NEVER),
         ("smoothing {}", smooth_stage, int8 if quantize and quantize.smooth else NEVER),
         ("ranges {}", observe_stage, int8),
-        ("sensitivity {}", rank_layers, int8),
+        ("sensitivity {}", rank_stage, int8),
         ("INT8 {}", make_int8, int8),
         ("INT8 {} verified", verify_int8, int8),
         ("8-bit weights of {}", store_8_bits, stored),

@@ -1,4 +1,4 @@
-"""What the engines of a device take: its TensorRT lines as targets of the linter, and the check of every graph."""
+"""TensorRT lines of a device as targets of the linter, and the check of graphs against them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REMEDY = "no engine of this TensorRT would be right; change the stage's class, o
 
 
 def tensorrt_lines(profile: DeviceProfile) -> tuple[Software, ...]:
-    """The software lines of a device whose engine is a TensorRT."""
+    """Software lines of a device whose engine is TensorRT or TensorRT-RTX."""
     return tuple(line for line in profile.software if line.engine in TENSORRT)
 
 
@@ -29,11 +29,11 @@ def takes_half_int8(profile: DeviceProfile) -> bool:
 
 
 def target_of_line(line: Software) -> LintTarget:
-    """What a TensorRT takes.
+    """The linter's target for a TensorRT line.
 
-    All generations: int8 with zero-point 0 (a uint8 zero-point of 0 is read as int8 without complaint), float biases,
-    uint8 as the graph's output alone, 8-bit constants behind DQ alone. 8.6 fails to build transposed convolutions in
-    INT8, with an internal error.
+    All generations take int8 with zero-point 0; a uint8 zero-point of 0 is read as int8 without an error. They take
+    float biases, uint8 as the graph's output alone, and 8-bit constants before DQ alone. 8.6 fails to build transposed
+    convolutions in INT8, with an internal error.
     """
     major = line.version.split(".")[0]
     old = line.engine == "tensorrt" and not (major.isdigit() and int(major) >= 10)
@@ -42,9 +42,9 @@ def target_of_line(line: Software) -> LintTarget:
 
 
 def check_engines(graphs: Mapping[str, Mapping[str, onnx.ModelProto]], profile: DeviceProfile) -> None:
-    """Check graphs, by variant and stage, against every TensorRT of the device; raises `SpecError` naming the node.
+    """Check graphs, by variant and stage, against every TensorRT of the device. Raises `SpecError` naming the node.
 
-    `int8-u8` is for the CPU's engines. `int8-fp16` is for those lines alone that read its opset.
+    `int8-u8` is for CPU engines and is not checked. `int8-fp16` is checked for lines that read its opset.
     """
     for line in tensorrt_lines(profile):
         for variant, stages in graphs.items():

@@ -1,4 +1,4 @@
-"""The quantize pass: calibration streams played, Q/DQ graphs made within the recipe's bounds, linted and measured."""
+"""Steps of the quantize pass: calibration streams, Q/DQ graphs within the recipe's bounds, and their difference."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from t2v_export.verify.reference import ReferenceRollout
 Graphs = Mapping[str, onnx.ModelProto]
 
 HELD_TEXT, HELD_MOTION, HELD_RENDER = 24, 96, 12
-"""Samples of each stage that judge and give no range."""
+"""Samples of each stage to judge by. No range is read from them."""
 
 
 @dataclass(frozen=True)
 class StageInt8:
-    """The INT8 graphs of a stage, by variant the layers that stay in float32, and why a variant has no graph."""
+    """The INT8 graphs of a stage, the layers that stay in float32, and why a variant has no graph: each by variant."""
 
     graphs: Graphs = field(default_factory=dict)
     float32_layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -49,8 +49,9 @@ def calibrate(
     options: Quantize,
     seed: int,
 ) -> tuple[CalibrationSet, CalibrationSet]:
-    """The calibration set of float32 graphs, their captions played through the runtime's engine, and a smaller one of
-    other captions and other draws to judge by. Raises `CalibrationError` and `CaptionError`.
+    """Two calibration sets of float32 graphs, played through the runtime's engine: one for ranges, one to judge by.
+
+    The second is smaller and has other captions and other draws. Raises `CalibrationError` and `CaptionError`.
     """
     captions = [caption for name in options.captions for caption in load_captions(name)]
     held = min(HELD_TEXT, len(captions) // 4)
@@ -89,10 +90,10 @@ def quantize_stage(
 ) -> StageInt8:
     """Both INT8 variants of a float32 graph with layers to quantize, from one observation.
 
-    Where the recipe bounds what may be lost (`min_psnr`, `max_error`), the most sensitive layers stay in float32:
-    the first of `ranked`, as few as keep the bound, which `judge` measures. A variant that keeps it with no layer is
-    refused. Large weights that stay in float are stored in float16. `advance` is called after each variant. Raises
-    `CalibrationError` and `SpecError`.
+    Where the recipe bounds the loss (`min_psnr`, `max_error`), the first layers of `ranked` stay in float32: as few as
+    the bound needs, which `judge` measures. A variant that breaks it even with all of them is refused. Large weights
+    that stay in float are stored in float16. `advance` is called after each variant. Raises `CalibrationError` and
+    `SpecError`.
     """
     graphs, layers, refused = {}, {}, {}
     for variant in INT8_VARIANTS:
@@ -115,9 +116,9 @@ def _within(
     ranked: Sequence[str],
     variant: str,
 ) -> tuple[onnx.ModelProto, QuantizePlan] | None:
-    """The graph of the fewest layers of `ranked` in float32 that keeps the bound, and its plan; None where none does.
+    """The graph within the bound with the fewest layers of `ranked` in float32, and its plan; None without one.
 
-    The number is found by bisection: more layers in float32 are taken to lose less.
+    The number is found by bisection, on the assumption that more layers in float32 lose less.
     """
 
     def make(count: int) -> tuple[onnx.ModelProto, QuantizePlan]:
@@ -142,10 +143,10 @@ def _within(
 def measure_int8(
     graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[ReferenceRollout], variant: str
 ) -> StageDifference:
-    """Difference of an INT8 graph from torch, of render with the PSNR of frames.
+    """The difference of an INT8 graph from torch; of render also the PSNR of frames.
 
-    INT8 is held to no fixed tolerance: what it loses depends on the model, is measured, and stands in the bundle.
-    Raises `AccuracyError` where it gives NaN or infinity.
+    INT8 has no fixed tolerance: its loss depends on the model and is written into the bundle. Raises `AccuracyError`
+    for NaN or infinity.
     """
     found = compare_stage(graph, spec, rollouts)
     if not math.isfinite(found.max_abs):

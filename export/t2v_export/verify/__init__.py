@@ -1,1 +1,1 @@
-"""Verification: graphs beside torch, golden vectors, latencies."""
+"""Verification: differences of graphs from torch, golden vectors, latencies."""

@@ -1,4 +1,4 @@
-"""Comparison of exported graphs with torch, stage by stage, through the runtime's own engine."""
+"""Differences of exported graphs from torch, by stage, run in the runtime's own engine."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from numpy.typing import NDArray
 
 from t2v_edge.engine.base import Engine, EngineOptions
 from t2v_edge.engine.registry import open_engine
-from t2v_edge.spec import STAGES, Arrays, StageSpec, TensorSpec
+from t2v_edge.spec import Arrays, StageSpec, TensorSpec
 from t2v_export.errors import AccuracyError
 from t2v_export.graph.clean import levels_graph
 from t2v_export.precision.float16 import computes_half, rounding_twin
 from t2v_export.verify.reference import FRAME_STEPS, ReferenceRollout, roll_motion
 
-# Relative, by precision: float32 differs by the order of its sums, float16 by its 11 bits over some dozen layers.
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
+"""Relative, by precision. float32 differs by the order of its sums, float16 by its 11 bits over some dozen layers."""
 ENGINE = "onnxruntime"
 NO_DIFFERENCE_DB = 100.0
+
+Pairs = Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]
+"""(made, reference) of one output."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """`max_abs`: largest absolute difference; `max_rel`: that by the largest absolute value of the reference."""
+    """The largest absolute difference `max_abs`. `max_rel` is relative to the reference's largest absolute value."""
 
     max_abs: float
     max_rel: float
@@ -38,11 +41,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class StageDifference:
-    """The worst of a stage's outputs, and each of them.
+    """The differences of a stage's `outputs`, and the worst of them.
 
-    Of render, `levels` (0 to 255 before rounding) counts; `frame` counts whole uint8 levels, for which the smallest
-    difference at a rounding border is 1. `by_rollout`: `max_rel` of each rollout by itself. `psnr_db`: of render's
-    frames, as `frame_psnr` gives it.
+    Of render, the worst is that of `levels`, 0 to 255 before rounding. `frame` has whole levels: its smallest
+    difference, at a rounding border, is 1. `by_rollout`: `max_rel` of each rollout. `psnr_db`: of render's frames,
+    from `frame_psnr`.
     """
 
     max_abs: float
@@ -52,7 +55,7 @@ class StageDifference:
     psnr_db: Mapping[str, float] = field(default_factory=dict)
 
     def within(self, tolerance: float) -> bool:
-        """Whether no output differs by more than `tolerance`, relative."""
+        """Whether all outputs are within `tolerance`, relative."""
         frame = self.outputs.get("frame")
         return self.max_rel <= tolerance and (frame is None or frame.max_abs <= math.ceil(tolerance * 255))
 
@@ -66,13 +69,13 @@ class StageDifference:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StageDifference:
-        """The same again, but for `by_rollout`, which is not written."""
+        """The difference from `to_json`, without `by_rollout`, which is not written."""
         outputs = {n: Difference(d["max_abs"], d["max_rel"]) for n, d in data["outputs"].items()}
         return cls(data["max_abs"], data["max_rel"], outputs, psnr_db=data.get("psnr_db", {}))
 
 
-def compare(pairs: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]) -> Difference:
-    """Difference over all (made, reference) pairs of one output; NaN anywhere makes it infinite."""
+def compare(pairs: Pairs) -> Difference:
+    """The difference over all (made, reference) pairs of one output. It is infinite for NaN anywhere."""
     largest, scale = 0.0, 0.0
     for made, wanted in pairs:
         apart = np.abs(made.astype(np.float64) - wanted.astype(np.float64))
@@ -81,9 +84,10 @@ def compare(pairs: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]) ->
     return Difference(largest, largest / scale if scale else (0.0 if largest == 0 else math.inf))
 
 
-def frame_psnr(pairs: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]) -> dict[str, float]:
-    """PSNR in dB (peak 255) over (made, reference) pairs of uint8 frames: `mean` and `min` of the `frames`. A frame
-    without any difference counts as `NO_DIFFERENCE_DB`.
+def frame_psnr(pairs: Pairs) -> dict[str, float]:
+    """PSNR in dB (peak 255) over (made, reference) pairs of uint8 frames: `mean` and `min` of the `frames`.
+
+    A frame without any difference counts as `NO_DIFFERENCE_DB`.
     """
     found = []
     for made, wanted in pairs:
@@ -93,27 +97,20 @@ def frame_psnr(pairs: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]])
 
 
 def compare_stage(graph: onnx.ModelProto, spec: StageSpec, rollouts: Sequence[ReferenceRollout]) -> StageDifference:
-    """Difference of one stage's graph from torch.
+    """The difference of one stage's graph from torch.
 
-    Every stage gets the reference's inputs, so that each difference is its own; the motion stage carries its own
-    states through all steps.
+    Every stage gets the reference's inputs, so its difference is its own. The motion stage carries its own states
+    through all steps.
     """
     return _COMPARE[spec.stage](graph, spec, rollouts)
 
 
-def compare_variant(
-    graphs: Mapping[str, onnx.ModelProto], specs: Mapping[str, StageSpec], rollouts: Sequence[ReferenceRollout]
-) -> dict[str, StageDifference]:
-    """Differences of a variant's stages from torch, as `compare_stage` finds them."""
-    return {stage: compare_stage(graphs[stage], specs[stage], rollouts) for stage in STAGES}
-
-
 def check_accuracy(
-    variant: str, differences: Mapping[str, StageDifference], kept: Mapping[str, Sequence[str]] = {}
+    variant: str, differences: Mapping[str, StageDifference], float32_layers: Mapping[str, Sequence[str]] = {}
 ) -> None:
     """Raise `AccuracyError` where a stage is beyond the tolerance of its precision.
 
-    `kept`: by stage, the layers that already stay in float32.
+    `float32_layers`: by stage, the layers that already stay in float32.
     """
     tolerance = TOLERANCES[variant]
     remedy = "export with --variants fp32, or train with smaller weights and activations"
@@ -122,18 +119,16 @@ def check_accuracy(
     for stage, difference in differences.items():
         if not difference.within(tolerance):
             worst, found = max(difference.outputs.items(), key=lambda item: item[1].max_rel)
-            mixed = f" with its {len(kept[stage])} most sensitive layers in float32" if kept.get(stage) else ""
+            layers = len(float32_layers.get(stage, ()))
+            mixed = f" with its {layers} most sensitive layers in float32" if layers else ""
             raise AccuracyError(
                 f"{variant} {stage}: {worst} differs from torch by {found.max_rel:.2g} relative{mixed}, "
                 f"at most {tolerance:g} is allowed; {remedy}"
             )
 
 
-Pairs = Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]
-
-
 def _stage(pairs: Mapping[str, Pairs], counted: Sequence[str], rollouts: int) -> StageDifference:
-    """`pairs`: by output one for each rollout, in their order, and that again for each form of the graph."""
+    """The stage's difference. `pairs`: by output one a rollout, in their order, repeated for each form of the graph."""
     outputs = {name: compare(found) for name, found in pairs.items()}
     each = tuple(max(compare(pairs[n][i::rollouts]).max_rel for n in counted) for i in range(rollouts))
     return StageDifference(
@@ -142,7 +137,7 @@ def _stage(pairs: Mapping[str, Pairs], counted: Sequence[str], rollouts: int) ->
 
 
 def _forms(graph: onnx.ModelProto) -> tuple[onnx.ModelProto, ...]:
-    """The graph, and for a float16 one its twin with every rounding in the open: both must be near torch."""
+    """The graph, and of a float16 graph also the twin with explicit roundings: both must be near torch."""
     return (graph, rounding_twin(graph)) if computes_half(graph) else (graph,)
 
 

@@ -1,4 +1,4 @@
-"""Golden vectors: what torch made of some captions, for a runtime in any language to prove itself by."""
+"""Golden vectors: inputs and outputs of torch for some captions, for a runtime in any language to check itself."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from t2v_export.verify.reference import FRAME_STEPS, ReferenceRollout
 
-KEPT = (0, -1)
-"""Of the frames that verification looks at, those that go into every bundle: two thirds of the file are frames."""
+STORED_FRAMES = (0, -1)
+"""Indices into `FRAME_STEPS` of the frames in every bundle. Few, because frames are most of the file."""
 
 _TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -20,10 +20,10 @@ _TIME = (1980, 1, 1, 0, 0, 0)
 def golden_vectors(rollouts: Sequence[ReferenceRollout], seed: int) -> dict[str, NDArray[np.generic]]:
     """Arrays by name.
 
-    Of every caption: `captions` (text), `input_ids`, `attention_mask`, `condition`, a row each. Of the first, whose
-    stream has this `seed`: `motion.noise.NAME` and `render.noise.NAME` (1, ...) drawn once or (steps, ...) at each
-    step, `start.NAME` of each state, `motion` (steps, M), `next.NAME` (1, ...) of each state after the last step, and
-    `frames` uint8 (n, H, W, 3) of the steps in `frame_steps`.
+    Each caption has a row in `captions` (text), `input_ids`, `attention_mask` and `condition`. The other arrays are of
+    the first caption, whose stream has this `seed`. `motion.noise.NAME` and `render.noise.NAME` are (1, ...) if drawn
+    once, (steps, ...) if drawn at each step. `start.NAME` is each state's start, `next.NAME` (1, ...) each state after
+    the last step. `motion` is (steps, M), `frames` uint8 (n, H, W, 3) of the steps in `frame_steps`.
     """
     first = rollouts[0]
     arrays: dict[str, NDArray[np.generic]] = {
@@ -32,8 +32,8 @@ def golden_vectors(rollouts: Sequence[ReferenceRollout], seed: int) -> dict[str,
         "input_ids": np.concatenate([r.ids for r in rollouts]),
         "attention_mask": np.concatenate([r.mask for r in rollouts]),
         "condition": np.concatenate([r.condition for r in rollouts]),
-        "frame_steps": np.asarray([FRAME_STEPS[i] for i in KEPT], dtype=np.int64),
-        "frames": np.rint(first.levels[list(KEPT)]).astype(np.uint8),
+        "frame_steps": np.asarray([FRAME_STEPS[i] for i in STORED_FRAMES], dtype=np.int64),
+        "frames": np.rint(first.levels[list(STORED_FRAMES)]).astype(np.uint8),
         **{name: value if name == "motion" else value[-1:] for name, value in first.outputs.items()},
     }
     arrays.update({f"motion.{name}": value for name, value in first.draws.motion.items()})
@@ -45,7 +45,7 @@ def golden_vectors(rollouts: Sequence[ReferenceRollout], seed: int) -> dict[str,
 
 
 def pack_npz(arrays: Mapping[str, NDArray[np.generic]]) -> bytes:
-    """An npz file whose bytes depend on the arrays alone: names sorted, times fixed, nothing pickled."""
+    """An npz file whose bytes depend on the arrays alone. Names are sorted, times fixed, and nothing is pickled."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(arrays):

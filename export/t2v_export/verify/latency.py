@@ -1,4 +1,4 @@
-"""How long a stage takes on this machine, by variant and engine."""
+"""Latencies of a stage on this machine, by variant and engine."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ Latencies = Mapping[str, Mapping[str, Mapping[str, GraphLatency]]]
 def measure_latencies(
     graphs: Mapping[str, onnx.ModelProto], spec: StageSpec, rollout: ReferenceRollout
 ) -> dict[str, dict[str, GraphLatency]]:
-    """Time a stage's variants in every engine installed here, on real inputs, in turns, so that all see the same load.
+    """Time a stage's variants in every installed engine, by variant and engine.
 
-    By variant and engine. An engine that cannot load a graph, or makes something else of it than the most preferred
-    one, is left out for that graph: the runtime would not choose it either. Raises `EngineError` where none is left.
+    The inputs are real, and the graphs run in turns, so that all meet the same load. An engine that cannot load a
+    graph, or disagrees on it with the most preferred engine, is left out: the runtime would not choose it either.
+    Raises `EngineError` if none is left.
     """
     feeds = stage_feeds(spec, rollout)
     times: dict[tuple[str, str], list[float]] = {}
@@ -73,7 +74,7 @@ def measure_latencies(
 
 
 def stage_feeds(spec: StageSpec, rollout: ReferenceRollout) -> dict[str, NDArray[np.generic]]:
-    """What a stage is fed at the first step of a rollout."""
+    """The inputs of a stage at the first step of a rollout."""
     if spec.stage == "text":
         return {"input_ids": rollout.ids, "attention_mask": rollout.mask}
     if spec.stage == "render":

@@ -1,4 +1,4 @@
-"""What torch makes of a checkpoint: the reference that every graph is compared with."""
+"""Reference rollouts: what the torch modules make of captions. Every graph is compared with them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FRAME_STEPS = (0, 21, 42, 63)
 
 @dataclass(frozen=True)
 class StreamDraws:
-    """All that a stream draws, by graph input name: stream noises and start states once, step noises per step."""
+    """All random numbers of a stream, by graph input name: once for the stream, and for each of its `steps`."""
 
     motion: Mapping[str, Floats]
     render: Mapping[str, Floats]
@@ -36,8 +36,8 @@ class StreamDraws:
 class ReferenceRollout:
     """One caption played for `STEPS` base steps, free-running.
 
-    `ids`, `mask` int64 (1, tokens); `condition` (1, C); `outputs` the motion stage's by name, each (steps, ...);
-    `levels` float (frames, H, W, 3), 0 to 255 before rounding, of the steps `FRAME_STEPS`.
+    `ids` and `mask` are int64 (1, tokens), `condition` is (1, C). `outputs` are the motion stage's by name, each
+    (steps, ...). `levels` are float (frames, H, W, 3), 0 to 255 before rounding, of the steps `FRAME_STEPS`.
     """
 
     caption: str
@@ -50,7 +50,7 @@ class ReferenceRollout:
 
 
 def draw(specs: Mapping[str, StageSpec], seed: int, steps: int = STEPS) -> StreamDraws:
-    """Everything a stream of this seed draws, with the runtime's own generator."""
+    """The random numbers of a stream with this seed, from the runtime's own generator."""
     draws = Draws(specs["motion"], specs["render"], seed)
     return StreamDraws(draws.motion, draws.render, draws.states, tuple(draws.step() for _ in range(steps)))
 
@@ -58,7 +58,7 @@ def draw(specs: Mapping[str, StageSpec], seed: int, steps: int = STEPS) -> Strea
 def roll_motion(
     spec: StageSpec, step: Callable[[dict[str, Floats]], Mapping[str, Floats]], condition: Floats, draws: StreamDraws
 ) -> dict[str, Floats]:
-    """Run a motion step once for each drawn step, feeding its own states back; outputs by name, (steps, ...)."""
+    """Run a motion step for each drawn step, each on the states of the one before. Outputs by name, (steps, ...)."""
     states = dict(draws.states)
     made = []
     for noises in draws.steps:
@@ -75,9 +75,9 @@ def play_references(
     seed: int,
     advance: Callable[[], object],
 ) -> tuple[ReferenceRollout, ...]:
-    """Play each caption through the torch modules; the stream of caption i has seed `seed` + i.
+    """Play each caption through the torch modules. The stream of caption i has seed `seed` + i.
 
-    `advance` is called after each. Raises `CheckpointError` where a stage gives NaN or infinity.
+    `advance` is called after each caption. Raises `CheckpointError` for NaN or infinity.
     """
     played = []
     for index, caption in enumerate(captions):

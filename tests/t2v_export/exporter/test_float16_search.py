@@ -159,7 +159,7 @@ def test_stage_that_four_layers_do_not_save_is_refused_with_what_was_tried():
     module = Lost().eval()
     model, spec = exported(module)
     made = make_half(model, spec, played(module), TOLERANCE)
-    assert len(set(made.float32_layers)) == mixed.MAX_KEPT == 4 and len(layers(model)) == 6
+    assert len(set(made.float32_layers)) == mixed.MAX_FLOAT32_LAYERS == 4 and len(layers(model)) == 6
     tried = "fp16 render: .* with its 4 most sensitive layers in float32, at most 0.01"
     with pytest.raises(AccuracyError, match=tried):
         check_accuracy("fp16", {"render": made.difference}, {"render": made.float32_layers})
@@ -245,7 +245,7 @@ def test_export_names_the_layers_it_kept_and_gives_the_same_bytes(make_checkpoin
 def test_export_that_may_keep_too_few_layers_writes_nothing(make_checkpoint, cpu, tmp_path, monkeypatch):
     folder = make_checkpoint(render=DRAW)
     make_sensitive(folder)
-    monkeypatch.setattr(mixed, "MAX_KEPT", 0)
+    monkeypatch.setattr(mixed, "MAX_FLOAT32_LAYERS", 0)
     with pytest.raises(AccuracyError, match="fp16 render: levels differs"):
         export_checkpoint(folder, tmp_path / "bundle", cpu, ExportOptions(measure=False))
     assert not (tmp_path / "bundle").exists()

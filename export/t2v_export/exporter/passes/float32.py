@@ -16,7 +16,7 @@ from t2v_export.exporter.runner import Advance, PassContext
 from t2v_export.graph.batch import check_batch_free, free_batch
 from t2v_export.graph.from_torch import OPSET, stage_to_onnx
 from t2v_export.store import Files
-from t2v_export.verify.difference import StageDifference, check_accuracy, compare_variant
+from t2v_export.verify.difference import StageDifference, check_accuracy, compare_stage
 from t2v_export.verify.reference import play_references
 
 
@@ -53,8 +53,7 @@ def verify_float32(context: PassContext, results: PassResults) -> PassResults:
     graphs = results.graphs["fp32"]
 
     def make(advance: Advance) -> Files:
-        models = {stage: graph.model() for stage, graph in graphs.items()}
-        found = compare_variant(models, context.specs, results.rollouts)
+        found = {s: compare_stage(g.model(), context.specs[s], results.rollouts) for s, g in graphs.items()}
         check_accuracy("fp32", found)
         return {"differences.json": pack_json({stage: d.to_json() for stage, d in found.items()})}
 

@@ -82,8 +82,7 @@ def smooth_stage(context: PassContext, results: PassResults) -> PassResults:
     def make(advance: Advance) -> Files:
         return {"graph.onnx": pack_graph(smooth(one.model(), one.plan.layers, one.given, one.options.smooth))}
 
-    parts = {"graph": one.graph, "samples": one.samples_sha256, "plan": asdict(one.plan)}
-    graph = context.do(1, make, strength=one.options.smooth, **parts)["graph.onnx"]
+    graph = context.do(1, make, strength=one.options.smooth, **_inputs(one))["graph.onnx"]
     plan = make_plan(onnx.load_from_string(graph), context.spec, one.options)
     return _with_stage(results, context.stage, replace(one, graph=graph, plan=plan))
 
@@ -99,12 +98,11 @@ def observe_stage(context: PassContext, results: PassResults) -> PassResults:
         model = one.model()
         return pack_observations(observe(model, one.given, *observed_tensors(model, one.plan), advance, bits))
 
-    parts = {"graph": one.graph, "samples": one.samples_sha256, "plan": asdict(one.plan)}
-    files = context.do(len(one.given), make, bits=bits, **parts)
+    files = context.do(len(one.given), make, bits=bits, **_inputs(one))
     return _with_stage(results, context.stage, replace(one, seen=unpack_observations(files)))
 
 
-def rank_layers(context: PassContext, results: PassResults) -> PassResults:
+def rank_stage(context: PassContext, results: PassResults) -> PassResults:
     """What each layer of a stage alone loses. Skipped where the recipe neither reports nor bounds it."""
     one = results.int8.get(context.stage)
     if one is None:
@@ -117,7 +115,8 @@ def rank_layers(context: PassContext, results: PassResults) -> PassResults:
         found = measure_sensitivity(one.model(), one.plan, one.seen, one.options, metric, advance)
         return {"layers.json": pack_json([asdict(s) for s in found])}
 
-    files = context.do(min(len(one.plan.layers), MAX_LAYERS), make, **_parts(one))
+    inputs = {**_inputs(one), "reference": one.reference, "options": asdict(one.options)}
+    files = context.do(min(len(one.plan.layers), MAX_LAYERS), make, **inputs)
     ranking = tuple(Sensitivity(**s) for s in json.loads(files["layers.json"]))
     described = [s.to_json(metric.key) for s in ranking]
     ranked = replace(results, sensitivity={**results.sensitivity, context.stage: described})
@@ -141,7 +140,8 @@ def make_int8(context: PassContext, results: PassResults) -> PassResults:
         graphs = {f"{variant}.onnx": pack_graph(graph) for variant, graph in made.graphs.items()}
         return {**graphs, "made.json": pack_json({"layers": made.float32_layers, "refused": made.refused})}
 
-    files = context.do(len(INT8_VARIANTS), make, opset_cap=opset_cap, **_parts(one))
+    inputs = {**_inputs(one), "reference": one.reference, "options": asdict(one.options)}
+    files = context.do(len(INT8_VARIANTS), make, opset_cap=opset_cap, **inputs)
     made = json.loads(files["made.json"])
     for variant, why in made["refused"].items():
         results = results.with_refusal(variant, context.stage, why)
@@ -180,7 +180,6 @@ def _metric(context: PassContext, one: Int8Stage) -> SensitivityMetric:
     return SensitivityMetric(onnx.load_from_string(one.reference), context.spec, one.held)
 
 
-def _parts(one: Int8Stage) -> dict[str, object]:
-    """What the ranking and the INT8 graphs of a stage depend on."""
-    graphs = {"reference": one.reference, "graph": one.graph}
-    return {**graphs, "samples": one.samples_sha256, "plan": asdict(one.plan), "options": asdict(one.options)}
+def _inputs(one: Int8Stage) -> dict[str, object]:
+    """What every pass on a stage depends on, for its key."""
+    return {"graph": one.graph, "samples": one.samples_sha256, "plan": asdict(one.plan)}
