@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Optional
 
-from t2v_edge.bundle.tokenizer import MAX_CHARACTERS, tidy
+from t2v_edge.bundle.tokenizer import tidy
 from t2v_edge.captions.wording import Wording
 from t2v_edge.errors import CaptionError, UsageError
+from t2v_edge.util.limits import MAX_CAPTION_CHARACTERS
 
 MAX_EVENT_CHARACTERS = 4096
 MAX_NAME_CHARACTERS = 64
@@ -268,15 +269,15 @@ class CaptionMerger:
 
 
 def shorten(text: str) -> str:
-    """A text as it may be shown: normalised, and its first `MAX_CHARACTERS`, to the end of a word where one is near.
+    """A text as it may be shown: normalised, and its first `MAX_CAPTION_CHARACTERS`, to the end of a near word.
 
     Empty where nothing is left. `normalise` leaves the result as it is.
     """
     # What is dropped may have stood between two characters that are one when they meet.
     tidied = unicodedata.normalize("NFKC", tidy(text[:MAX_EVENT_CHARACTERS]))
-    head = tidied[:MAX_CHARACTERS]
-    if tidied[MAX_CHARACTERS : MAX_CHARACTERS + 1] not in ("", " "):
-        space = head.rfind(" ", MAX_CHARACTERS - _WORD_MARGIN)
+    head = tidied[:MAX_CAPTION_CHARACTERS]
+    if tidied[MAX_CAPTION_CHARACTERS : MAX_CAPTION_CHARACTERS + 1] not in ("", " "):
+        space = head.rfind(" ", MAX_CAPTION_CHARACTERS - _WORD_MARGIN)
         head = head if space < 0 else head[:space]
     return head
 

@@ -24,7 +24,8 @@ from t2v_edge.engine.registry import Engine, EngineOptions, fallback_engines, op
 from t2v_edge.engine.tensorrt.api import RUNS, BuildSettings, TensorRt, find_api
 from t2v_edge.engine.tensorrt.cache import EngineCache
 from t2v_edge.engine.tensorrt.cuda import find_gpu
-from t2v_edge.engine.tensorrt.engine import GpuQueue, TensorRtEngine
+from t2v_edge.engine.tensorrt.engine import TensorRtEngine
+from t2v_edge.engine.tensorrt.loaded import GpuQueue
 from t2v_edge.engine.tensorrt.proof import make_reference
 from t2v_edge.engine.tensorrt.report import BuildReport, EngineAttempt, StageResult
 from t2v_edge.errors import BundleError, EngineError, UsageError
