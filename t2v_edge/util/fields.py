@@ -8,10 +8,10 @@ from fractions import Fraction
 from typing import Any, Optional, cast
 
 from t2v_edge.errors import ProtocolError
+from t2v_edge.util.limits import MAX_TERM
 
 _SHOWN = 40
 _FRACTION = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
-MAX_TERM = 10**6
 
 
 class Fields:

@@ -14,7 +14,10 @@ MAX_CHECKPOINT_SIDE = 2048
 MIN_FPS, MAX_FPS = Fraction(1, 60), 1000
 """Frames a second of a stream: from one a minute to one a millisecond."""
 MIN_LIVE_FPS, MAX_LIVE_FPS = 1, 240
-"""Frames a second in real time and on the wire. At more, a frame is hardly longer than a thread's wake-up."""
+"""Frames a second in real time, on the wire and of a checkpoint's model.
+
+At more, a frame is hardly longer than the time that a thread needs to wake up.
+"""
 MAX_TERM = 10**6
 """Numerator and denominator of a rate. Containers keep a time base in 32 bits."""
 
