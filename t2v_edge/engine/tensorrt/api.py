@@ -95,7 +95,8 @@ class BuiltEngine:
 class BuildStrategy:
     """How to build.
 
-    typed: by the graph's types and not by flags. held: by flags, with layers held to the graph's types. loosely: held, except layers that only move numbers, see `TensorRt._keep_types`.
+    typed: by the graph's types and not by flags. held: by flags, with layers held to the graph's types. loosely:
+    held, except layers that only move numbers, see `TensorRt._keep_types`.
     """
 
     typed: bool = False
