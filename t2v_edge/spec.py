@@ -104,13 +104,7 @@ class NoiseSpec:
         return f"noise.{self.name}"
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "distribution": self.distribution,
-            "cadence": self.cadence,
-            "scale": self.scale,
-        }
+        return {**vars(self), "shape": list(self.shape)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> NoiseSpec:

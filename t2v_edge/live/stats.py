@@ -42,21 +42,8 @@ class LiveStats:
     stages: Mapping[str, Latency]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "shown": self.shown,
-            "rendered": self.rendered,
-            "dropped": dict(self.dropped),
-            "late": self.late,
-            "anchors": self.anchors,
-            "fps": self.fps,
-            "switch": self.switch.to_json(),
-            "queued": self.queued,
-            "generation": self.generation,
-            "level": self.level,
-            "divisor": self.divisor,
-            "motion_steps": self.motion_steps,
-            "stages": {stage: latency.to_json() for stage, latency in self.stages.items()},
-        }
+        stages = {stage: latency.to_json() for stage, latency in self.stages.items()}
+        return {**vars(self), "dropped": dict(self.dropped), "switch": self.switch.to_json(), "stages": stages}
 
 
 @dataclass(frozen=True)
