@@ -1,4 +1,4 @@
-"""One shown frame of a stream."""
+"""A shown frame of a stream."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """Pixels and when to show them.
+    """Pixels, and when to show them.
 
-    pixels: uint8 (H, W, 3), RGB, full range, C-contiguous; it belongs to whoever holds the frame.
-    index: 0, 1, 2, ... in the stream; in a live one, numbers of frames that were not shown are missing.
-    pts * time_base: seconds since the stream's start, exact.
-    generation: counts the caption changes and resets before it, from 0. caption: the one in force, normalised.
+    pixels: uint8 (H, W, 3), RGB, full range, C-contiguous. They belong to whoever holds the frame.
+    index: 0, 1, 2, ... in the stream. A live stream leaves out the numbers of frames that were not shown.
+    pts * time_base: exact seconds since the stream's start.
+    generation: counts the caption changes and resets before the frame, from 0.
+    caption: the caption in force, normalised.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -30,5 +31,5 @@ class Frame:
 
     @property
     def seconds(self) -> Fraction:
-        """When the frame is shown, in exact seconds since the stream's start."""
+        """When to show the frame, in exact seconds since the stream's start."""
         return self.pts * self.time_base

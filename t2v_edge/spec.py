@@ -1,4 +1,4 @@
-"""The contract of a stage: what goes in, what comes out, and what is carried from step to step.
+"""The contract of a stage: its inputs, its outputs, and the state between steps.
 
 Exporter and runtime share these types; they are stored as JSON in a bundle's manifest.
 
@@ -45,7 +45,7 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One named tensor: a static shape, batch dimension first, and a numpy dtype name."""
+    """A named tensor: its static shape, batch dimension first, and its numpy dtype name. Raises `SpecError`."""
 
     name: str
     shape: tuple[int, ...]
@@ -79,8 +79,8 @@ class TensorSpec:
 class NoiseSpec:
     """A noise input ``noise.NAME``: its distribution and how often it is drawn.
 
-    ``normal`` is N(0, 1) times `scale`, ``uniform`` is U[0, 1) times `scale`. Cadence ``stream`` draws once
-    a stream (a GAN's content code), ``step`` at every base frame (MoCoGAN's motion noise).
+    ``normal`` is N(0, 1) times `scale`, ``uniform`` is U[0, 1) times `scale`. Cadence ``stream`` draws once a stream,
+    such as a GAN's content code. ``step`` draws at every base step, such as MoCoGAN's motion noise.
     """
 
     name: str
@@ -104,13 +104,7 @@ class NoiseSpec:
         return f"noise.{self.name}"
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "distribution": self.distribution,
-            "cadence": self.cadence,
-            "scale": self.scale,
-        }
+        return {**vars(self), "shape": list(self.shape)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> NoiseSpec:
@@ -121,8 +115,8 @@ class NoiseSpec:
 class StateSpec:
     """A recurrent state ``state.NAME`` -> ``next.NAME`` and how it starts.
 
-    `start` is ``zeros``, ``normal`` (N(0, 1) from the stream's generator) or ``stored``: then `value` holds
-    the flat start values, row-major, one for each element.
+    `start` is ``zeros``, ``normal`` (N(0, 1) from the stream's generator) or ``stored``. For ``stored``, `value` holds
+    one start value for each element, row-major.
     """
 
     name: str
@@ -157,7 +151,7 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A stage's whole contract. `feeds` are its plain inputs; noises and states add theirs after them."""
+    """A stage's whole contract. `feeds`: its plain inputs. Noises and states add theirs after them."""
 
     stage: str
     feeds: tuple[TensorSpec, ...]
@@ -177,7 +171,7 @@ class StageSpec:
         for names in ([t.name for t in self.inputs], [t.name for t in self.outputs]):
             _require(len(set(names)) == len(names), f"stage {self.stage}: a name is used twice in {names}")
 
-    # Cached: engines read both at every run, and making them took half of the runtime's own time for a frame.
+    # Cached, because engines read both at every run.
     @cached_property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """All graph inputs in order: feeds, noises, states."""
@@ -203,7 +197,7 @@ class StageSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StageSpec:
-        """Read a spec from parsed JSON; raises `SpecError` where it is malformed."""
+        """A contract from parsed JSON. Raises `SpecError` for a malformed one."""
         try:
             return cls(
                 data["stage"],
@@ -217,7 +211,7 @@ class StageSpec:
 
 
 def check_stages(text: StageSpec, motion: StageSpec, render: StageSpec) -> None:
-    """Check that three stages fit together; raises `SpecError` naming the first misfit."""
+    """Check that three stages fit together. Raises `SpecError`, which names the first misfit."""
 
     def one(specs: tuple[TensorSpec, ...], name: str, stage: str) -> TensorSpec:
         for spec in specs:

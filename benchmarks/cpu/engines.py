@@ -1,4 +1,4 @@
-"""Peers behind the runtime's `Engine` protocol, each with its own defaults.
+"""Peers behind the runtime's `Engine` contract, each with its own defaults.
 
 So every contender is played by the same `Pipeline` and `FrameStream`: same tokens, draws, blending, interpolation and
 frame loop. What differs is what runs a stage.
@@ -6,20 +6,20 @@ frame loop. What differs is what runs a stage.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any
 
 from benchmarks.common.methods import OURS, Method
 from t2v_edge.bundle.manifest import Manifest
 from t2v_edge.bundle.tokenizer import CaptionTokenizer
+from t2v_edge.engine.base import Engine
 from t2v_edge.pipeline import Pipeline
+from t2v_edge.play.model import Model
 from t2v_edge.spec import STAGES, Arrays, StageSpec
 
 
-class PeerEngine(ABC):
+class PeerEngine(Engine):
     """What all peers share. One that is closed gives nothing more."""
 
     name = "peer"
@@ -28,19 +28,8 @@ class PeerEngine(ABC):
         self.spec = spec
         self.outputs = [tensor.name for tensor in spec.outputs]
 
-    @abstractmethod
-    def run(self, feeds: Arrays) -> dict[str, Any]: ...
-
     def close(self) -> None:
         self.outputs = []
-
-    def __enter__(self) -> PeerEngine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class TorchEngine(PeerEngine):
@@ -79,10 +68,15 @@ class OnnxRuntimePeer(PeerEngine):
 
 
 class OpenVinoPeer(PeerEngine):
+<<<<<<< HEAD
     """A graph compiled for the CPU with OpenVINO's default options.
 
     `ahead`: asks for throughput, with as many requests at the same time as OpenVINO then advises.
     """
+=======
+    """A graph compiled for the CPU with OpenVINO's default options; `ahead`: for throughput, with as many requests as
+    OpenVINO then advises, to be run at the same time."""
+>>>>>>> runtime
 
     name = "openvino"
 
@@ -92,9 +86,9 @@ class OpenVinoPeer(PeerEngine):
         super().__init__(spec)
         options = {"PERFORMANCE_HINT": "THROUGHPUT"} if ahead else {}
         compiled = openvino.Core().compile_model(str(path), "CPU", options)
-        self.beside = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if ahead else 1
+        self.parallel = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if ahead else 1
         self._requests: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(self.beside):
+        for _ in range(self.parallel):
             self._requests.put(compiled.create_infer_request())
         self._ports = compiled.outputs
 
@@ -132,7 +126,7 @@ def open_pipeline(method: Method, checkpoint: Path, material: Path) -> Pipeline:
         engines = _torch_engines(checkpoint, method.runner == "torch-compile")
     else:
         engines = {s: _peer(method, graph_path(material, method.graphs, s), manifest.stages[s]) for s in STAGES}
-    return Pipeline(manifest, tokenizer, engines, {stage: method.precision for stage in STAGES})
+    return Pipeline(Model(manifest, tokenizer, engines, {stage: method.precision for stage in STAGES}))
 
 
 def _peer(method: Method, path: Path, spec: StageSpec) -> PeerEngine:

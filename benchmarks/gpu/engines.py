@@ -38,6 +38,7 @@ import numpy as np
 
 from benchmarks.gpu.build import Job, settings_of
 from t2v_edge.bundle.bundle import Bundle
+from t2v_edge.engine.registry import BUILT
 from t2v_edge.engine.tensorrt.api import BuildSettings
 from t2v_edge.engine.tensorrt.build import Builder, BuildOptions
 from t2v_edge.engine.tensorrt.cuda import free_bytes
@@ -334,7 +335,7 @@ def _alone(
     """One variant wherever a stage has it and it is right there."""
     results.part(path.name, f"build {variant}", partial(_build, path, args.engine, settings, (variant,)))
     with Pipeline.open(path, args.engine, variant) as pipeline:
-        if not hasattr(pipeline._loaded["render"], "queue"):
+        if pipeline.engines["render"] not in BUILT:
             results.part(path.name, f"stream {variant}", lambda: {"engines": pipeline.engines})
             return
         results.part(

@@ -13,7 +13,7 @@ from benchmarks.gpu.material import Material
 from benchmarks.gpu.methods import GpuMethod
 from benchmarks.gpu.player import Call, Place, Player, blank_inputs
 from t2v_edge.bundle.bundle import Bundle
-from t2v_edge.pipeline import choose_variants
+from t2v_edge.play.model import choose_variants
 from t2v_edge.spec import StageSpec, TensorSpec
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from t2v_edge.bundle.draws import Draws
 from t2v_edge.bundle.tokenizer import CaptionTokenizer
-from t2v_edge.pipeline import settle_condition
+from t2v_edge.play.condition import settle_condition
 from t2v_edge.spec import StageSpec
 from t2v_export.checkpoint.checkpoint import Checkpoint
 

@@ -9,10 +9,15 @@ import numpy.typing as npt
 
 from t2v_edge.errors import UsageError
 from t2v_edge.spec import NoiseSpec, StageSpec, StateSpec
+from t2v_edge.util.limits import MAX_SEED
 
 Tensors = dict[str, npt.NDArray[np.float32]]
 
-MAX_SEED = (1 << 64) - 1
+
+def check_seed(seed: int) -> None:
+    """Raises `UsageError` for a seed out of range."""
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError(f"seed is {seed}, expected 0 to {MAX_SEED}")
 
 
 class Draws:
@@ -24,8 +29,7 @@ class Draws:
     """
 
     def __init__(self, motion: StageSpec, render: StageSpec, seed: int) -> None:
-        if not 0 <= seed <= MAX_SEED:
-            raise UsageError(f"seed is {seed}, expected 0 to {MAX_SEED}")
+        check_seed(seed)
         self._generator = np.random.Generator(np.random.PCG64(seed))
         self._step_noises = tuple(n for n in motion.noises if n.cadence == "step")
         self.motion = self._noises(n for n in motion.noises if n.cadence == "stream")

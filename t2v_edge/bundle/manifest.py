@@ -10,6 +10,7 @@ from typing import Any, Optional
 from t2v_edge.errors import BundleError, SpecError
 from t2v_edge.spec import STAGES, StageSpec, check_stages
 from t2v_edge.util import strict_json
+from t2v_edge.util.limits import MAX_FPS, MAX_SIDE
 
 FORMAT = "t2v-bundle"
 SCHEMA_VERSION = 1
@@ -18,8 +19,6 @@ MAX_MANIFEST_BYTES = 8 << 20
 MAX_FILE_BYTES = (1 << 31) - 1
 MAX_TOTAL_BYTES = 4 << 30
 MAX_FILES = 256
-MAX_FPS = 1000
-MAX_SIDE = 8192
 MAX_TOKENS = 4096
 MAX_LAYERS = 4096
 MAX_LAYER_NAME = 1000

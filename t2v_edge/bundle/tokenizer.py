@@ -10,18 +10,17 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from t2v_edge.errors import BundleError, CaptionError
+from t2v_edge.util.limits import MAX_CAPTION_CHARACTERS
 
-MAX_CHARACTERS = 512
 _DROPPED = ("Cc", "Cf", "Cs", "Co")
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
-    """A tokenized caption.
+class TokenizedCaption:
+    """A caption, normalised and tokenised: what the text stage reads.
 
-    ids, mask: int64 (1, tokens).
-    text: the normalised caption.
-    truncated: whether its end was cut.
+    `ids` and `mask`: int64 (1, tokens), padded. `text`: the normalised caption. `truncated`: its end is cut, because
+    it has more tokens than the text stage takes.
     """
 
     ids: npt.NDArray[np.int64]
@@ -33,7 +32,7 @@ class Tokens:
 def normalise(caption: str) -> str:
     """The caption in NFKC form, without control characters, with single spaces.
 
-    Raises `CaptionError` if it is not text, is empty, or is longer than `MAX_CHARACTERS`.
+    Raises `CaptionError` for what is not text, is empty, or is longer than `MAX_CAPTION_CHARACTERS`.
     """
     if not isinstance(caption, str):
         raise CaptionError(f"a caption must be a string, not {type(caption).__name__}; decode or join it first")
@@ -53,8 +52,10 @@ def tidy(text: str) -> str:
 
 
 def _check_length(text: str) -> None:
-    if len(text) > MAX_CHARACTERS:
-        raise CaptionError(f"the caption has {len(text)} characters, at most {MAX_CHARACTERS} are taken; shorten it")
+    if len(text) > MAX_CAPTION_CHARACTERS:
+        raise CaptionError(
+            f"the caption has {len(text)} characters, at most {MAX_CAPTION_CHARACTERS} are taken; shorten it"
+        )
 
 
 class CaptionTokenizer:
@@ -77,9 +78,12 @@ class CaptionTokenizer:
         self._tokens = tokens
         self._pad_id = pad_id
 
-    def __call__(self, caption: str) -> Tokens:
-        """Tokenize one caption. Tokens past the static length are cut. Raises `CaptionError`."""
-        text = normalise(caption)
+    def __call__(self, caption: str) -> TokenizedCaption:
+        """Normalise and tokenise one caption; raises `CaptionError`."""
+        return self.tokenise(normalise(caption))
+
+    def tokenise(self, text: str) -> TokenizedCaption:
+        """Tokenise a text that `normalise` gave. Raises `CaptionError` for a text without tokens."""
         encoding = self._tokenizer.encode(text)
         if not encoding.ids:
             raise CaptionError(f"the caption {text[:40]!r} has no tokens in this model's vocabulary; reword it")
@@ -87,4 +91,4 @@ class CaptionTokenizer:
         mask = np.zeros((1, self._tokens), np.int64)
         ids[0, : len(encoding.ids)] = encoding.ids
         mask[0, : len(encoding.ids)] = 1
-        return Tokens(ids, mask, text, bool(encoding.overflowing))
+        return TokenizedCaption(ids, mask, text, bool(encoding.overflowing))

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Optional
 
-from t2v_edge.bundle.tokenizer import MAX_CHARACTERS, tidy
+from t2v_edge.bundle.tokenizer import tidy
 from t2v_edge.captions.wording import Wording
 from t2v_edge.errors import CaptionError, UsageError
+from t2v_edge.util.limits import MAX_CAPTION_CHARACTERS
 
 MAX_EVENT_CHARACTERS = 4096
 MAX_NAME_CHARACTERS = 64
@@ -272,15 +273,15 @@ class CaptionMerger:
 
 
 def shorten(text: str) -> str:
-    """The text to show: normalised, and cut to `MAX_CHARACTERS`, at the end of a word if one is near.
+    """The text to show: normalised, and cut to `MAX_CAPTION_CHARACTERS`, at the end of a word if one is near.
 
     Empty if nothing is left. `normalise` does not change the result.
     """
     # Dropped characters may have separated two that combine into one, so the text is normalised again.
     tidied = unicodedata.normalize("NFKC", tidy(text[:MAX_EVENT_CHARACTERS]))
-    head = tidied[:MAX_CHARACTERS]
-    if tidied[MAX_CHARACTERS : MAX_CHARACTERS + 1] not in ("", " "):
-        space = head.rfind(" ", MAX_CHARACTERS - _WORD_MARGIN)
+    head = tidied[:MAX_CAPTION_CHARACTERS]
+    if tidied[MAX_CAPTION_CHARACTERS : MAX_CAPTION_CHARACTERS + 1] not in ("", " "):
+        space = head.rfind(" ", MAX_CAPTION_CHARACTERS - _WORD_MARGIN)
         head = head if space < 0 else head[:space]
     return head
 

@@ -202,7 +202,6 @@ def _open_sheet(stream: FrameStream) -> Any:
 
 
 def _warn_truncated(pipeline: Pipeline, stream: FrameStream) -> None:
-    for _, caption in stream.options.captions:
-        if pipeline.is_truncated(caption):
-            tokens = pipeline.manifest.tokenizer.tokens
-            sys.stderr.write(f"t2v-edge: the caption {caption[:40]!r}... is cut after {tokens} tokens\n")
+    for caption in stream.truncated:
+        tokens = pipeline.manifest.tokenizer.tokens
+        sys.stderr.write(f"t2v-edge: the caption {caption[:40]!r}... is cut after {tokens} tokens\n")

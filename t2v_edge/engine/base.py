@@ -1,28 +1,39 @@
-"""What every engine does: hold one stage's graph, and run it."""
+"""The contract of engines: an engine holds one stage's graph and runs it."""
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Optional, Protocol
+from typing import Any, Optional, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from t2v_edge.bundle.draws import Draws
 from t2v_edge.errors import EngineError, UsageError
 from t2v_edge.spec import Arrays, StageSpec
 
 MAX_THREADS = 256
-MOST_BESIDE = 8
-"""Frames of one stream that are made at the same time on a processor: each more takes memory of its own."""
+MAX_PARALLEL = 8
+"""Frames of one stream that a processor makes at the same time. Each takes memory of its own."""
+
+Vector = npt.NDArray[np.float32]
+Pixels = npt.NDArray[Any]
+_Opened = TypeVar("_Opened", bound="Engine")
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine runs. `threads`: CPU threads inside one operator, or None for the engine's own choice. `callers`:
-    threads that may run it at the same time, for which some engines make room. `ahead`: whether there are always
-    several, who make the frames of one stream: an engine may then have room for each and none for one alone."""
+    """How an engine runs.
+
+    threads: CPU threads inside one operator, 1 to 256, or None for the engine's own choice. callers: threads that may
+    run the engine at the same time; some engines make room for each. ahead: render several frames of one stream at
+    once. An engine may then make room for several callers and none for one alone. Raises `UsageError` for values out
+    of range.
+    """
 
     threads: Optional[int] = None
     callers: int = 1
@@ -35,39 +46,79 @@ class EngineOptions:
             raise UsageError(f"threads is {self.threads}, expected 1 to {MAX_THREADS}")
 
     @property
-    def beside(self) -> int:
+    def parallel(self) -> int:
         """Callers that can each have a core of their own."""
-        callers = max(self.callers, MOST_BESIDE if self.ahead else 1)
+        callers = max(self.callers, MAX_PARALLEL if self.ahead else 1)
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(callers, self.threads or usable, usable)
 
 
-class Engine(Protocol):
-    """A loaded graph. `run` may be called from several threads; close it, or use it as a context manager.
+class Player(Protocol):
+    """The state and the frames of one stream. Use it from one thread.
 
-    `beside`, where it has that attribute, is how many calls at the same time finish more than one after another.
-
-    Arrays given to `run` are read during the call only. Arrays it returns belong to the caller: an engine that
-    reuses buffers copies before it returns.
+    `step` runs one motion step. `place` adds a frame between the two newest steps to the open group. `render` sends
+    the group off, once it has `rows` frames, or fewer at the end. `collect` waits for the oldest group. At most `slots`
+    groups may be on their way. All raise `EngineError`.
     """
 
-    @property
-    def name(self) -> str: ...
+    rows: int
+    slots: int
 
-    @property
-    def spec(self) -> StageSpec: ...
+    def step(self, condition: Vector, noises: Mapping[str, Vector]) -> None:
+        """Run one motion step under `condition` (1, C), with the noises that are drawn at every step."""
+        ...
 
-    def run(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Run the graph once. Names, shapes and dtypes are those of `spec.inputs` and `spec.outputs`."""
+    def place(self, share: float) -> None:
+        """Add a frame at `share`, 0 to 1, of the way from the step before to the newest; 1 needs no step before."""
+        ...
+
+    def render(self) -> None: ...
+
+    def collect(self) -> list[Pixels]:
+        """Frames uint8 (H, W, 3) of the oldest group, in the order of `place`; they belong to the caller."""
         ...
 
     def close(self) -> None: ...
 
-    def __enter__(self) -> Engine: ...
+
+class Engine(ABC):
+    """A loaded graph. Several threads may call `run`. Close the engine, or use it as a context manager.
+
+    `name`: the engine's. `spec`: the stage's contract. `parallel`: calls at the same time that finish more in all than
+    one after another; 1 for an engine that gains nothing.
+    """
+
+    name: str
+    spec: StageSpec
+    parallel: int = 1
+
+    @abstractmethod
+    def run(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph once, with arrays as `spec.inputs` says; gives arrays as `spec.outputs` says.
+
+        `feeds` is read during the call only. The arrays returned belong to the caller: an engine that reuses buffers
+        copies first. Raises `EngineError`.
+        """
+
+    def open_player(self, motion: Engine, draws: Draws, smoothing: float) -> Optional[Player]:
+        """A player of this renderer and the motion engine, with frames and state in this engine's own memory.
+
+        None for engines that share no such memory: their stream then goes through `run`. draws: the stream's random
+        numbers. smoothing: of motion, 0 to below 1. Raises `EngineError`.
+        """
+        return None
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the engine. May be called often."""
+
+    def __enter__(self: _Opened) -> _Opened:
+        return self
 
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 def check_feeds(feeds: Arrays, spec: StageSpec) -> None:

@@ -1,4 +1,4 @@
-"""Which engine runs a stage: found out by running it, once for a machine, and remembered."""
+"""The choice of an engine for a stage: measured once on a machine, and remembered."""
 
 from __future__ import annotations
 
@@ -26,16 +26,19 @@ WARM_RUNS = 2
 MIN_RUNS = 3
 MAX_RUNS = 50
 BUDGET_S = 0.3
-"""Time for the timed runs of one stage, all engines together; three stages make about a second."""
+"""Seconds for the timed runs of one stage, all engines together. Three stages take about a second."""
 
 MARGIN = 0.95
-"""Another engine replaces the preferred one where its median is below this share of the preferred one's: less than
-that is noise, and a choice that noise made would change the frames' rounding for nothing."""
+"""The share of the preferred engine's median that another engine must stay below to replace it.
+
+A smaller gain may be noise, and another engine rounds frames differently.
+"""
 
 TOLERANCE = 0.1
-"""Root mean square of an engine's difference from the preferred one, as a share of the output's own, above which it is
-not chosen however fast it is. Measured on the reference model, ONNX Runtime and OpenVINO: 3e-5 and less in FP32, 0.005
-and less in INT8. A misread operator is far above it."""
+"""The largest difference from the preferred engine's output that an engine may have to be chosen.
+
+It is a root mean square, as a share of the output's own. Rounding is far below it, and a misread operator far above.
+"""
 
 MAX_ENTRY_BYTES = 4096
 
@@ -44,9 +47,8 @@ def open_stage(name: str, graph: bytes, spec: StageSpec, options: EngineOptions,
     """Load a checked graph into the engine `name`, or for ``auto`` into the fastest one installed.
 
     feeds: inputs like those the stage will get. The first time a graph, a set of engine versions, a machine and a
-    thread count meet, every engine is loaded and timed on them; the outcome is kept in the user's cache. An entry of
-    the cache is only ever the name of an engine that is installed: one that is anything else is measured again.
-    Raises `EngineError` or `UsageError`.
+    thread count meet, every engine is loaded and timed on them. The user's cache keeps the outcome. An entry of the
+    cache must be the name of an installed engine; any other is measured again. Raises `EngineError` or `UsageError`.
     """
     check_engine(name)
     if name != AUTO:
@@ -65,7 +67,7 @@ def open_stage(name: str, graph: bytes, spec: StageSpec, options: EngineOptions,
     if known is not None:
         try:
             return open_engine(known, graph, spec, options)
-        except EngineError:  # It cannot load the graph now: another may.
+        except EngineError:  # another engine may load the graph
             pass
     plain = EngineOptions(options.threads)  # frames one by one
     engine, medians_ms = _open_fastest(available, graph, spec, plain, feeds)
@@ -78,7 +80,7 @@ def open_stage(name: str, graph: bytes, spec: StageSpec, options: EngineOptions,
 
 
 def choice_key(graph: bytes, available: tuple[str, ...], options: EngineOptions) -> dict[str, Any]:
-    """All that a choice holds for: the graph's SHA-256, engine versions, the machine, threads."""
+    """The key of a choice: the graph's SHA-256, engine versions, the machine, threads."""
     return {
         "format": FORMAT,
         "graph_sha256": hashlib.sha256(graph).hexdigest(),
@@ -89,7 +91,7 @@ def choice_key(graph: bytes, available: tuple[str, ...], options: EngineOptions)
 
 
 def read_choice(path: Path, available: tuple[str, ...]) -> Optional[str]:
-    """The engine that a cache entry names, one of `available`; None where there is no entry or it is damaged."""
+    """The engine that a cache entry names, one of `available`; None without an entry or for a damaged one."""
     try:
         if not path.is_file():
             return None
@@ -108,7 +110,7 @@ def _entry(folder: Path, key: Mapping[str, Any]) -> Path:
 def _write(path: Path, entry: Mapping[str, Any]) -> None:
     try:
         write_atomic(path, dumps(entry))
-    except OSError:  # A cache that cannot be written costs the next opening a second, and this one nothing.
+    except OSError:  # without a cache the next opening measures again
         pass
 
 
@@ -149,7 +151,7 @@ def _open_fastest(
 
 
 def time_engines(engines: Mapping[str, Engine], feeds: Arrays) -> dict[str, float]:
-    """Median milliseconds of a run, by engine. They take turns, so that what else the machine does hits all alike."""
+    """Median milliseconds of a run, by engine. Engines take turns, so that other load hits all of them."""
     times: dict[str, list[float]] = {name: [] for name in engines}
     end = time.perf_counter() + BUDGET_S
     for done in range(MAX_RUNS):
@@ -163,7 +165,7 @@ def time_engines(engines: Mapping[str, Engine], feeds: Arrays) -> dict[str, floa
 
 
 def agree(wanted: Arrays, found: Arrays) -> bool:
-    """Whether every output is within `TOLERANCE` of the wanted one; never so where either holds a NaN."""
+    """Whether every output is within `TOLERANCE` of the wanted one. A NaN never is."""
     for name, array in wanted.items():
         expected = np.asarray(array, np.float64)
         off = np.asarray(found[name], np.float64) - expected

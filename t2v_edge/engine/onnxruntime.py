@@ -1,15 +1,14 @@
-"""ONNX Runtime, on the CPU or, where its GPU package is installed, on CUDA."""
+"""ONNX Runtime on the CPU, or on CUDA with its GPU package."""
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import numpy.typing as npt
 import onnxruntime as ort
 
 from t2v_edge.bundle.onnx_edit import opset_of
-from t2v_edge.engine.base import EngineOptions, check_feeds
+from t2v_edge.engine.base import Engine, EngineOptions, check_feeds
 from t2v_edge.errors import EngineError
 from t2v_edge.spec import Arrays, StageSpec, TensorSpec
 
@@ -23,22 +22,19 @@ _DTYPES = {
 }
 
 HALF_SCALES = 19
-"""The first opset whose Q and DQ take float16 scales; graphs that have those alone are exported in it. ONNX Runtime
-(1.32) fuses Q and DQ as if scales were float32: a QLinearConcat did not load, and biases overflowed (frames at 27 dB
-instead of 61). Left as they are they compute what they say."""
+"""The first opset whose Q and DQ take float16 scales; only graphs with such scales are exported in it.
+
+ONNX Runtime 1.32 fuses Q and DQ as if their scales were float32: a QLinearConcat does not load, and biases overflow.
+Without that fusion they compute what they say.
+"""
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Engine):
     """A stage's graph in an ONNX Runtime session, on the CPU or on CUDA (`cuda`).
 
-    The motion step, a handful of small matrix products, runs on the calling thread, and no pool spins while it waits:
-    measured on two cores, a second spinning pool took a 256x256 renderer from 25 to 50 ms, and a pool that sleeps
-    costs nothing that could be told from noise. (I/O binding gained nothing either: 23.8 against 23.9 ms.)
-
-    `beside`: callers of the renderer that gain by running at the same time, as they may in one session: two made 530
-    frames a second where one made 310 (INT8, 256x256, two cores), the same ones.
-
-    Raises `EngineError` where the graph cannot be loaded or is not what `spec` says.
+    The motion step is a handful of small matrix products and runs on the calling thread. No thread pool spins while it
+    waits: two spinning pools slow each other down. `parallel`: callers that may run the renderer at the same time, in
+    one session. Raises `EngineError` for a graph that cannot be loaded or is not what `spec` says.
     """
 
     def __init__(
@@ -51,8 +47,8 @@ class OnnxRuntimeEngine:
         settings.inter_op_num_threads = 1
         settings.intra_op_num_threads = 1 if spec.stage == "motion" else options.threads or 0
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Without it, on x86 with AVX2 or AVX-512 but no VNNI, pairs of 8-bit products are summed in 16 bits and clip:
-        # a Gemm of normal weights was 65 % off. Other processors do not look at it, and weights of 7 bits cost no time.
+        # Unless this is set, x86 with AVX2 or AVX-512 but no VNNI sums pairs of 8-bit products in 16 bits, which clips.
+        # Other processors ignore it. It costs no time for weights of 7 bits.
         settings.add_session_config_entry("session.x64quantprecision", "1")
         if opset_of(bytes(graph)) >= HALF_SCALES:
             settings.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -63,13 +59,13 @@ class OnnxRuntimeEngine:
                 settings,
                 providers=_providers(cuda),
             )
-        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+        except Exception as error:  # ONNX Runtime's exceptions have no other base
             raise EngineError(
                 f"ONNX Runtime {ort.__version__} cannot load the {spec.stage} graph ({error}); "
                 "upgrade onnxruntime or export for a lower opset"
             ) from error
         self.spec = spec
-        self.beside = options.beside if spec.stage == "render" and not cuda else 1
+        self.parallel = options.parallel if spec.stage == "render" and not cuda else 1
         self._session: Any = session
         self._outputs = [tensor.name for tensor in spec.outputs]
         self._check("takes", session.get_inputs(), spec.inputs)
@@ -100,17 +96,9 @@ class OnnxRuntimeEngine:
     def close(self) -> None:
         self._session = None
 
-    def __enter__(self) -> OnnxRuntimeEngine:
-        return self
-
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.close()
-
 
 def _providers(cuda: bool) -> list[Any]:
-    """With CUDA: FP32 is computed as such, not in TensorFloat-32; what it has no kernel for runs on the CPU."""
+    """Where the graph runs. CUDA computes in FP32, not in TensorFloat-32. Nodes without a kernel run on the CPU."""
     if not cuda:
         return ["CPUExecutionProvider"]
     if "CUDAExecutionProvider" not in ort.get_available_providers():

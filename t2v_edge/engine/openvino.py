@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from types import TracebackType
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import numpy as np
 import numpy.typing as npt
 
-from t2v_edge.engine.base import EngineOptions, check_feeds
-from t2v_edge.engine.turns import BorrowPool
+from t2v_edge.engine.base import Engine, EngineOptions, check_feeds
+from t2v_edge.engine.pool import BorrowPool
 from t2v_edge.errors import EngineError
 from t2v_edge.spec import Arrays, StageSpec, TensorSpec
 
-# Importing openvino sends a usage event to its makers and writes an identifier into ~/intel, unless its telemetry
-# package is absent: then it takes its own stub. Playing a bundle is nobody's business, so here it is absent.
+# Importing openvino sends a usage event to its makers and writes an identifier into ~/intel. Without its telemetry
+# package it takes a stub of its own. Nobody is told of a bundle that is played, so the package is hidden here.
 _TELEMETRY = "openvino_telemetry"
 _hidden = _TELEMETRY not in sys.modules
 if _hidden:
@@ -29,28 +28,26 @@ finally:
 
 _VERSION = ov.__version__.partition("-")[0]
 WORTH_BYTES = 100_000
-"""Fewer are transposed as they are: two more nodes take longer."""
+"""The fewest bytes of which interleaving is worth two more nodes."""
 
 
-class OpenVinoEngine:
-    """A stage's graph compiled for OpenVINO's CPU plugin, with one inference request, and for several callers more.
+class OpenVinoEngine(Engine):
+    """A stage's graph compiled for OpenVINO's CPU plugin.
 
-    The graph is read from memory. The plugin is asked for low latency and for float32 wherever the graph says floating
-    point: left to itself it computes in bfloat16 on CPUs with AMX and in float16 on Arm, and a bundle's FP32 would not
-    be FP32. Nor does it quantize what a graph has in float32: it would where weights alone are stored in 8 bits, and a
-    recurrent state strayed from the first step (0.4 % of it, 7 % after 1,000). Threads are not pinned to cores: with
-    another process on the machine, pinning took a 256x256 renderer from 35 to 42 ms. The motion step runs on one
-    thread, as in the other engine. Inputs are written into the request's own tensors: `infer(feeds)` does the same in
-    six times the microseconds (133 against 22 for a tiny graph).
-    Two rewritings give the same frames sooner. Pixels become bytes before they are transposed, not after: 1.29 instead
-    of 1.46 ms for a small 256x256 renderer in INT8. And its rows of bytes are interleaved run by run.
+    The plugin computes in float32 wherever the graph says floating point. By default it takes bfloat16 on CPUs with AMX
+    and float16 on Arm. Nor does it quantize activations where only weights are stored in 8 bits: a recurrent state
+    would stray from the first step. Threads are not pinned to cores, because other processes may be on them. The motion
+    step runs on one thread. Inputs are written into the request's own tensors, which costs less than `infer(feeds)`.
 
-    With `options.callers` the renderer has, besides the request that all threads work on, one for each core, of one
-    thread: for callers that come while another one runs. They finish more in all (99 against 62 frames a second, four
-    callers on two busy cores), and give the same frames. With `options.ahead` it has two for each core, and none for
-    all: to compile the graph twice takes 0.3 s, as long as a short clip. `beside`: callers that it has requests for.
+    Two changes of the graph give the same frames sooner: pixels become bytes before they are transposed, and rows of
+    bytes are interleaved run by run.
 
-    Raises `EngineError` where the graph cannot be loaded or is not what `spec` says.
+    With `options.callers` the renderer has one request of all threads, for a caller that comes alone. It has another of
+    one thread for each core, for callers that come while one runs: they finish more in all. With `options.ahead` it has
+    two of one thread for each core and none of all threads, because compiling the graph twice takes as long as a short
+    clip. `parallel`: callers that have a request.
+
+    Raises `EngineError` for a graph that cannot be loaded or is not what `spec` says.
     """
 
     name = "openvino"
@@ -65,31 +62,36 @@ class OpenVinoEngine:
         threads = 1 if spec.stage == "motion" else options.threads
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        beside = options.beside if spec.stage == "render" else 1
-        several = {**settings, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": beside, "INFERENCE_NUM_THREADS": beside}
+        parallel = options.parallel if spec.stage == "render" else 1
+        several = {
+            **settings,
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "NUM_STREAMS": parallel,
+            "INFERENCE_NUM_THREADS": parallel,
+        }
         try:
             core = ov.Core()
             model = core.read_model(bytes(graph))
             _round_before_transposing(model)
             _interleave_whole_runs(model)
-            if options.ahead and beside > 1:
+            if options.ahead and parallel > 1:
                 compiled = core.compile_model(model, "CPU", several)
-                beside *= 2  # while one is handed over another runs
-                request, *crowd = _requests(compiled, beside)
+                parallel *= 2  # while one is handed over another runs
+                request, *others = _requests(compiled, parallel)
             else:
                 compiled = core.compile_model(model, "CPU", settings)
                 request = compiled.create_infer_request()
-                crowd = _requests(core.compile_model(model, "CPU", several), beside) if beside > 1 else []
+                others = _requests(core.compile_model(model, "CPU", several), parallel) if parallel > 1 else []
         except Exception as error:  # OpenVINO raises RuntimeError and whatever pybind11 makes of others
             raise EngineError(
-                f"OpenVINO {_VERSION} cannot load the {spec.stage} graph ({_said(error)}); "
+                f"OpenVINO {_VERSION} cannot load the {spec.stage} graph ({_line(error)}); "
                 "upgrade openvino or take --engine onnxruntime"
             ) from error
         self.spec = spec
         self._check("takes", compiled.inputs, spec.inputs)
         self._check("gives", compiled.outputs, spec.outputs)
-        self.beside = beside
-        self._turns: BorrowPool[Any] = BorrowPool(request, crowd)
+        self.parallel = parallel
+        self._pool: BorrowPool[Any] = BorrowPool(request, others)
 
     def _check(self, verb: str, ports: Iterable[Any], wanted: tuple[TensorSpec, ...]) -> None:
         # An OpenVINO tensor carries every name that ONNX gave it on its way through nodes that do nothing.
@@ -105,9 +107,9 @@ class OpenVinoEngine:
             )
 
     def run(self, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Run once; threads take turns, in the order in which they come. The arrays returned are new ones."""
+        """Run once. Threads take turns, in the order in which they come. The arrays returned are new ones."""
         check_feeds(feeds, self.spec)
-        with self._turns.take() as request:
+        with self._pool.borrow() as request:
             if request is None:
                 raise EngineError(f"the {self.spec.stage} engine is closed; open the pipeline again")
             try:
@@ -119,19 +121,11 @@ class OpenVinoEngine:
             except Exception as error:
                 raise EngineError(
                     f"OpenVINO {_VERSION} failed in the {self.spec.stage} stage "
-                    f"({_said(error)}); check the bundle with t2v-edge inspect --verify"
+                    f"({_line(error)}); check the bundle with t2v-edge inspect --verify"
                 ) from error
 
     def close(self) -> None:
-        self._turns.close()
-
-    def __enter__(self) -> OpenVinoEngine:
-        return self
-
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.close()
+        self._pool.close()
 
 
 def _requests(compiled: Any, count: int) -> list[Any]:
@@ -139,11 +133,10 @@ def _requests(compiled: Any, count: int) -> list[Any]:
 
 
 def _round_before_transposing(model: Any) -> None:
-    """Where an output is Convert(Round(Transpose(x))), make it Transpose(Convert(Round(x))), in place.
+    """Change each output Convert(Round(Transpose(x))) to Transpose(Convert(Round(x))), in place.
 
-    The graph ends the first way because TensorRT knows uint8 only at the border of a graph; here the transposition, of
-    a quarter of the bytes, is then one with the layout change that the plugin does anyway. Element by element it is
-    the same.
+    Graphs end the first way because TensorRT knows uint8 only at a graph's border. The second way transposes a quarter
+    of the bytes, as one with a layout change that the plugin does anyway. Every element stays the same.
     """
     for result in model.get_results():
         convert = result.input_value(0).get_node()
@@ -165,10 +158,10 @@ def _round_before_transposing(model: Any) -> None:
 
 
 def _interleave_whole_runs(model: Any) -> None:
-    """Where bytes (a, b, 2, c) become (a, 2, b, c) by Transpose, split them in two and join the halves, in place.
+    """Change each Transpose of bytes (a, b, 2, c) to (a, 2, b, c) into a split and a join of the halves, in place.
 
     INT8 doublings in phases are laid out so. The plugin's Transpose moves 64 bytes of a run at a time with AVX-512, and
-    the rest of the run byte by byte, so runs of whole 64 bytes are left to it, as is what is small.
+    the rest byte by byte. So it keeps runs of whole 64 bytes, and small tensors.
     """
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Transpose" or not _holds_bytes(node.input_value(0)):
@@ -188,7 +181,7 @@ def _interleave_whole_runs(model: Any) -> None:
 
 
 def _holds_bytes(value: Any) -> bool:
-    """Whether a tensor is of bytes, or will be once the plugin has moved the scale that it is dequantized by."""
+    """Whether a tensor is of bytes, or becomes so when the plugin moves the scale that it is dequantized by."""
     while value.get_element_type().size != 1:
         node = value.get_node()
         if node.get_type_name() not in ("Reshape", "Transpose", "Multiply", "Subtract", "Convert"):
@@ -197,8 +190,8 @@ def _holds_bytes(value: Any) -> bool:
     return True
 
 
-def _said(error: Exception) -> str:
-    """OpenVINO's message on one line, without the places in its own source."""
+def _line(error: Exception) -> str:
+    """OpenVINO's message on one line, without places in its own source."""
     lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
-    return "; ".join(told) or " ".join(lines)
+    kept = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
+    return "; ".join(kept) or " ".join(lines)

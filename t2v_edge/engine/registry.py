@@ -1,4 +1,4 @@
-"""Inference engines. One module a backend; each is imported only when it is asked for."""
+"""The engines by name. Each has a module of its own, which is imported only when the engine is opened."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 AUTO = "auto"
-"""What stands for the engine that `t2v_edge.engine.choice` finds the fastest here, stage by stage."""
+"""The name for the engine that `t2v_edge.engine.choice` finds fastest here, stage by stage."""
 
 ENGINES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "onnxruntime-cuda": "onnxruntime"}
 """Name of an engine that loads a graph as it is -> the module it needs, in order of preference."""
@@ -43,7 +43,7 @@ _REMEDIES = {
 
 
 def is_installed(name: str) -> bool:
-    """Whether the library of an engine is there, found without importing it."""
+    """Whether an engine's library is installed. The library is not imported."""
     if name in BUILT:
         return installed(name) is not None
     if name == "onnxruntime-cuda":
@@ -55,19 +55,19 @@ def is_installed(name: str) -> bool:
 
 
 def available_engines() -> tuple[str, ...]:
-    """Names of the engines of `ENGINES` that are installed here, the preferred first."""
+    """The engines of `ENGINES` that are installed here, the preferred first."""
     return tuple(name for name in ENGINES if is_installed(name))
 
 
 def fallback_engines() -> tuple[str, ...]:
-    """What can run a stage that TensorRT does not: on the GPU first."""
+    """The installed engines for a stage that TensorRT does not run, those on the GPU first."""
     return tuple(sorted(available_engines(), key=lambda name: name != "onnxruntime-cuda"))
 
 
 def check_engine(name: str) -> None:
-    """Check that `name`, an engine or ``auto``, can be had here.
+    """Check that `name`, an engine or ``auto``, is available here.
 
-    Raises `UsageError` where it is unknown, `EngineError` with the remedy where it is not installed.
+    Raises `UsageError` for an unknown engine, `EngineError` with the remedy for one that is not installed.
     """
     if name == AUTO:
         if not available_engines() and not any(map(is_installed, BUILT)):

@@ -1,1 +1,1 @@
-"""Live streams: frames when they are due, from captions that change at any time."""
+"""Live streams: each frame when it is due, from captions that change at any time."""

@@ -1,7 +1,7 @@
-"""Fewer frames a second where the device does not keep up, and more again where it does.
+"""The quality of a live stream: fewer frames a second when the device does not keep up, and more when it does.
 
-Pure: what was observed goes in, a decision comes out. The stream's state, its captions and its time are not touched:
-at level d every d-th frame of the schedule is made, and the motion between them is as fast as ever.
+It is pure: observations go in, a decision comes out. It does not touch the stream's state, captions and time. With a
+divisor of d every d-th frame of the schedule is made, and the motion is as fast as ever.
 """
 
 from __future__ import annotations
@@ -10,24 +10,27 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 LOWEST_FPS = 7
-"""Below this it is no longer seen as motion; no level goes there."""
+"""The fewest frames a second that still look like motion. No level has less."""
 DIVISORS = (1, 2, 3, 4, 6, 8, 12, 16)
 MISSED = 0.1
-"""More frames than this share are late or left out: the level is too high."""
+"""The share of frames that may be late or left out. With more, the level is too demanding."""
 FULL, FITS, ROOMY = 1.0, 0.85, 0.7
-"""Shares of the time between frames that making one takes: past FULL frames must be late; a level is gone down to where
-it FITS, and gone up to only where it is ROOMY. The gaps between them are what keeps it from going to and fro."""
+"""Shares of the time between frames that making one takes. Past FULL, frames must be late. Quality goes down to a level
+that FITS, and up only to one that is ROOMY. The gaps between them keep it from going back and forth."""
 PATIENCE = 5
-"""Windows in a row that must be roomy before a level is gone up. Doubled for a level each time it fails for a reason
-that the times of frames do not show, until it has held out for twice as many."""
+"""Roomy windows in a row before quality goes up to a level. A level that fails although its frame times fit needs twice
+as many, until it has lasted for twice as many windows."""
 DOUBT = 2
-"""Windows in a row with missed frames before it is believed where the times of frames do not explain them."""
+"""Windows in a row with missed frames before quality goes down, if frame times do not explain them."""
 
 
 @dataclass(frozen=True)
 class QualityWindow:
-    """What was seen since the last decision, a second or so. frames: made; missed: late or left out because of the
-    device; cost_s: what making one took, the median, so that a single stall is none."""
+    """Observations since the last decision, of about a second.
+
+    frames: made. missed: late or left out because of the device. cost_s: the median time that making one took, on which
+    a single stall has no effect.
+    """
 
     frames: int
     missed: int
@@ -37,9 +40,8 @@ class QualityWindow:
 class Quality:
     """The level of one stream: an index into `divisors`, 0 for every frame.
 
-    Under a load whose frames take constant time it is settled after at most `settles_after` decisions, wherever it was
-    before, and stays. Where frames are missed for a reason that their times do not show, each level tried again in vain
-    is tried half as often from then on.
+    If frames take constant time, the level settles after at most `settles_after` decisions and stays. If frames are
+    missed although their times fit, each level that fails again is tried half as often from then on.
     """
 
     def __init__(self, fps: Fraction) -> None:
@@ -57,11 +59,11 @@ class Quality:
 
     @property
     def settles_after(self) -> int:
-        """Decisions, where no level has failed before; see the class."""
+        """Decisions until the level settles, if no level has failed before."""
         return (PATIENCE + 1) * len(self.divisors) + DOUBT
 
     def observe(self, window: QualityWindow) -> bool:
-        """Decide; whether the level is another now."""
+        """Decide; True if the level changed."""
         before = self.level
         if window.frames <= 0:
             return False
@@ -81,7 +83,7 @@ class Quality:
         return self.level != before
 
     def _go_down(self, window: QualityWindow) -> None:
-        """To the first level where frames fit, one lower at the least."""
+        """Go down to the first level where frames fit, by one level at least."""
         self._calm = self._doubts = self._held_out = 0
         if self.level + 1 == len(self.divisors):
             return
@@ -92,5 +94,5 @@ class Quality:
             self.level += 1
 
     def _share(self, window: QualityWindow, level: int) -> float:
-        """Of the time between frames at a level, what making one takes."""
+        """The share of the time between frames at a level that making one takes."""
         return float(window.cost_s * self.fps / self.divisors[level])

@@ -1,4 +1,4 @@
-"""What became of a live stream's frames."""
+"""Statistics of a live stream: frames shown, dropped and late, rates and latencies."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ RATE_FRAMES = 64
 class LiveStats:
     """Counts since the start.
 
-    shown: frames given to the consumer. rendered: frames made. dropped: by reason; ``stale``: made, of an old caption;
-    ``overtaken``: made, and a newer one was there; ``unwatched``: made, and then nobody came; ``skipped``: missed and
-    never made. late: frames done more than half a frame after they were due. anchors: how often the schedule was taken
-    up anew after a stall. fps: frames shown a second, of the newest `RATE_FRAMES` or since the stream last stood still,
-    None where too few. switch: from the call of `set_caption` to the consumer's first frame of its generation, of
-    captions whose frames were shown. queued: frames that wait. level, divisor: of quality: every divisor-th frame is
-    made. motion_steps: base steps run since the start or the last reset. stages: latency by stage.
+    shown: frames given to the consumer. rendered: frames made. dropped: frames by reason. ``stale``: made for an old
+    caption. ``overtaken``: made, but a newer one was due. ``unwatched``: made, but nobody came. ``skipped``: missed and
+    never made. late: frames done more than half a frame after they were due. anchors: restarts of the schedule after a
+    stall. fps: frames shown a second, of the newest `RATE_FRAMES` or since the stream last stood still; None for too
+    few. switch: from the call of `set_caption` to its first frame at the consumer, of captions that were shown. queued:
+    frames that wait. level, divisor: of quality; every divisor-th frame is made. motion_steps: base steps run since the
+    start or the last reset. stages: latency by stage.
     """
 
     shown: int
@@ -42,26 +42,13 @@ class LiveStats:
     stages: Mapping[str, Latency]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "shown": self.shown,
-            "rendered": self.rendered,
-            "dropped": dict(self.dropped),
-            "late": self.late,
-            "anchors": self.anchors,
-            "fps": self.fps,
-            "switch": self.switch.to_json(),
-            "queued": self.queued,
-            "generation": self.generation,
-            "level": self.level,
-            "divisor": self.divisor,
-            "motion_steps": self.motion_steps,
-            "stages": {stage: latency.to_json() for stage, latency in self.stages.items()},
-        }
+        stages = {stage: latency.to_json() for stage, latency in self.stages.items()}
+        return {**vars(self), "dropped": dict(self.dropped), "switch": self.switch.to_json(), "stages": stages}
 
 
 @dataclass(frozen=True)
 class LiveCounts:
-    """What of `LiveStats` costs nothing to tell: counts since the start, frames that wait, and the divisor in force."""
+    """The part of `LiveStats` that costs little: counts since the start, frames that wait, the divisor in force."""
 
     rendered: int = 0
     dropped: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
@@ -70,13 +57,13 @@ class LiveCounts:
     divisor: int = 1
 
     def after(self, before: LiveCounts) -> LiveCounts:
-        """Counts of a stream and of those before it together."""
+        """The sum of these counts and of the streams before."""
         dropped = {reason: self.dropped[reason] + before.dropped[reason] for reason in REASONS}
         return LiveCounts(self.rendered + before.rendered, dropped, self.late + before.late, self.queued, self.divisor)
 
 
 class FrameCounts:
-    """Collects what `LiveStats` tells; whoever uses it holds the stream's lock."""
+    """The counts behind `LiveStats`. Callers hold the stream's lock."""
 
     def __init__(self) -> None:
         self.shown = self.rendered = self.late = self.anchors = 0
@@ -87,11 +74,11 @@ class FrameCounts:
         self._asked: Optional[tuple[int, float]] = None
 
     def ask(self, generation: int, at_s: float) -> None:
-        """A caption was handed over at `at_s`; its frames carry `generation`."""
+        """Note a caption that was set at `at_s`; its frames carry `generation`."""
         self._asked = (generation, at_s)
 
     def show(self, generation: int, at_s: float) -> None:
-        """A frame was given to the consumer."""
+        """Note a frame that the consumer got."""
         self.shown += 1
         self._times.append(at_s)
         if self._asked is not None and self._asked[0] == generation:
@@ -100,7 +87,7 @@ class FrameCounts:
             self._asked = None
 
     def stand_still(self) -> None:
-        """No rate and no latency reaches over a pause."""
+        """Forget times: no rate and no latency spans a pause."""
         self._times.clear()
         self._asked = None
 

@@ -1,4 +1,4 @@
-"""A stream in real time: frames when they are due, captions that change at any moment, nothing old, nothing late.
+"""A stream in real time: each frame when it is due, and captions that change at any moment.
 
     with Pipeline.open("bundle") as pipeline, pipeline.live("a person is waving", fps=30) as live:
         for frame in live:              # or: async for frame in live
@@ -6,32 +6,31 @@
             if heard := listen():
                 live.set_caption(heard) # from here or from any thread
 
-What happens at a change, a stall and a pause is in docs/live.md.
+docs/live.md says what happens at a change, a stall and a pause.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Iterator
-from fractions import Fraction
 from types import TracebackType
 from typing import TYPE_CHECKING, Callable, Optional, Union
 
+from t2v_edge.bundle.draws import check_seed
 from t2v_edge.errors import EngineError
 from t2v_edge.frame import Frame
 from t2v_edge.live.core import LiveCore, Pending
 from t2v_edge.live.maker import FrameRequest, Maker
-from t2v_edge.live.options import BLOCK, LiveOptions, check_seed
+from t2v_edge.live.options import BLOCK, LiveOptions
 from t2v_edge.live.stats import LiveCounts, LiveStats
 from t2v_edge.live.waiting import SystemClock, WaitClock
-from t2v_edge.play.clock import Clock, exact
+from t2v_edge.play.condition import Condition
+from t2v_edge.play.model import Model
 from t2v_edge.spec import STAGES
 from t2v_edge.util.timing import Stopwatch
 
 if TYPE_CHECKING:
     import asyncio
-
-    from t2v_edge.pipeline import Condition, Pipeline
 
 __all__ = ["LiveOptions", "LiveStats", "LiveStream", "SystemClock", "WaitClock"]
 
@@ -39,37 +38,34 @@ __all__ = ["LiveOptions", "LiveStats", "LiveStream", "SystemClock", "WaitClock"]
 class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
     """Frames in real time. Made by `Pipeline.live`.
 
-    A thread makes each frame just before it is due. Iterating gives it when it is due, never before, as an iterator or
-    as an asynchronous one; one consumer at a time. All else may be called from any thread. There are no frames before
-    the first caption; iterating waits for it. Frame numbers (`index`, `pts`) always rise, and those of frames that were
-    missed or left out are missing: ``pts * time_base`` is the stream's own time, exact, which stands still while it is
-    paused or idle. `generation` counts captions and resets, from 0; -1 before the first.
+    A thread makes each frame just before it is due. Iterating gives the frame when it is due, never before. One
+    consumer at a time iterates, with ``for`` or ``async for``. Any thread may call everything else. There are no frames
+    before the first caption; iterating waits for it. Frame numbers (`index`, `pts`) always rise. Numbers of frames that
+    were missed or left out do not come. ``pts * time_base`` is the stream's own time, exact, which stands still while
+    the stream is paused or idle. `generation` counts captions and resets, from 0; -1 before the first.
 
-    Iterating ends when the stream or its pipeline is closed; errors of the engines are raised there. Close it, or use
-    ``with``: a stream that plays is kept alive by its thread. size: (width, height) of frames. clock: the time it
-    lives in, for tests. Raises `UsageError` or `EngineError`.
+    Iterating ends when the stream or its pipeline is closed, and raises the engines' errors. Close the stream, or use
+    ``with``: its thread keeps it alive. `size`: (width, height) of frames. clock: the time it runs in, for tests.
+    Raises `UsageError` or `EngineError`.
     """
 
-    def __init__(
-        self, pipeline: Pipeline, options: Optional[LiveOptions] = None, clock: Optional[WaitClock] = None
-    ) -> None:
-        self.options = options if options is not None else LiveOptions()
-        base_fps = Fraction(pipeline.manifest.video.fps)
-        self.clock = Clock(base_fps, base_fps if self.options.fps is None else exact(self.options.fps, "fps"))
+    def __init__(self, model: Model, options: LiveOptions, clock: Optional[WaitClock] = None) -> None:
+        self.options = options
+        self.clock = options.clock(model.manifest.video.fps)
         self._time = clock if clock is not None else SystemClock()
-        self._pipeline = pipeline
+        self._model = model
         self._watch = Stopwatch(STAGES)
-        self._maker = Maker(pipeline, self.options, self.clock, self._watch)
+        self._maker = Maker(model, options, self.clock, self._watch)
         self.size = self._maker.size
-        # One lock for all that follows; whoever changes it signals.
+        # The lock of all that follows. Every change signals.
         self._changed = threading.Condition()
         self._core = LiveCore(self.options, self.clock.fps, self._maker.rows, self._time.now())
-        self._told: dict[asyncio.Future[None], asyncio.AbstractEventLoop] = {}
+        self._waiters: dict[asyncio.Future[None], asyncio.AbstractEventLoop] = {}
         self._thread: Optional[threading.Thread] = None
         self._error: Optional[Exception] = None
         self._closed = False
         self._calls = self._newest_call = 0
-        pipeline.adopt(self)
+        model.adopt(self)
 
     # Control, from any thread.
 
@@ -85,15 +81,15 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
 
     @property
     def generation(self) -> int:
-        """Of the newest caption or reset, -1 before the first."""
+        """The generation of the newest caption or reset, -1 before the first."""
         return self._core.generation
 
     def set_caption(self, caption: str) -> int:
         """Change the caption; the generation that its frames carry. From its return on no older frame is given.
 
-        The text stage runs in the calling thread; of calls that overlap, the last one to begin counts. An unchanged
+        The text stage runs in the calling thread. Of calls that overlap, the last one to begin counts. An unchanged
         caption changes nothing. Captions that change faster than a frame is made leave no frame to show. Raises
-        `CaptionError`, and `EngineError` where the stream is closed.
+        `CaptionError`, and `EngineError` on a closed stream.
         """
         asked_s = self._time.now()
         with self._changed:
@@ -111,11 +107,11 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
             return self._core.generation
 
     def pause(self) -> None:
-        """Stand still: from its return on no frame is given, and none is made but one that was begun."""
+        """Stand still: from its return on no frame is given. A frame that was begun is still made."""
         self._pause(True)
 
     def resume(self) -> None:
-        """Go on where `pause` left it: numbers of frames go on without a gap."""
+        """Continue after `pause`, with no gap in the frames' numbers."""
         self._pause(False)
 
     def _pause(self, paused: bool) -> None:
@@ -124,9 +120,9 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
             self._signal()
 
     def reset(self, seed: Optional[int] = None) -> int:
-        """Begin a new motion, from a start state drawn anew, with `seed` or the one before; the new generation.
+        """Start a new motion from a new start state, with `seed` or the seed before; the new generation.
 
-        The caption stays and numbers of frames go on. Raises `UsageError`, and `EngineError` where it is closed.
+        The caption stays, and the frames' numbers continue. Raises `UsageError`, and `EngineError` on a closed stream.
         """
         if seed is not None:
             check_seed(seed)
@@ -137,8 +133,10 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
             return self._core.generation
 
     def close(self, wait: bool = True) -> None:
-        """End the stream: whoever iterates is woken and gets no more. wait: for a frame that is being made, and until
-        what was held on a GPU is free. May be called often."""
+        """End the stream. Whoever iterates is woken and gets no more frames. May be called often.
+
+        wait: until the frame that is being made is done and GPU memory is free.
+        """
         with self._changed:
             self._end()
             thread = self._thread
@@ -152,7 +150,7 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
         """Counts and latencies up to now."""
         stages = {stage: self._watch.latency(stage) for stage in STAGES}  # before the lock that frames are made under
         with self._changed:
-            core, book = self._core, self._core.ledger
+            core, book = self._core, self._core.counts
             return LiveStats(
                 book.shown,
                 book.rendered,
@@ -171,13 +169,13 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
 
     @property
     def counts(self) -> LiveCounts:
-        """Counts alone, for whoever asks often."""
+        """The counts without latencies, which cost little to ask for."""
         with self._changed:
-            core, book = self._core, self._core.ledger
+            core, book = self._core, self._core.counts
             return LiveCounts(book.rendered, dict(book.dropped), book.late, len(core.queue), core.quality.divisor)
 
     def tell_times(self, tell: Callable[[str, float], None]) -> None:
-        """From now on tell every run of a stage, (stage, milliseconds), in the thread that ran it."""
+        """Call `tell` with (stage, milliseconds) after every run of a stage from now on, in the thread that ran it."""
         self._watch.tell = tell
 
     # The consumer.
@@ -202,10 +200,10 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
         return self
 
     async def __anext__(self) -> Frame:
-        import asyncio  # heavy, and already there where there is a loop to run this
+        import asyncio  # a heavy module, which a running loop has already loaded
 
         loop = asyncio.get_running_loop()
-        told: asyncio.Future[None] = loop.create_future()
+        changed: asyncio.Future[None] = loop.create_future()
         with self._changed:
             self._arrive()
         try:
@@ -216,13 +214,13 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
                     found = self._take()
                     if isinstance(found, Frame):
                         return found
-                    if told.done():
-                        told = loop.create_future()
-                    self._told[told] = loop
-                await self._time.wait_async(self._changed, told, found.until_s)
+                    if changed.done():
+                        changed = loop.create_future()
+                    self._waiters[changed] = loop
+                await self._time.wait_async(self._changed, changed, found.until_s)
         finally:
             with self._changed:
-                self._told.pop(told, None)
+                self._waiters.pop(changed, None)
                 self._core.leave(self._time.now())
 
     def __enter__(self) -> LiveStream:
@@ -242,14 +240,14 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
 
     def _run(self) -> None:
         try:
-            while (order := self._await_order()) is not None:
+            while (request := self._await_request()) is not None:
                 begun_s = self._time.now()
-                frames = self._maker.make(order)
+                frames = self._maker.make(request)
                 with self._changed:
                     now_s = self._time.now()
-                    self._core.deliver(order, frames, now_s - begun_s, now_s)
+                    self._core.deliver(request, frames, now_s - begun_s, now_s)
                     self._signal()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the consumer gets it
+        except Exception as error:  # noqa: BLE001 - the consumer gets any error
             with self._changed:
                 self._error = error
         finally:
@@ -257,8 +255,8 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
                 self._end()
             self._maker.close()
 
-    def _await_order(self) -> Optional[FrameRequest]:
-        """Wait until frames must be begun; None when the stream is closed."""
+    def _await_request(self) -> Optional[FrameRequest]:
+        """Wait until frames must be begun; None for a closed stream."""
         with self._changed:
             while not self._closed:
                 found = self._core.plan(self._time.now())
@@ -267,7 +265,7 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
                 self._time.wait(self._changed, found.until_s)
         return None
 
-    # Parts of all of them; the lock is held.
+    # Shared parts. The lock is held.
 
     def _arrive(self) -> None:
         if self._core.arrive(self._time.now()):
@@ -294,27 +292,26 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
         self._signal()
 
     def _signal(self) -> None:
-        """Wake the render thread and all consumers: there is something new."""
+        """Wake the render thread and all consumers, after a change."""
         self._time.notify(self._changed)
-        for told, loop in self._told.items():
+        for waiter, loop in self._waiters.items():
             try:
-                loop.call_soon_threadsafe(_tell, told)
-            except RuntimeError:  # that loop is closed, and nobody waits there any more
+                loop.call_soon_threadsafe(_wake, waiter)
+            except RuntimeError:  # that loop is closed, and nobody waits in it
                 continue
-        self._told.clear()
+        self._waiters.clear()
 
-    # Not holding it.
+    # Without the lock.
 
     def _encode(self, caption: str) -> Condition:
         begun_s = self._time.now()
-        fresh = not self._pipeline.is_encoded(caption)
-        condition = self._pipeline.encode(caption)
-        if fresh:
+        condition = self._model.encode(self._model.read(caption))
+        if condition.fresh:
             with self._changed:
                 self._watch.add("text", 1000 * (self._time.now() - begun_s))
         return condition
 
 
-def _tell(told: asyncio.Future[None]) -> None:
-    if not told.done():
-        told.set_result(None)
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,4 +1,4 @@
-"""Waiting on the clock and on each other: all that live code does with time, so that tests can make time up."""
+"""The clock of live streams and the waits on it, which tests replace by a time of their own."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 
 
 class WaitClock(Protocol):
-    """Monotonic seconds, and waits that end at a time or when they are told.
+    """Monotonic seconds, and waits that end at a time or at a signal.
 
-    All three ways of waiting may end early without a reason: who waits looks again at what it waits for.
+    A wait may end early without a reason. Whoever waits then looks again at what it waits for.
     """
 
     def now(self) -> float: ...
 
     def wait(self, condition: threading.Condition, until_s: Optional[float]) -> None:
-        """Wait, holding `condition`, until it is notified or the clock says `until_s`; None: until it is notified."""
+        """Wait, holding `condition`, until it is notified or the clock says `until_s`; None: no time limit."""
         ...
 
     async def wait_async(
-        self, condition: threading.Condition, told: asyncio.Future[None], until_s: Optional[float]
+        self, condition: threading.Condition, changed: asyncio.Future[None], until_s: Optional[float]
     ) -> None:
-        """Wait in an event loop, not holding `condition`, until `told` is done or the clock says `until_s`."""
+        """Wait in an event loop, not holding `condition`, until `changed` is done or the clock says `until_s`."""
         ...
 
     def notify(self, condition: threading.Condition) -> None:
@@ -43,11 +43,11 @@ class SystemClock:
         condition.wait(None if until_s is None else max(until_s - self.now(), 0.0))
 
     async def wait_async(
-        self, condition: threading.Condition, told: asyncio.Future[None], until_s: Optional[float]
+        self, condition: threading.Condition, changed: asyncio.Future[None], until_s: Optional[float]
     ) -> None:
-        import asyncio  # heavy, and already there where there is a loop to run this
+        import asyncio  # a heavy module, which a running loop has already loaded
 
-        await asyncio.wait({told}, timeout=None if until_s is None else max(until_s - self.now(), 0.0))
+        await asyncio.wait({changed}, timeout=None if until_s is None else max(until_s - self.now(), 0.0))
 
     def notify(self, condition: threading.Condition) -> None:
         condition.notify_all()

@@ -1,7 +1,7 @@
-"""The arithmetic of a stream, apart from engines: when frames are shown, and how conditions and motions flow.
+"""The arithmetic of a stream, without engines: when frames are shown, and how conditions and motions change.
 
-Motion is stepped at the model's own base rate. Shown frame k stands at ``k / fps`` seconds, that is at base
-position ``k * base_fps / fps``, an exact fraction: no rate drifts against another.
+Motion is stepped at the model's own base rate. Shown frame k stands at ``k / fps`` seconds, which is base position
+``k * base_fps / fps``. That is an exact fraction, so no rate drifts against another.
 """
 
 from __future__ import annotations
@@ -13,22 +13,19 @@ from functools import cached_property
 from typing import Optional, Union
 
 import numpy as np
-import numpy.typing as npt
 
+from t2v_edge.engine.base import Vector
 from t2v_edge.errors import UsageError
+from t2v_edge.util.limits import MAX_FPS, MAX_TERM, MIN_FPS
 
-Vector = npt.NDArray[np.float32]
-
-MIN_FPS, MAX_FPS = Fraction(1, 60), 1000
-MAX_TERM = 10**6  # containers keep a time base in 32 bits
 START = Fraction(0)
 
 
 def exact(value: Union[int, float, Fraction, str], name: str) -> Fraction:
-    """`value` as an exact fraction: 0.1 is 1/10, "30000/1001" is NTSC. Raises `UsageError` naming the option."""
+    """`value` as an exact fraction: 0.1 is 1/10, "30000/1001" is NTSC. Raises `UsageError`, which names the option."""
     text = str(value)
     try:
-        # An exponent goes by way of a float: "1e999999999" as a fraction would fill the memory.
+        # An exponent is read as a float: "1e999999999" as a fraction would fill the memory.
         return Fraction(float(text)) if "e" in text.lower() or len(text) > 40 else Fraction(text)
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise UsageError(f"{name} is {value!r}, expected a number such as 24, 29.97 or 30000/1001") from error
@@ -36,7 +33,7 @@ def exact(value: Union[int, float, Fraction, str], name: str) -> Fraction:
 
 @dataclass(frozen=True)
 class Clock:
-    """Shown frames against base steps."""
+    """The times of shown frames and of base steps, in exact fractions. Raises `UsageError` for a bad rate."""
 
     base_fps: Fraction
     fps: Fraction
@@ -54,7 +51,7 @@ class Clock:
 
     @cached_property
     def _steps_a_frame(self) -> tuple[int, int]:
-        """A ratio of whole numbers: fractions at each frame took a quarter of the time that Python takes for one."""
+        """A ratio of whole numbers, because arithmetic with fractions is slow at every frame."""
         ratio = self.base_fps / self.fps
         return ratio.numerator, ratio.denominator
 
@@ -84,10 +81,9 @@ def mix(one: Vector, other: Vector, share: float) -> Vector:
 
 
 class Blend:
-    """A condition that moves to a new target over a few base steps, in straight lines.
+    """A condition that moves to a new target over `steps` base steps, in a straight line.
 
-    A new target in mid-blend starts from where the blend is. The recurrent state is no concern of it: that is
-    carried on.
+    A new target in mid-blend starts from where the blend is. The recurrent state is not touched.
     """
 
     def __init__(self, steps: int) -> None:
@@ -114,15 +110,13 @@ class Blend:
 
 
 class Smoother:
-    """A one-pole low-pass over base steps: ``y += (1 - smoothing) * (x - y)``, starting at the first motion.
+    """A one-pole low-pass over base steps: ``y += (1 - smoothing) * (x - y)``, from the first motion on.
 
-    `smoothing` in [0, 1): 0 passes motion through; at s it forgets with the time constant
-    ``-1 / (base_fps * ln s)`` seconds, whatever rate frames are shown at (s = 0.5 at 16 fps: 0.09 s).
+    `smoothing` in [0, 1): 0 passes motion through. The time constant at s is ``-1 / (base_fps * ln s)`` seconds, at any
+    shown rate: 0.09 s for s = 0.5 and 16 base steps a second.
     """
 
     def __init__(self, smoothing: float) -> None:
-        if not 0.0 <= smoothing < 1.0:
-            raise UsageError(f"smoothing is {smoothing}, expected 0 (none) up to but not including 1")
         self._gain = np.float32(1.0 - smoothing)
         self._value: Optional[Vector] = None
 

@@ -1,4 +1,4 @@
-"""Frames to another size, with OpenCV."""
+"""Frames in another size, with OpenCV."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 
 class Resizer:
-    """Resizes uint8 (H, W, 3) frames from `made` to `shown`, both (width, height): by area down, by Lanczos up."""
+    """Resizes uint8 (H, W, 3) frames from `made` to `shown`, both (width, height): down by area, up by Lanczos."""
 
     def __init__(self, made: tuple[int, int], shown: tuple[int, int]) -> None:
         self._size = shown

@@ -1,4 +1,4 @@
-"""A live stream of frames: recurrent state, caption changes, interpolation."""
+"""A stream of frames that are made when they are asked for: caption changes, interpolation, frames made ahead."""
 
 from __future__ import annotations
 
@@ -8,62 +8,58 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Optional, Union
+from typing import Optional, Union
 
-from t2v_edge.bundle.draws import MAX_SEED
-from t2v_edge.bundle.tokenizer import normalise
+from t2v_edge.bundle.tokenizer import TokenizedCaption
 from t2v_edge.errors import UsageError
 from t2v_edge.frame import Frame
-from t2v_edge.play.clock import Clock, exact
-from t2v_edge.play.rollout import Rollout, RolloutOptions
+from t2v_edge.play.clock import exact
+from t2v_edge.play.condition import Condition
+from t2v_edge.play.model import Model
+from t2v_edge.play.options import MotionOptions
+from t2v_edge.play.rollout import Rollout
 from t2v_edge.spec import STAGES
 from t2v_edge.util.timing import Stopwatch, StreamStats
 
-if TYPE_CHECKING:
-    from t2v_edge.pipeline import Condition, Pipeline
 
-MAX_SIDE = 8192
+@dataclass(frozen=True)
+class _TimedCaptions:
+    """The field that `StreamOptions` has before those of `MotionOptions`."""
+
+    captions: tuple[tuple[float, str], ...]
 
 
 @dataclass(frozen=True)
-class StreamOptions:
-    """What to play.
+class StreamOptions(MotionOptions, _TimedCaptions):
+    """What to play, and how; `MotionOptions` describes fps, size, seed, smoothing and blend_steps.
 
-    captions: (seconds, caption) pairs in rising order of time, the first at 0. fps: shown frames a second, any
-    positive number, a fraction as text ("30000/1001") or None for the model's own. seconds: how long, None for
-    endless. seed: of every random draw. size: (width, height) of the frames shown, None for the model's own.
-    smoothing: of motion, 0 to below 1, see `clock.Smoother`. blend_steps: base frames over which a caption change
-    blends, None for the model's own. ahead: whether the frames after the one that is given are already being made. More
-    come in a second, and the same ones: on a GPU copying then overlaps rendering, on a processor some engines make
-    frames beside each other. But a caption that is set shows later, by as many groups of frames as are on their way
-    besides the one that is waited for: one on a GPU, five or seven on two cores. Raises `UsageError` for values out of
-    range.
+    captions: (seconds, caption) pairs in rising order of time, the first at 0. seconds: how long, None for endless.
+    ahead: make the next frames while this one is shown. They are the same frames, and more of them come in a second: a
+    GPU copies while it renders, and a processor renders several at once. But a caption that is set shows later, by the
+    groups of frames that are on their way: one on a GPU, up to seven on two cores. Raises `UsageError` for values out
+    of range.
     """
 
-    captions: tuple[tuple[float, str], ...]
-    fps: Union[int, float, Fraction, str, None] = None
     seconds: Union[int, float, Fraction, None] = None
-    seed: int = 0
-    size: Optional[tuple[int, int]] = None
-    smoothing: float = 0.0
-    blend_steps: Optional[int] = None
     ahead: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         times = [exact(at, "caption time") for at, _ in self.captions]
         if not times or times[0] != 0 or any(b <= a for a, b in zip(times, times[1:])):
             shown = ", ".join(str(at) for at, _ in self.captions) or "none"
             raise UsageError(f"caption times are {shown}; the first must be 0 and each later than the one before")
         if self.seconds is not None and exact(self.seconds, "seconds") <= 0:
             raise UsageError(f"seconds is {self.seconds}, expected more than 0, or None for an endless stream")
-        if self.size is not None and not all(1 <= side <= MAX_SIDE for side in self.size):
-            raise UsageError(f"size is {self.size[0]}x{self.size[1]}, expected 1 to {MAX_SIDE} pixels a side")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise UsageError(f"seed is {self.seed}, expected 0 to {MAX_SEED}")
-        if not 0.0 <= self.smoothing < 1.0:
-            raise UsageError(f"smoothing is {self.smoothing}, expected 0 (none) up to but not including 1")
-        if self.blend_steps is not None and self.blend_steps < 0:
-            raise UsageError(f"blend_steps is {self.blend_steps}, expected 0 or more")
+
+
+@dataclass(frozen=True)
+class _Scheduled:
+    """A caption that is shown from a base step on, and what normalising and tokenising it took."""
+
+    step: int
+    caption: TokenizedCaption
+    read_ms: float
 
 
 @dataclass(frozen=True)
@@ -77,45 +73,36 @@ class _Planned:
 
 @dataclass(frozen=True)
 class _Group:
-    """Frames that are rendered at once. `send_ms`: what sending them off took.
-
-    On a processor that is rendering them; on a GPU, rendering is what is then waited for.
-    """
+    """Frames that are rendered at once. `send_ms`: what sending them off took, which on a processor is rendering."""
 
     frames: list[_Planned]
     send_ms: float
 
 
 class FrameStream(Iterator[Frame]):
-    """Frames, one by one, of one stream. Made by `Pipeline.stream`.
+    """The frames of one stream, one by one. Made by `Pipeline.stream`.
 
-    Iterate it from one thread. `set_caption` may be called from any thread while it runs: the condition blends from
-    the old caption's to the new one's over a few base steps, and the recurrent state is carried on. The same bundle,
-    engine, options and thread count give the same frames. `frame_count` is None for an endless stream; `size` is
-    (width, height) as shown.
+    Iterate it from one thread. Any thread may call `set_caption` meanwhile: the condition blends from the old caption's
+    to the new one's over a few base steps, and the recurrent state is kept. The same bundle, engines, options and
+    number of threads give the same frames. `frame_count`: None for an endless stream. `size`: (width, height) as shown.
+    Raises `CaptionError` for any bad caption of the options, `UsageError` or `EngineError`.
     """
 
-    def __init__(self, pipeline: Pipeline, options: StreamOptions) -> None:
-        base_fps = Fraction(pipeline.manifest.video.fps)
+    def __init__(self, model: Model, options: StreamOptions) -> None:
         self.options = options
-        self.clock = Clock(base_fps, base_fps if options.fps is None else exact(options.fps, "fps"))
+        self.clock = options.clock(model.manifest.video.fps)
         seconds = options.seconds
         self.frame_count = None if seconds is None else self.clock.frames_in(exact(seconds, "seconds"))
-        self._pipeline = pipeline
+        self._model = model
+        # All captions are read now, so that a bad one fails before anything is shown.
+        self._schedule = deque(self._read(at, caption) for at, caption in options.captions)
+        self.truncated = tuple(item.caption.text for item in self._schedule if item.caption.truncated)
         self._watch = Stopwatch(STAGES)
-        self._rollout = Rollout(
-            pipeline,
-            RolloutOptions(options.seed, options.size, options.smoothing, options.blend_steps, options.ahead),
-            self._watch,
-        )
+        self._rollout = Rollout(model, options, self._watch, options.ahead)
         self.size = self._rollout.size
-        # All captions are checked now, so that a bad one fails before anything is shown.
-        self._schedule = deque(
-            (self.clock.step_of(exact(at, "caption time")), normalise(caption)) for at, caption in options.captions
-        )
         self._lock = threading.Lock()
         self._pending: Optional[Condition] = None
-        self._caption = self._schedule[0][1]
+        self._caption = self._schedule[0].caption.text
         self._generation = -1
         self._in_force = (0, self._caption)
         # captions in force at the two newest steps
@@ -127,6 +114,7 @@ class FrameStream(Iterator[Frame]):
         self._busy_s = 0.0
         self._begun: Optional[float] = None
         self._first_frame_ms: Optional[float] = None
+        self._first_read_ms = self._schedule[0].read_ms
 
     @property
     def caption(self) -> str:
@@ -138,15 +126,16 @@ class FrameStream(Iterator[Frame]):
         self.set_caption(caption)
 
     def set_caption(self, caption: str) -> int:
-        """Change the caption from the next base step on; returns the generation that its frames will carry.
+        """Change the caption from the next base step on; the generation that its frames will carry.
 
-        An unchanged caption changes nothing; of several set between two base steps the last one counts. The text
-        stage runs in the calling thread. Captions scheduled for later still come. Raises `CaptionError`.
+        An unchanged caption changes nothing. Of several captions between two base steps the last one counts. The text
+        stage runs in the calling thread. Captions that are scheduled for later still come. Raises `CaptionError`.
         """
-        condition = self._encode(caption)
+        scheduled = self._read(0, caption)
+        condition = self._encode(scheduled)
         with self._lock:
             if self._generation < 0:  # before the first frame: it takes the place of the first caption
-                self._schedule[0] = (0, condition.caption)
+                self._schedule[0] = scheduled
                 self._caption = condition.caption
                 return 0
             if condition.caption != self._caption:
@@ -177,18 +166,18 @@ class FrameStream(Iterator[Frame]):
         end = time.perf_counter()
         if self._begun is None:
             self._begun = start
-        # Of frames made ahead the time between two calls is part of their making.
+        # Frames that are made ahead are also made between two calls.
         self._busy_s = end - self._begun if self.options.ahead else self._busy_s + end - start
         if self._first_frame_ms is None:
-            self._first_frame_ms = 1000 * self._busy_s
+            self._first_frame_ms = self._first_read_ms + 1000 * self._busy_s
         return frame
 
     def close(self) -> None:
-        """Free what the stream holds on a GPU; it gives no more frames. A stream that has ended is closed."""
+        """Free the stream's state; it gives no more frames. A stream that has ended is closed."""
         self._rollout.close()
 
     def _fill(self) -> None:
-        """Send off as many groups of frames as may be on their way, and wait for the oldest; the first goes alone."""
+        """Send off as many groups of frames as may be on their way, and wait for the oldest. The first goes alone."""
         wanted = self._rollout.slots if self.options.ahead and self._index else 1
         while len(self._groups) < wanted and (self.frame_count is None or self._planned < self.frame_count):
             self._groups.append(self._send())
@@ -199,7 +188,7 @@ class FrameStream(Iterator[Frame]):
             )
 
     def _send(self) -> _Group:
-        """Run the motion steps that the next group of frames needs and no more, and send it off."""
+        """Run only the motion steps that the next group of frames needs, and send it off."""
         frames = []
         for _ in range(self._rollout.rows):
             step, share = self.clock.position(self._planned)
@@ -209,19 +198,19 @@ class FrameStream(Iterator[Frame]):
         return _Group(frames, self._rollout.send())
 
     def _before_step(self) -> None:
-        """Take a caption change that is due, and note the caption in force at the step that comes."""
+        """Take a caption change that is due, and note the caption in force at the next step."""
         self._take_changes()
         self._before, self._after = self._after, self._in_force
 
     def _take_changes(self) -> None:
-        """Aim the blend at a caption that was set, or one that is scheduled for this step, which comes after it."""
+        """Aim the blend at a caption that was set, then at one that is scheduled for this step."""
         with self._lock:
             pending, self._pending = self._pending, None
             if pending is not None:
                 self._in_force = (self._generation, pending.caption)
                 self._rollout.aim(pending.vector)
-        while self._schedule and self._schedule[0][0] <= self._rollout.steps:
-            condition = self._encode(self._schedule.popleft()[1])
+        while self._schedule and self._schedule[0].step <= self._rollout.steps:
+            condition = self._encode(self._schedule.popleft())
             with self._lock:
                 if self._generation >= 0 and condition.caption == self._caption:
                     continue
@@ -231,11 +220,16 @@ class FrameStream(Iterator[Frame]):
                 self._in_force = (self._generation, condition.caption)
                 self._rollout.aim(condition.vector)
 
-    def _encode(self, caption: str) -> Condition:
+    def _read(self, at: float, caption: str) -> _Scheduled:
         start = time.perf_counter()
-        fresh = not self._pipeline.is_encoded(caption)
-        condition = self._pipeline.encode(caption)
-        if fresh:
+        read = self._model.read(caption)
+        read_ms = 1000 * (time.perf_counter() - start)
+        return _Scheduled(self.clock.step_of(exact(at, "caption time")), read, read_ms)
+
+    def _encode(self, scheduled: _Scheduled) -> Condition:
+        start = time.perf_counter()
+        condition = self._model.encode(scheduled.caption)
+        if condition.fresh:
             with self._lock:
-                self._watch.add("text", 1000 * (time.perf_counter() - start))
+                self._watch.add("text", scheduled.read_ms + 1000 * (time.perf_counter() - start))
         return condition

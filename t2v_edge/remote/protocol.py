@@ -15,18 +15,17 @@ from typing import Any, Callable, ClassVar, Optional, TypeVar, Union
 from t2v_edge.errors import ProtocolError
 from t2v_edge.util import strict_json
 from t2v_edge.util.fields import Fields
+from t2v_edge.util.limits import MAX_LIVE_FPS, MAX_WIRE_CHARACTERS, MAX_WIRE_SEED, MAX_WIRE_SIDE, MIN_LIVE_FPS
 
 VERSION = 1
 VERSIONS = (1,)
 """Versions that this package speaks."""
 MAX_MESSAGE_BYTES = 16384
 MAX_PAYLOAD_BYTES = 1 << 26
-MAX_TEXT = 2048
-MAX_SIDE = 4096
-MIN_FPS, MAX_FPS = 1, 240
+MAX_TEXT, MAX_SIDE, MAX_SEED = MAX_WIRE_CHARACTERS, MAX_WIRE_SIDE, MAX_WIRE_SEED
+MIN_FPS, MAX_FPS = MIN_LIVE_FPS, MAX_LIVE_FPS
 MAX_WHOLE = (1 << 53) - 1
 """The largest whole number: JavaScript's numbers are exact up to it."""
-MAX_SEED = (1 << 32) - 1
 MAX_SECONDS = 1e9
 RAW, JPEG, WEBP = "raw", "jpeg", "webp"
 FORMATS = (RAW, JPEG, WEBP)

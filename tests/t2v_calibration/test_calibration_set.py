@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from t2v_calibration.calibration_set import CalibrationError, CalibrationOptions, collect
-from t2v_edge.bundle.tokenizer import Tokens
+from t2v_edge.bundle.tokenizer import TokenizedCaption
 from t2v_edge.spec import NoiseSpec, StageSpec, StateSpec, TensorSpec
 
 CONDITION, MOTION = TensorSpec("condition", (1, 4)), TensorSpec("motion", (1, 3))
@@ -23,9 +23,9 @@ CAPTIONS = [chr(ord("a") + i) for i in range(10)]
 SMALL = CalibrationOptions(text=5, motion=24, render=8, steps=12)
 
 
-def tokenizer(caption: str) -> Tokens:
+def tokenizer(caption: str) -> TokenizedCaption:
     ids = np.full((1, 4), ord(caption), np.int64)
-    return Tokens(ids, np.ones((1, 4), np.int64), caption, False)
+    return TokenizedCaption(ids, np.ones((1, 4), np.int64), caption, False)
 
 
 def run(stage, feeds):

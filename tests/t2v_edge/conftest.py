@@ -200,7 +200,7 @@ def clock():
 
 @pytest.fixture
 def device(pipeline, clock):
-    return Device(pipeline, clock)
+    return Device(pipeline.model, clock)
 
 
 @pytest.fixture

@@ -257,7 +257,7 @@ def tensorrt_module(gpu, version="8.6.2"):
 
 
 def install(monkeypatch, gpu, version="8.6.2"):
-    """Put the stand-ins where the runtime looks, and have its modules imported anew; returns the fake tensorrt."""
+    """Put the stand-ins where the runtime looks, and have its modules imported again; returns the fake tensorrt."""
     runtime, driver, tensorrt = runtime_module(gpu), driver_module(gpu), tensorrt_module(gpu, version)
     package, bindings = types.ModuleType("cuda"), types.ModuleType("cuda.bindings")
     package.__path__ = bindings.__path__ = []
@@ -272,6 +272,6 @@ def install(monkeypatch, gpu, version="8.6.2"):
     for name, module in fakes.items():
         module.__spec__ = types.SimpleNamespace(name=name)
         monkeypatch.setitem(sys.modules, name, module)
-    for name in ("engine.tensorrt.cuda", "engine.tensorrt.engine", "engine.tensorrt.build", "play.gpu_player"):
-        monkeypatch.delitem(sys.modules, f"t2v_edge.{name}", raising=False)
+    for name in ("cuda", "loaded", "player", "engine", "build"):
+        monkeypatch.delitem(sys.modules, f"t2v_edge.engine.tensorrt.{name}", raising=False)
     return tensorrt

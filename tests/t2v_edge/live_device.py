@@ -1,31 +1,31 @@
-"""A tiny pipeline whose stages take made-up time, and helpers to watch live streams of it."""
+"""A tiny model whose stages take made-up time, and helpers to watch live streams of it."""
 
 from __future__ import annotations
 
 import threading
 from itertools import islice
 
-from t2v_edge.pipeline import Pipeline
+from t2v_edge.play.model import Model
 from tests.t2v_edge.fake_time import STUCK_S
 
 WALK, RUN, DANCE = "a person is walking", "a person is running", "一个人 dancing"
 
 
 class Device:
-    """A pipeline whose stages take made-up time, and that keeps what they were fed and gave."""
+    """A model whose stages take made-up time, and that keeps what they were fed and gave."""
 
-    def __init__(self, pipeline, clock) -> None:
-        self._pipeline, self.clock = pipeline, clock
+    def __init__(self, model, clock) -> None:
+        self._model, self.clock = model, clock
         self.cost_s = {"render": 0.0, "motion": 0.0}
         self.calls = []
         self.on_run = lambda stage: None
 
     def __getattr__(self, name):
-        return getattr(self._pipeline, name)
+        return getattr(self._model, name)
 
     def run(self, stage, feeds):
         self.clock.work(self.cost_s.get(stage, 0.0))
-        results = self._pipeline.run(stage, feeds)
+        results = self._model.run(stage, feeds)
         self.calls.append((stage, dict(feeds), dict(results)))
         self.on_run(stage)
         return results
@@ -34,7 +34,7 @@ class Device:
         return [(feeds, results) for name, feeds, results in self.calls if name == stage]
 
     def player(self, *args):
-        return Pipeline.player(self, *args)
+        return Model.player(self, *args)
 
 
 def show(stream, count):

@@ -22,8 +22,9 @@ PLAY = """
 
     before = set(sys.modules)
     skipped = 0
-    needs = {"engine.openvino": "openvino", "engine.tensorrt.cuda": "cuda", "engine.tensorrt.engine": "cuda",
-             "play.gpu_player": "cuda", "engine.tensorrt.build": "cuda", "server.session": "websockets",
+    needs = {"engine.openvino": "openvino", "engine.tensorrt.cuda": "cuda", "engine.tensorrt.loaded": "cuda",
+             "engine.tensorrt.player": "cuda", "engine.tensorrt.engine": "cuda", "engine.tensorrt.build": "cuda",
+             "server.session": "websockets",
              "server.server": "websockets", "remote.async_client": "websockets", "remote.client": "websockets",
              "client": "websockets", "bench.live.run": "websockets", "bench.live.client": "websockets",
              "bench.live.hostile": "websockets", "bench.live.report": "websockets"}

@@ -11,9 +11,10 @@ from typing import Any
 
 from t2v_edge.errors import CheckpointError
 from t2v_edge.spec import STAGES
+from t2v_edge.util.limits import MAX_CHECKPOINT_SIDE, MAX_LIVE_FPS
 
 FORMAT, FORMAT_VERSION = "t2v-checkpoint", 1
-MAX_SIDE, MAX_FPS, MAX_SIZE = 2048, 240, 65536
+MAX_SIZE = 65536
 MAX_OPTION = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -92,9 +93,9 @@ class CheckpointConfig:
         stages = _table(top["stages"], "stages", set(STAGES))
         return cls(
             name=top["name"],
-            height=_whole(video, "height", 8, MAX_SIDE),
-            width=_whole(video, "width", 8, MAX_SIDE),
-            fps=_whole(video, "fps", 1, MAX_FPS),
+            height=_whole(video, "height", 8, MAX_CHECKPOINT_SIDE),
+            width=_whole(video, "width", 8, MAX_CHECKPOINT_SIDE),
+            fps=_whole(video, "fps", 1, MAX_LIVE_FPS),
             condition_size=_whole(top, "condition_size", 1, MAX_SIZE),
             motion_size=_whole(top, "motion_size", 1, MAX_SIZE),
             stages=MappingProxyType({stage: _stage(stage, stages[stage]) for stage in STAGES}),

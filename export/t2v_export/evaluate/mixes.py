@@ -12,6 +12,7 @@ from t2v_edge.bundle.bundle import Bundle, Manifest
 from t2v_edge.bundle.tokenizer import CaptionTokenizer
 from t2v_edge.engine.registry import Engine, EngineOptions, open_engine
 from t2v_edge.errors import UsageError
+from t2v_edge.play.model import Model
 from t2v_edge.spec import STAGES, StageSpec
 
 EXACT, DEFAULT, AGAINST = "fp32", "default", "against"
@@ -84,9 +85,15 @@ class EnginePool:
             bundle = self._bundle(mix.bundle)
             manifest = bundle.manifest
             tokenizer = CaptionTokenizer(bundle.tokenizer_json, manifest.tokenizer.tokens, manifest.tokenizer.pad_id)
+<<<<<<< HEAD:export/t2v_export/evaluate/mixes.py
             engines = {stage: self._stage(bundle, mix.variants[stage], stage) for stage in STAGES}
             self._pipelines[mix.name] = Pipeline(manifest, tokenizer, engines, mix.variants)
         return self._pipelines[mix.name]
+=======
+            engines = {stage: self._stage(bundle, lane.variants[stage], stage) for stage in STAGES}
+            self._pipelines[lane.name] = Pipeline(Model(manifest, tokenizer, engines, lane.variants))
+        return self._pipelines[lane.name]
+>>>>>>> runtime:export/t2v_export/evaluate/lanes.py
 
     def _bundle(self, path: Path) -> Bundle:
         if path not in self._bundles:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from t2v_edge.bundle.draws import Draws
-from t2v_edge.bundle.tokenizer import CaptionTokenizer, Tokens
+from t2v_edge.bundle.tokenizer import CaptionTokenizer, TokenizedCaption
 from t2v_edge.errors import CheckpointError
 from t2v_edge.spec import StageSpec
 from t2v_export.checkpoint.checkpoint import Checkpoint
@@ -86,7 +86,7 @@ def play_references(
     return tuple(played)
 
 
-def _play(checkpoint: Checkpoint, tokens: Tokens, caption: str, draws: StreamDraws) -> ReferenceRollout:
+def _play(checkpoint: Checkpoint, tokens: TokenizedCaption, caption: str, draws: StreamDraws) -> ReferenceRollout:
     specs = checkpoint.specs
 
     def run(stage: str, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:

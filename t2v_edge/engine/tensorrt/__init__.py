@@ -1,1 +1,1 @@
-"""TensorRT: engines built on this machine, proved, kept in a cache, and run."""
+"""TensorRT engines: built on this machine, checked, cached and run."""

@@ -1,10 +1,11 @@
-"""TensorRT 8.6, 10 and 11 and TensorRT-RTX, as one: an ONNX graph in, a serialized engine out, and back into memory.
+"""One interface to TensorRT 8.6, 10, 11 and TensorRT-RTX: an ONNX graph becomes a serialized engine, and is loaded.
 
-What differs among them is kept here. In 8.6 precision is a set of builder flags; from 10.12 on, and in TensorRT-RTX,
-the graph's own types decide (strong typing), and the flags are gone in 11. Those between know both: graphs with float16
-are built by their types there, and an INT8 graph with float32 between, of which the rest may be float16, by flags.
-The parser takes opsets up to 17 in 8.6, 20 in 10 and 25 in 11: 8.6 was measured to parse opset 18 without complaint and
-to compute it wrongly, so the cap is kept here and not left to the parser.
+This file holds what differs among them. TensorRT 8.6 takes the precision as builder flags. From 10.12 on, and in
+TensorRT-RTX, the graph's own types decide (strong typing); 11 has no such flags. The versions between know both. They
+build graphs with float16 by their types. They build INT8 graphs by flags, because the float32 rest may be float16.
+
+The parser reads opsets up to 17 in 8.6, 20 in 10 and 25 in 11. 8.6 parses opset 18 without an error and computes it
+wrongly, so the limit stands here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from t2v_edge.bundle.onnx_edit import float16_tensors, with_batch
 from t2v_edge.errors import EngineError, UsageError
 
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
-"""Engine name -> the modules that may hold it, the first found is taken."""
+"""Engine name -> the modules that may hold it. The first one found counts."""
 
 REMEDIES = {
     "tensorrt": "it comes with JetPack or NVIDIA's packages: on a Jetson make the environment with python3 -m venv "
@@ -34,10 +35,10 @@ TYPED_SINCE, FLAGS_UNTIL = (10, 0), (10, 12)
 """The version that first builds a graph by its types, and the first in which flags are deprecated."""
 
 OPSET_CAPS = ((11, 25), (10, 20), (8, 17))
-"""(major version, newest opset its parser reads right), newest first; TensorRT-RTX is of the generation of 11."""
+"""(major version, newest opset that its parser reads correctly), newest first. TensorRT-RTX is like 11."""
 
 RUNS = ("fp32", "fp16", "int8", "int8-fp16")
-"""Precisions of graphs that TensorRT takes. `int8-u8` has unsigned activations, which it refuses or misreads."""
+"""Precisions of graphs that TensorRT takes. It refuses or misreads the unsigned activations of `int8-u8`."""
 
 MAX_SAID = 3
 _LOG = logging.getLogger(__name__)
@@ -45,12 +46,12 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """How an engine is built; part of its key in the cache.
+    """How an engine is built. They are part of its key in the cache.
 
-    batch: frames at once, written over the graph's own batch of 1. workspace_bytes: the most that a layer may use, None
-    for TensorRT's choice. optimization_level: 0 (quick build) to 5 (quick engine), None for TensorRT's choice.
-    tactic_sources: names of those that may be used, such as ``edge_mask_convolutions``; empty for none beside
-    TensorRT's own kernels, None for TensorRT's choice.
+    batch: frames at once, 1 to 64, in place of the graph's batch of 1. workspace_bytes: the most that a layer may use,
+    at least 1 MiB. optimization_level: 0 (quick build) to 5 (quick engine). tactic_sources: names of those allowed,
+    such as ``edge_mask_convolutions``; empty for TensorRT's own kernels only. None leaves each to TensorRT. Raises
+    `UsageError` for values out of range.
     """
 
     batch: int = 1
@@ -72,7 +73,7 @@ class BuildSettings:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> BuildSettings:
-        """What `to_json` made; raises `KeyError`, `TypeError` or `UsageError` for anything else."""
+        """The settings that `to_json` wrote. Raises `KeyError`, `TypeError` or `UsageError` for anything else."""
         sources = data["tactic_sources"]
         return cls(
             data["batch"],
@@ -84,7 +85,7 @@ class BuildSettings:
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """A serialized engine, and the timing cache with what this build measured (empty where there is none)."""
+    """A serialized engine, and the timing cache with this build's measurements; empty for an API without one."""
 
     engine: bytes
     timing_cache: bytes
@@ -92,8 +93,11 @@ class BuiltEngine:
 
 @dataclass(frozen=True)
 class BuildStrategy:
-    """How to build. typed: by the graph's types, and not by flags; held: with flags, layers held to the graph's types;
-    loosely: but for what only moves numbers, see `TensorRt._keep_types`."""
+    """How to build.
+
+    typed: by the graph's types and not by flags. held: by flags, with layers held to the graph's types. loosely:
+    held, except layers that only move numbers, see `TensorRt._keep_types`.
+    """
 
     typed: bool = False
     held: bool = False
@@ -101,7 +105,7 @@ class BuildStrategy:
 
 
 class TensorRt:
-    """One installed TensorRT. `name`: the engine's; `version`: as a tuple; `module`: the Python module."""
+    """An installed TensorRT. `name`: the engine's. `version`: as a tuple. `module`: the Python module."""
 
     def __init__(self, name: str, module: Any) -> None:
         self.name = name
@@ -117,17 +121,17 @@ class TensorRt:
             )
 
     def types(self, precision: str) -> bool:
-        """Whether the types of a graph of that precision decide, and not builder flags."""
+        """Whether a graph of that precision is built by its types, and not by flags."""
         return not self._flags or (self.version >= TYPED_SINCE and precision.endswith("fp16"))
 
     @property
     def _flags(self) -> bool:
-        """Whether flags may say what a network computes in."""
+        """Whether builder flags for precision exist."""
         return not self.rtx and self.version < FLAGS_UNTIL
 
     @property
     def opset_cap(self) -> int:
-        """The newest ONNX opset that this parser reads right."""
+        """The newest ONNX opset that this parser reads correctly."""
         if self.rtx:
             return OPSET_CAPS[0][1]
         return next(cap for major, cap in OPSET_CAPS if self.version >= (major,))
@@ -135,7 +139,7 @@ class TensorRt:
     def build(
         self, graph: bytes, precision: str, opset: int, settings: BuildSettings, timing_cache: bytes = b""
     ) -> BuiltEngine:
-        """Parse and build; needs a GPU, but for TensorRT-RTX. Raises `EngineError` naming the node where it fails."""
+        """Parse and build. Only TensorRT-RTX builds without a GPU. Raises `EngineError` naming the failed node."""
         if precision not in RUNS:
             raise EngineError(f"{self.name} runs no {precision} graphs, but {', '.join(RUNS)}; export int8 for it")
         if opset > self.opset_cap:
@@ -143,39 +147,39 @@ class TensorRt:
                 f"the graph has opset {opset}, {self.name} {self.version_text} reads up to "
                 f"{self.opset_cap}; export for this device (--device) to have it capped"
             )
-        ways = self._ways(precision)
-        for way in ways:
+        strategies = self._strategies(precision)
+        for strategy in strategies:
             self.log.start()
             try:
-                made = self._attempt(graph, precision, settings, timing_cache, way)
+                made = self._attempt(graph, precision, settings, timing_cache, strategy)
             except EngineError as error:
-                if not way.typed or way is ways[-1]:
+                if not strategy.typed or strategy is strategies[-1]:
                     raise
-                _LOG.info("%s; by flags then", error)
+                _LOG.info("%s; building by flags instead", error)
                 continue
             if made is not None:
                 return made
         raise EngineError(self._failed(f"cannot build the {precision} engine"))
 
-    def _ways(self, precision: str) -> tuple[BuildStrategy, ...]:
-        """How to build a graph of that precision; each is tried where those before it fail."""
-        ways = [BuildStrategy(typed=True)] if self.types(precision) else []
+    def _strategies(self, precision: str) -> tuple[BuildStrategy, ...]:
+        """How to build a graph of that precision, in the order to try."""
+        strategies = [BuildStrategy(typed=True)] if self.types(precision) else []
         if self._flags:
-            ways.append(BuildStrategy(held=precision != "fp32"))
+            strategies.append(BuildStrategy(held=precision != "fp32"))
             if precision == "fp16":  # in INT8 no reshape is held
-                ways.append(BuildStrategy(held=True, loosely=True))
-        return tuple(ways)
+                strategies.append(BuildStrategy(held=True, loosely=True))
+        return tuple(strategies)
 
     def _attempt(
-        self, graph: bytes, precision: str, settings: BuildSettings, timing_cache: bytes, way: BuildStrategy
+        self, graph: bytes, precision: str, settings: BuildSettings, timing_cache: bytes, strategy: BuildStrategy
     ) -> Optional[BuiltEngine]:
-        """One build; None where TensorRT finds no engine."""
+        """One build; None if TensorRT finds no engine."""
         trt = self.module
         builder = trt.Builder(self.log)
         if builder is None:
             raise EngineError(self._failed("cannot make a builder"))
         flags = 0
-        if way.typed:
+        if strategy.typed:
             flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         elif hasattr(trt.NetworkDefinitionCreationFlag, "EXPLICIT_BATCH"):
             flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
@@ -184,13 +188,13 @@ class TensorRt:
         if not parser.parse(with_batch(graph, settings.batch)):
             raise EngineError(self._parse_error(parser))
         config = builder.create_builder_config()
-        self._configure(config, precision, settings, way.typed)
-        if way.held:
+        self._configure(config, precision, settings, strategy.typed)
+        if strategy.held:
             config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
-            self._keep_types(network, float16_tensors(graph), precision, way.loosely)
+            self._keep_types(network, float16_tensors(graph), precision, strategy.loosely)
         cache = None if self.rtx else config.create_timing_cache(timing_cache)
         if cache is not None and not config.set_timing_cache(cache, False):
-            # of another GPU or version: measured anew
+            # a cache of another GPU or version: measure again
             cache = config.create_timing_cache(b"")
             config.set_timing_cache(cache, False)
         serialized = builder.build_serialized_network(network, config)
@@ -199,9 +203,9 @@ class TensorRt:
         return BuiltEngine(bytes(serialized), b"" if cache is None else bytes(cache.serialize()))
 
     def load(self, engine: bytes) -> tuple[Any, Any]:
-        """A runtime, which must outlive what it made, and the engine in GPU memory.
+        """A runtime and its engine in GPU memory. The runtime must outlive the engine.
 
-        Only for bytes that were built here: loading an engine runs what it holds. Raises `EngineError`.
+        Only for bytes that were built here: loading an engine runs its code. Raises `EngineError`.
         """
         self.log.start()
         runtime = self.module.Runtime(self.log)
@@ -213,10 +217,10 @@ class TensorRt:
     def _configure(self, config: Any, precision: str, settings: BuildSettings, typed: bool) -> None:
         trt = self.module
         if hasattr(trt.BuilderFlag, "TF32"):
-            # FP32 is what the others are compared with; TensorFloat-32 has float16's mantissa.
+            # Other precisions are compared with FP32, and TensorFloat-32 has float16's mantissa.
             config.clear_flag(trt.BuilderFlag.TF32)
         if not typed and precision != "fp32":
-            # What INT8 leaves over would run in FP32 without FP16.
+            # Without FP16, what INT8 leaves over would run in FP32.
             config.set_flag(trt.BuilderFlag.FP16)
             if precision.startswith("int8"):
                 config.set_flag(trt.BuilderFlag.INT8)
@@ -228,14 +232,13 @@ class TensorRt:
             config.set_tactic_sources(_mask(trt.TacticSource, settings.tactic_sources))
 
     def _keep_types(self, network: Any, halves: Mapping[str, bool], precision: str, loosely: bool) -> None:
-        """Hold layers to the types that the graph gives them: what the export left in float32, it left for a reason.
+        """Hold layers to the types that the graph gives them, because the export leaves float32 where it is needed.
 
-        TensorRT 8.6 took float16 for the limb maps of the reference model's renderer, and frames were off by 82 levels
-        of 255. A graph that quantizes has all the rest in float32: of that the arithmetic is held which limb maps are
-        made of, but what stands next to a quantization becomes one with it. halves: which of the graph's tensors are
-        float16. loosely: not what only moves numbers, for with reshapes held in float32 TensorRT 8.6 found no way to
-        build; with those of constants it did. What it compiles as a whole may be in float16 even so, see
-        docs/decisions.md: whether an engine is right is for its proof to say.
+        Left to itself, TensorRT 8.6 takes float16 for layers that float16 spoils. A graph that quantizes has all the
+        rest in float32. Of that rest only arithmetic away from quantizations is held; layers next to a quantization
+        fuse with it. halves: which of the graph's tensors are float16. loosely: do not hold layers that only move
+        numbers, except constants' reshapes, because TensorRT 8.6 cannot build with all of them held. What it compiles
+        as a whole may still be in float16, see docs/decisions.md. The check of each engine finds that.
         """
         trt = self.module
         kind = trt.LayerType
@@ -261,8 +264,10 @@ class TensorRt:
                 layer.set_output_type(0, made)
 
     def _types(self, layers: Sequence[Any], halves: Mapping[str, bool]) -> dict[str, Any]:
-        """Tensor -> its type in the graph. Before strong typing TensorRT says float32 of all that is floating, so it is
-        not asked; of what the parser put in between, all that is made of float16 is float16."""
+        """Tensor -> its type in the graph. A layer that the parser added gives float16 if it reads float16.
+
+        Before strong typing TensorRT itself calls every floating tensor float32.
+        """
         kind, data = self.module.LayerType, self.module.DataType
         types: dict[str, Any] = {}
         for layer in layers:
@@ -290,12 +295,12 @@ class TensorRt:
 
 
 def installed(name: str) -> Optional[str]:
-    """The module that holds the engine `name`, one of `MODULES`, without importing it; None where there is none."""
+    """The module that holds the engine `name`, one of `MODULES`; None if none is installed. Imports nothing."""
     return next((module for module in MODULES[name] if find_spec(module) is not None), None)
 
 
 def find_api(name: str) -> TensorRt:
-    """The installed `tensorrt` or `tensorrt-rtx`; raises `EngineError` with the remedy where it cannot be had."""
+    """The installed `tensorrt` or `tensorrt-rtx`. Raises `EngineError` with the remedy."""
     module = installed(name)
     if module is None:
         raise EngineError(f"{name} is not installed: {REMEDIES[name]}")
@@ -309,7 +314,7 @@ def find_api(name: str) -> TensorRt:
 
 def _make_logger(module: Any) -> Any:
     class BuildLog(module.ILogger):  # type: ignore[misc]
-        """Hands TensorRT's messages to Python's logging and keeps the errors for the exception that follows."""
+        """A logger that passes TensorRT's messages to Python's logging and keeps errors for the next exception."""
 
         def __init__(self) -> None:
             module.ILogger.__init__(self)
@@ -341,7 +346,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _tensors(layer: Any) -> tuple[list[Any], list[Any]]:
-    """What a layer reads, without inputs that are left out, and what it gives."""
+    """The tensors that a layer reads and those that it gives, without those left out."""
     read = [layer.get_input(position) for position in range(layer.num_inputs)]
     given = [layer.get_output(position) for position in range(layer.num_outputs)]
     return [tensor for tensor in read if tensor is not None], [tensor for tensor in given if tensor is not None]
@@ -353,5 +358,5 @@ def _names(layer: Any) -> set[str]:
 
 
 def _line(text: str) -> str:
-    """A message on one line, without its tail beyond 400 characters."""
+    """The first 400 characters of a message, on one line."""
     return " ".join(text.split())[:400]

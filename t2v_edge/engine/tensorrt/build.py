@@ -1,8 +1,8 @@
-"""TensorRT engines of a bundle: built on this machine, proved right, timed, and the fastest right one chosen.
+"""The builder of a bundle's TensorRT engines: it builds them on this machine, checks and times them, and chooses.
 
-Right comes first: every engine runs the golden vectors and a rollout that ONNX Runtime made here of other captions and
-another seed. Of those within their precision's tolerance the fastest is taken, and a less exact one only where it is
-faster by more than noise. Where no engine of a stage is right, another engine runs it and the reason is kept.
+Every engine runs the golden vectors, and a rollout that ONNX Runtime makes here of other captions and another seed. The
+fastest engine within its precision's tolerance is chosen. A less exact one must be faster by more than noise. If no
+engine of a stage is within tolerance, another engine runs the stage and the report says why.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from t2v_edge.engine.registry import Engine, EngineOptions, fallback_engines, op
 from t2v_edge.engine.tensorrt.api import RUNS, BuildSettings, TensorRt, find_api
 from t2v_edge.engine.tensorrt.cache import EngineCache
 from t2v_edge.engine.tensorrt.cuda import find_gpu
-from t2v_edge.engine.tensorrt.engine import GpuQueue, TensorRtEngine
+from t2v_edge.engine.tensorrt.engine import TensorRtEngine
+from t2v_edge.engine.tensorrt.loaded import GpuQueue
 from t2v_edge.engine.tensorrt.proof import make_reference
 from t2v_edge.engine.tensorrt.report import BuildReport, EngineAttempt, StageResult
 from t2v_edge.errors import BundleError, EngineError, UsageError
@@ -32,7 +33,7 @@ from t2v_edge.spec import STAGES
 from t2v_edge.util.strict_json import dumps, loads
 
 MARGIN = 0.95
-"""A less exact engine must take at most this share of a more exact one's time: less is noise."""
+"""The share of a more exact engine's time that a less exact one may take at most. A smaller gain is noise."""
 
 ROUNDS = 5
 RUNS_A_ROUND = 20
@@ -43,10 +44,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What to build. `engine`: ``tensorrt`` or ``tensorrt-rtx``. `variants`: to try, None for all that it runs.
+    """What to build.
 
-    `settings`: of every engine; its batch is of the renderer alone. `rebuild`: whether engines that are kept are built
-    again.
+    engine: ``tensorrt`` or ``tensorrt-rtx``. variants: those to try, None for all that it runs. settings: of every
+    engine; only the renderer has its batch. rebuild: build again what the cache keeps.
     """
 
     engine: str = "tensorrt"
@@ -57,7 +58,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """What runs a bundle here: by stage the engine and the variant, and how the engines were built."""
+    """The chosen engine and variant of each stage of a bundle, and how the engines were built."""
 
     stages: Mapping[str, tuple[str, str]]
     settings: BuildSettings
@@ -76,7 +77,7 @@ class EnginePlan:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Optional[EnginePlan]:
-        """None where it is not one, as of another version of t2v-edge."""
+        """The plan that `to_bytes` wrote; None for anything else, such as a plan of another version of t2v-edge."""
         try:
             plan = loads(data, "the plan")
             stages = {str(stage): (str(engine), str(variant)) for stage, (engine, variant) in plan["stages"].items()}
@@ -86,12 +87,12 @@ class EnginePlan:
 
 
 class Builder:
-    """Builds and opens the engines of one bundle; owns nothing that needs closing."""
+    """The builder and opener of one bundle's engines. It owns nothing that needs closing."""
 
     def __init__(
         self, bundle: Bundle, options: BuildOptions, cache: Optional[EngineCache] = None, say: Optional[Say] = None
     ) -> None:
-        """Raises `EngineError` where TensorRT or a GPU is missing, `UsageError` for an unknown variant."""
+        """Raises `EngineError` without TensorRT or a GPU, `UsageError` for an unknown variant."""
         self.bundle, self.options = bundle, options
         self.api: TensorRt = find_api(options.engine)
         self.gpu = find_gpu()
@@ -117,11 +118,11 @@ class Builder:
 
     @property
     def count(self) -> int:
-        """Engines that `build` will try."""
+        """How many engines `build` will try."""
         return sum(len(self.candidates(stage)) for stage in STAGES)
 
     def build(self) -> BuildReport:
-        """Build, prove and time every candidate, choose, and keep the outcome for `open`."""
+        """Build, check and time every candidate, choose, and keep the outcome for `open`."""
         start = time.perf_counter()
         golden = Golden.read(self.bundle)
         reference = make_reference(self.bundle)
@@ -145,8 +146,8 @@ class Builder:
     def open(self) -> tuple[dict[str, Engine], dict[str, str]]:
         """The chosen engines in one queue, and the variant of each stage.
 
-        An earlier `build` of this batch and these variants counts whatever settings it had; what is not kept is built,
-        and what is built again is proved again.
+        An earlier `build` of this batch and these variants counts, with any settings. Engines that are not in the cache
+        are built and checked again.
         """
         plan = self.plan()
         builder = self if plan is None else self.with_settings(plan.settings)
@@ -159,7 +160,7 @@ class Builder:
         return Builder(self.bundle, replace(self.options, settings=settings), self.cache, self._say)
 
     def plan(self) -> Optional[EnginePlan]:
-        """What an earlier `build` chose for just this bundle and machine; None where there is no such."""
+        """The plan of an earlier `build` of this bundle on this machine; None without one."""
         data = self.cache.get(self._plan_key())
         plan = None if data is None else EnginePlan.from_bytes(data)
         known = self.bundle.manifest.variants
@@ -170,7 +171,7 @@ class Builder:
     def open_kept(self, variant: str, stage: str) -> TensorRtEngine:
         """An engine that an earlier `build` left in the cache, chosen or not, in a queue of its own.
 
-        Raises `EngineError` where there is none: nothing is built.
+        It builds nothing. Raises `EngineError` without such an engine.
         """
         plan = self.plan()
         builder = self if plan is None else self.with_settings(plan.settings)
@@ -185,7 +186,7 @@ class Builder:
             queue.release()  # the engine has acquired it as well
 
     def _holds(self, plan: EnginePlan) -> bool:
-        """Whether all engines of a plan are kept, whole."""
+        """Whether the cache has all engines of a plan, undamaged."""
         return all(
             engine != self.api.name or self.cache.get(self._key(variant, stage)) is not None
             for stage, (engine, variant) in plan.stages.items()
@@ -244,7 +245,7 @@ class Builder:
     def _try(
         self, stage: str, variant: str, queue: GpuQueue, golden: Optional[Golden], reference: Optional[Golden]
     ) -> tuple[EngineAttempt, Optional[TensorRtEngine]]:
-        """Build one engine and prove it; the engine is None where it was refused."""
+        """Build one engine and check it; the engine is None if it is refused."""
         entry = self.bundle.entry(variant, stage)
         tried = EngineAttempt(variant, entry.precision)
         engine: Optional[TensorRtEngine] = None
@@ -276,7 +277,7 @@ class Builder:
             return replace(tried, refused=str(error)), None
 
     def _engine(self, variant: str, stage: str) -> tuple[bytes, bool, float]:
-        """The engine's bytes, whether they were kept, and the seconds that building took."""
+        """The engine's bytes, whether the cache had them, and the seconds that building took."""
         start = time.perf_counter()
         entry, graph = self.bundle.entry(variant, stage), self.bundle.graph(variant, stage)
         key = self._key(variant, stage)
@@ -301,7 +302,7 @@ class Builder:
         return self.options.settings if stage == "render" else replace(self.options.settings, batch=1)
 
     def _machine(self) -> dict[str, Any]:
-        """All of this machine that an engine holds for."""
+        """The part of this machine that an engine depends on."""
         return {
             "engine": self.api.name,
             "version": self.api.version_text,
@@ -334,7 +335,7 @@ class Builder:
 
 
 def time_in_turns(engines: Mapping[str, TensorRtEngine]) -> dict[str, float]:
-    """Median milliseconds of a run on the GPU, by variant; they take turns, so that clocks and heat hit all alike."""
+    """Median milliseconds of a run on the GPU, by variant. Engines take turns, so that heat slows all of them."""
     times: dict[str, list[float]] = {variant: [] for variant in engines}
     for done in range(ROUNDS + 1):
         for variant, engine in engines.items():
@@ -345,7 +346,7 @@ def time_in_turns(engines: Mapping[str, TensorRtEngine]) -> dict[str, float]:
 
 
 def fastest(times: Mapping[str, float]) -> str:
-    """The variant to take, of medians with the most exact first: each must beat all before it by `MARGIN`."""
+    """The variant to take. `times`: medians, the most exact first; each must beat all before it by `MARGIN`."""
     best, least = "", math.inf
     for variant, median_ms in times.items():
         if median_ms < least * MARGIN:

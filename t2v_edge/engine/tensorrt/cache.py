@@ -1,8 +1,8 @@
-"""Engines that were built here, kept by all that they hold for; what is not exactly that is built again.
+"""The cache of engines that were built here, by all that they depend on.
 
-Loading an engine runs what it holds, so an entry counts only where it is this user's own file that nobody else may
-write, carries the whole key that is asked for, and has the bytes that were written. One file an entry: a mark, the
-length of a JSON header (key, SHA-256 and size of the engine), the header, the engine.
+Loading an engine runs its code. So an entry counts only if it is the user's own file that nobody else may write, has
+the whole key that is asked for, and has the bytes that were written. Each entry is one file: a mark, the length of a
+JSON header (key, SHA-256 and size of the engine), the header, the engine.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ Key = Mapping[str, Any]
 
 
 class EngineCache:
-    """Entries by key: any JSON object. Without a folder nothing is kept and everything is made anew."""
+    """Engines by key, which is any JSON object. Without a folder it keeps nothing."""
 
     def __init__(self, folder: Optional[Path]) -> None:
         self.folder = folder
 
     @classmethod
     def of_user(cls) -> EngineCache:
-        """In the user's cache folder, which has mode 0700."""
+        """The cache in the user's cache folder, which has mode 0700."""
         return cls(cache_folder(FOLDER))
 
     def get(self, key: Key) -> Optional[bytes]:
-        """The entry of exactly this key, whole and this user's own; else None, whatever lies there."""
+        """The entry of exactly this key, undamaged and this user's own; else None."""
         if self.folder is None:
             return None
         try:
@@ -57,10 +57,10 @@ class EngineCache:
     def get_or_make(
         self, key: Key, make: Callable[[], bytes], waiting: Optional[Callable[[], None]] = None
     ) -> tuple[bytes, bool]:
-        """The entry, and whether it was there.
+        """The entry, and whether the cache had it.
 
-        Of several processes that want it one makes it and the others wait, after calling `waiting`; where the one dies
-        the next takes over.
+        Of several processes one makes the entry. The others call `waiting` and wait. If that process dies, the next one
+        makes the entry.
         """
         found = self.get(key)
         if found is not None or self.folder is None:
@@ -74,7 +74,7 @@ class EngineCache:
             return made, False
 
     def put(self, key: Key, data: bytes) -> None:
-        """Keep an entry; where the folder cannot be written it costs the next run a build, and this one nothing."""
+        """Keep an entry. In a folder that cannot be written it keeps nothing, and raises nothing."""
         if self.folder is None:
             return
         header = dumps({"key": dict(key), "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)})
@@ -89,7 +89,7 @@ class EngineCache:
 
 
 def any_built() -> bool:
-    """Whether this user has built any engine; cheap, and asks no GPU."""
+    """Whether this user has built any engine. Cheap, and needs no GPU."""
     folder = cache_folder(FOLDER)
     return folder is not None and next(folder.glob("*.engine"), None) is not None
 
@@ -105,7 +105,7 @@ def _read(handle: int, size: int, key: Key) -> Optional[bytes]:
         expected = size - len(start) - length
         if not isinstance(header, dict) or header.get("key") != dict(key) or header.get("bytes") != expected:
             return None
-        if dumps(header) != text:  # the same to a reader, and not what was written
+        if dumps(header) != text:  # it reads the same, but other bytes were written
             return None
         data = file.read(expected)
     return data if header.get("sha256") == hashlib.sha256(data).hexdigest() else None
@@ -113,7 +113,7 @@ def _read(handle: int, size: int, key: Key) -> Optional[bytes]:
 
 @contextmanager
 def _own_file(path: Path) -> Iterator[tuple[int, int]]:
-    """An open regular file of this user's that no other may write, and its size; raises `OSError` for any other."""
+    """An open file and its size. Raises `OSError` unless it is a regular file that only this user may write."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
     try:
         found = os.fstat(handle)
@@ -128,7 +128,7 @@ def _own_file(path: Path) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _locked(path: Path, waiting: Optional[Callable[[], None]]) -> Iterator[None]:
-    """Alone among processes, where the system has locks; the lock of a process that dies is free again."""
+    """A lock among processes, on systems with file locks. A process that dies frees its lock."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError:

@@ -1,6 +1,6 @@
-"""What the GPU engines need of CUDA, through cuda-python: memory, one stream, graphs, events, one small kernel.
+"""The parts of CUDA that GPU engines need, through cuda-python: memory, streams, graphs, events, one small kernel.
 
-Everything here is owned by a context manager or has `close`, and every call's error code is checked.
+Every object has `close`, and every call's error code is checked.
 """
 
 from __future__ import annotations
@@ -70,16 +70,19 @@ done:
   ret;
 }
 \0"""
-"""``made[i] = mix(one[i], other[i], *share)``, rounded as `t2v_edge.play.clock.mix` rounds: no fused multiply-add.
+"""A kernel: ``made[i] = mix(one[i], other[i], *share)``, rounded as `t2v_edge.play.clock.mix` rounds.
 
-Written as PTX, which every driver compiles by itself: neither nvcc nor NVRTC is needed on a device.
+It has no fused multiply-add. It is PTX, which every driver compiles by itself, so a device needs no nvcc and no NVRTC.
 """
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """The GPU in use. `driver`: NVIDIA's driver or L4T kernel module version where it tells, else CUDA's; `integrated`:
-    whether it shares the processor's memory, as on a Jetson; `memory_bytes` in all."""
+    """The GPU in use.
+
+    `driver`: the version of NVIDIA's driver or L4T kernel module, or else CUDA's. `integrated`: it shares the
+    processor's memory, as on a Jetson. `memory_bytes`: in all.
+    """
 
     name: str
     compute_capability: str
@@ -90,7 +93,7 @@ class Gpu:
 
 
 def check(result: tuple[Any, ...], what: str) -> Any:
-    """The value of a cuda-python call, or the values; raises `EngineError` naming what failed."""
+    """The value of a cuda-python call, or the values. Raises `EngineError`, which names what failed."""
     error, *values = result
     if int(error) != 0:
         raise EngineError(f"CUDA cannot {what} ({getattr(error, 'name', error)}); see t2v-edge doctor")
@@ -98,7 +101,7 @@ def check(result: tuple[Any, ...], what: str) -> Any:
 
 
 def find_gpu() -> Gpu:
-    """The current device; raises `EngineError` where there is none, or no driver for it."""
+    """The current device. Raises `EngineError` without a GPU or its driver."""
     count = check(cudart.cudaGetDeviceCount(), "find a GPU")
     if count < 1:
         raise EngineError("there is no NVIDIA GPU; take --engine onnxruntime")
@@ -116,7 +119,7 @@ def find_gpu() -> Gpu:
 
 
 def free_bytes() -> int:
-    """GPU memory that nothing uses."""
+    """Bytes of free GPU memory."""
     return int(check(cudart.cudaMemGetInfo(), "read the free memory")[0])
 
 
@@ -138,7 +141,7 @@ class DeviceBuffer:
         self.nbytes = max(nbytes, ALIGNMENT)
         self.address = int(check(cudart.cudaMalloc(self.nbytes), f"take {self.nbytes} bytes of GPU memory"))
         check(cudart.cudaMemset(self.address, 0, self.nbytes), "clear GPU memory")
-        check(cudart.cudaStreamSynchronize(0), "clear GPU memory")  # no stream of ours waits for that one
+        check(cudart.cudaStreamSynchronize(0), "clear GPU memory")  # our streams do not wait for that one
 
     def close(self) -> None:
         if self.address:
@@ -147,10 +150,10 @@ class DeviceBuffer:
 
 
 class HostBuffer:
-    """Pinned host memory of a shape and type that GPU and processor both reach.
+    """Pinned host memory of a shape and type, which GPU and processor both reach.
 
-    `array` is its view here, `address` for copies, `device_address` where kernels find it: on a GPU that shares the
-    processor's memory that is no copy at all.
+    `array`: its view on the processor. `address`: for copies. `device_address`: for kernels; a GPU that shares the
+    processor's memory then copies nothing.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
@@ -172,7 +175,7 @@ class HostBuffer:
 
 
 class CudaEvent:
-    """A point in a stream; `timed` ones can be subtracted."""
+    """A point in a stream. Two `timed` events can be subtracted."""
 
     def __init__(self, timed: bool = False) -> None:
         flags = cudart.cudaEventDefault if timed else cudart.cudaEventDisableTiming
@@ -182,7 +185,7 @@ class CudaEvent:
         check(cudart.cudaEventRecord(self.handle, stream.handle), "record an event")
 
     def wait(self) -> None:
-        """Until the stream has come here; raises `EngineError` where what it did before failed."""
+        """Wait until the stream reaches this event. Raises `EngineError` if the work before it failed."""
         check(cudart.cudaEventSynchronize(self.handle), "finish its work")
 
     def since_ms(self, start: CudaEvent) -> float:
@@ -195,7 +198,7 @@ class CudaEvent:
 
 
 class CudaGraph:
-    """Work captured once, launched again and again with one call. The addresses in it are fixed."""
+    """Work that is captured once and launched with one call. Its addresses are fixed."""
 
     def __init__(self, executable: Any) -> None:
         self._executable = executable
@@ -210,7 +213,7 @@ class CudaGraph:
 
 
 class CapturedGraph:
-    """What `CudaStream.capture` yields; `graph` is there after the block."""
+    """The result of `CudaStream.capture`. `graph` exists after the block."""
 
     graph: CudaGraph
 
@@ -236,12 +239,12 @@ class CudaStream:
         check(cudart.cudaStreamSynchronize(self.handle), "finish its work")
 
     def wait_for(self, event: CudaEvent) -> None:
-        """What is enqueued from now on begins when another stream has come to the event; waits for nothing here."""
+        """Make work enqueued from now on wait for an event of another stream. Returns at once."""
         check(cudart.cudaStreamWaitEvent(self.handle, event.handle, 0), "order its work")
 
     @contextmanager
     def capture(self) -> Iterator[CapturedGraph]:
-        """What the block enqueues becomes a graph instead of running. Where it raises, nothing is kept."""
+        """Turn what the block enqueues into a graph, instead of running it. An exception in the block drops it."""
         captured = CapturedGraph()
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check(cudart.cudaStreamBeginCapture(self.handle, mode), "begin a capture")
@@ -263,7 +266,7 @@ class CudaStream:
 
 
 class MixKernel:
-    """`MIX_PTX`, loaded."""
+    """The kernel of `MIX_PTX`, loaded."""
 
     def __init__(self) -> None:
         check(cudart.cudaFree(0), "start")
@@ -271,7 +274,7 @@ class MixKernel:
         self._function = check(driver.cuModuleGetFunction(self._module, b"mix"), "find its mixing kernel")
 
     def enqueue(self, stream: CudaStream, made: int, one: int, other: int, share: int, count: int) -> None:
-        """float32 at `made` from those at `one` and `other`, `count` of each, and the share at the address `share`."""
+        """Mix `count` float32 values at `one` and `other` into `made`, by the share at the address `share`."""
         values = (made, one, other, share, count)
         kinds = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
         blocks = (count + THREADS - 1) // THREADS

@@ -1,4 +1,4 @@
-"""Vectors to prove an engine by, beside the golden ones: what ONNX Runtime makes here of other captions."""
+"""Reference vectors to check engines by, besides the golden ones: ONNX Runtime's results for other captions."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ MOST_EXACT = ("fp32", "fp16")
 
 
 def make_reference(bundle: Bundle) -> Optional[Golden]:
-    """A rollout of `STEPS` free steps by ONNX Runtime's CPU engine, in the most exact variant of each stage; None where
-    ONNX Runtime is not installed. Raises `EngineError` where a graph does not run there.
+    """A rollout of `STEPS` free steps by ONNX Runtime on the CPU, in the most exact variant of each stage.
+
+    None if ONNX Runtime is not installed. Raises `EngineError` for a graph that does not run in it.
     """
     if not is_installed("onnxruntime"):
         return None
@@ -50,7 +51,7 @@ def make_reference(bundle: Bundle) -> Optional[Golden]:
     states, motions, noises = dict(draws.states), [], []
     for _ in range(STEPS):
         noises.append(draws.step())
-        # The vectors are fed the condition as it was read, so it is what motion gets here too.
+        # The check feeds the text stage's own condition, so the motion stage gets the same here.
         feeds = {"condition": made[0], **draws.motion, **noises[-1], **states}
         results = engines["motion"].run(feeds)
         states = {s.input: results[s.output] for s in manifest.stages["motion"].states}

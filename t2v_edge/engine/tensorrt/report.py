@@ -1,4 +1,4 @@
-"""What a build tried, what it chose and why, as JSON for machines and lines for people."""
+"""The report of a build: what it tried, what it chose and why, as JSON and as text."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineAttempt:
-    """One engine of a stage: built in `build_s` (or kept, then 0), its size, its layers (about as many kernels), how
-    far from the golden vectors and from ONNX Runtime in words, the median of its runs on the GPU, and why it was
-    refused (empty where it was not)."""
+    """One engine of a stage, as tried.
+
+    refused: why it was refused, or empty. kept: the cache had it, and `build_s` is 0. layers: about as many kernels.
+    golden, rollout: in words, how far it is from the golden vectors and from ONNX Runtime. median_ms: of its runs on
+    the GPU.
+    """
 
     variant: str
     precision: str
@@ -37,7 +40,7 @@ class EngineAttempt:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What runs a stage here and why, and all that was tried."""
+    """The engine and variant that run a stage, why, and all that was tried."""
 
     stage: str
     engine: str
@@ -51,7 +54,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """Of one bundle on one machine."""
+    """The report of one bundle's build on one machine."""
 
     engine: str
     version: str

@@ -21,6 +21,7 @@ from t2v_edge.device.power import Power, PowerReading, PowerSampler, PowerTool, 
 from t2v_edge.device.system import NvpModelMode, PythonFacts, System
 from t2v_edge.errors import EngineError, UsageError
 from t2v_edge.pipeline import Pipeline
+from t2v_edge.play.model import Model
 from t2v_edge.play.stream import FrameStream
 from t2v_edge.util.memory import ProcessMemory
 from t2v_edge.util.timing import Latency
@@ -60,17 +61,18 @@ def test_frames_are_counted_over_the_time_they_took(bundle_path):
 
 def test_first_frames_are_of_captions_never_seen_and_the_text_stage_is_timed_on_them(bundle_path, monkeypatch):
     seen = []
-    encode = Pipeline.encode
+    encode = Model.encode
 
     def watched(self, caption):
-        seen.append((caption, self.is_encoded(caption)))
-        return encode(self, caption)
+        condition = encode(self, caption)
+        seen.append(condition)
+        return condition
 
-    monkeypatch.setattr(Pipeline, "encode", watched)
+    monkeypatch.setattr(Model, "encode", watched)
     report = measure(bundle_path)
     assert report.first_frame.count == report.stages["text"].count == FIRSTS
     assert report.first_frame.median_ms == pytest.approx(1)
-    fresh = [caption for caption, known in seen if not known]
+    fresh = [condition.caption for condition in seen if condition.fresh]
     assert sorted(fresh) == sorted(CAPTIONS), "each once: the warm-up's, those of first frames, those of changes"
     assert len(set(CAPTIONS)) == FIRSTS + CHANGES + 1
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from t2v_edge.bundle.tokenizer import MAX_CHARACTERS, CaptionTokenizer, normalise
+from t2v_edge.bundle.tokenizer import CaptionTokenizer, normalise
 from t2v_edge.errors import BundleError, CaptionError
+from t2v_edge.util.limits import MAX_CAPTION_CHARACTERS
 
 
 @pytest.fixture
@@ -48,8 +49,8 @@ def test_what_is_not_text_is_refused(caption):
 
 
 def test_a_caption_that_is_or_becomes_too_long_is_refused():
-    assert normalise("x" * MAX_CHARACTERS)
-    for caption in ("x" * (MAX_CHARACTERS + 1), "\ufdfa" * 100):  # NFKC makes 18 characters of U+FDFA
+    assert normalise("x" * MAX_CAPTION_CHARACTERS)
+    for caption in ("x" * (MAX_CAPTION_CHARACTERS + 1), "\ufdfa" * 100):  # NFKC makes 18 characters of U+FDFA
         with pytest.raises(CaptionError, match="shorten it"):
             normalise(caption)
 

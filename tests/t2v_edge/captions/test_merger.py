@@ -8,10 +8,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from t2v_edge.bundle.tokenizer import MAX_CHARACTERS, normalise
+from t2v_edge.bundle.tokenizer import normalise
 from t2v_edge.captions.merger import MAX_EVENT_CHARACTERS, CaptionEvent, CaptionMerger, MergeOptions, schedule, shorten
 from t2v_edge.captions.wording import Wording
 from t2v_edge.errors import CaptionError, UsageError
+from t2v_edge.util.limits import MAX_CAPTION_CHARACTERS
 
 AT_ONCE = MergeOptions(hold_s=0)
 SPOKEN = (
@@ -297,10 +298,13 @@ def test_a_text_to_show_is_one_that_the_tokenizer_leaves_as_it_is(text):
 def test_a_long_text_is_cut_at_a_word_and_chinese_anywhere():
     for words in ("walking " * 200, "x walking " * 200, "xy walking " * 200):
         short = shorten(words)
-        assert short.endswith(("walking", "x", "xy")) and MAX_CHARACTERS - 10 < len(short) <= MAX_CHARACTERS
-    assert shorten("人" * 4096) == "人" * MAX_CHARACTERS
-    assert shorten("x" * MAX_CHARACTERS + " y") == "x" * MAX_CHARACTERS
-    assert len(shorten("\ufdfa" * MAX_EVENT_CHARACTERS)) <= MAX_CHARACTERS
+        assert (
+            short.endswith(("walking", "x", "xy"))
+            and MAX_CAPTION_CHARACTERS - 10 < len(short) <= MAX_CAPTION_CHARACTERS
+        )
+    assert shorten("人" * 4096) == "人" * MAX_CAPTION_CHARACTERS
+    assert shorten("x" * MAX_CAPTION_CHARACTERS + " y") == "x" * MAX_CAPTION_CHARACTERS
+    assert len(shorten("\ufdfa" * MAX_EVENT_CHARACTERS)) <= MAX_CAPTION_CHARACTERS
 
 
 @pytest.mark.parametrize(
@@ -323,7 +327,7 @@ def test_no_text_takes_long(text):
     merger.accept(partial(text))
     merger.accept(final(text, 1))
     assert time.perf_counter() - start < 1.0, "tens of milliseconds are usual, machines are busy"
-    assert len(merger.text) <= MAX_CHARACTERS
+    assert len(merger.text) <= MAX_CAPTION_CHARACTERS
 
 
 # ---- any order of events

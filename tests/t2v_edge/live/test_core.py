@@ -137,7 +137,7 @@ def test_no_order_of_events_breaks_what_is_promised(events, fps, policy, queue, 
         player.note()
         assert len(core.queue) <= queue + ahead + min(rows, ahead + 1) - 1
         assert all(frame.generation == core.generation for frame in core.queue)
-    book = core.ledger
+    book = core.counts
     made_and_gone = sum(book.dropped[reason] for reason in ("stale", "overtaken", "unwatched"))
     assert book.rendered == book.shown + made_and_gone + len(core.queue), "every frame is accounted for"
     assert book.shown == len(player.shown)
@@ -182,7 +182,7 @@ def test_the_switch_is_counted_from_where_it_was_asked_for_and_not_over_a_pause(
         step()
     player.now += 0.008
     player.consume()
-    assert player.core.ledger.switch.max_ms == pytest.approx(40)
+    assert player.core.counts.switch.max_ms == pytest.approx(40)
     player.caption(1)
     player.pause(True)
     player.caption(2)
@@ -192,8 +192,8 @@ def test_the_switch_is_counted_from_where_it_was_asked_for_and_not_over_a_pause(
         for step in (player.note, player.begin, player.finish, player.consume):
             step()
         player.now += 0.02
-    assert player.shown[-1].generation == 3 and player.core.ledger.switch.count == 1
-    assert player.core.ledger.fps == pytest.approx(30, rel=0.25), "and no rate over a pause"
+    assert player.shown[-1].generation == 3 and player.core.counts.switch.count == 1
+    assert player.core.counts.fps == pytest.approx(30, rel=0.25), "and no rate over a pause"
 
 
 def test_a_first_caption_that_comes_late_finds_the_stream_awake():
@@ -205,7 +205,7 @@ def test_a_first_caption_that_comes_late_finds_the_stream_awake():
     player.finish()
     player.now += 1.0
     player.begin()
-    assert not player.core.pacer.running and player.core.ledger.dropped["unwatched"] == 1
+    assert not player.core.pacer.running and player.core.counts.dropped["unwatched"] == 1
     player.now += 50
     player.consume()
     assert player.core.pacer.running

@@ -30,9 +30,9 @@ def reads(device, cost_s):
     given = []
 
     def encode(caption):
-        given.append(caption)
+        given.append(caption.text)
         device.clock.work(cost_s)
-        return device._pipeline.encode(caption)
+        return device._model.encode(caption)
 
     device.encode = encode
     return given

@@ -39,21 +39,21 @@ def test_frames_that_are_on_time_come_one_after_another():
     pacer = started()
     slots = [made(pacer, pacer.due(index) - 0.004) for index in range(100)]
     assert [slot.index for slot in slots] == list(range(100))
-    assert not any(slot.skipped or slot.anew for slot in slots)
+    assert not any(slot.skipped or slot.restarted for slot in slots)
 
 
 def test_a_frame_that_is_less_than_a_frame_late_is_still_made():
     pacer = started()
     made(pacer, 100.0)
     slot = pacer.plan(pacer.due(2) - 0.001)
-    assert (slot.index, slot.skipped, slot.anew) == (1, 0, False)
+    assert (slot.index, slot.skipped, slot.restarted) == (1, 0, False)
 
 
 def test_frames_whose_time_is_over_are_left_out_by_number():
     pacer = started()
     made(pacer, 100.0)
     slot = made(pacer, pacer.due(4) + 0.001)
-    assert (slot.index, slot.skipped, slot.anew) == (4, 3, False)
+    assert (slot.index, slot.skipped, slot.restarted) == (4, 3, False)
     assert made(pacer, pacer.due(5)).index == 5, "what was missed is not caught up"
 
 
@@ -62,16 +62,16 @@ def test_a_stall_past_the_bound_takes_the_schedule_up_at_the_present():
     made(pacer, 100.0)
     now = 100.0 + 3600.01
     slot = made(pacer, now)
-    assert slot.anew and slot.index == math.ceil(3600.01 * 30) and slot.skipped == slot.index - 1
+    assert slot.restarted and slot.index == math.ceil(3600.01 * 30) and slot.skipped == slot.index - 1
     assert 0 <= slot.due_s - now < 1 / 30, "the frame that the stream goes on with is on time"
-    assert not made(pacer, pacer.due(slot.index + 1)).anew
+    assert not made(pacer, pacer.due(slot.index + 1)).restarted
 
 
 def test_the_bound_is_two_frames_at_the_least():
     pacer = started(bound_s=0.001)
     made(pacer, 100.0)
-    assert not pacer.plan(100.0 + 2 / 30 - 0.001).anew
-    assert pacer.plan(100.0 + 2 / 30 + 0.001).anew
+    assert not pacer.plan(100.0 + 2 / 30 - 0.001).restarted
+    assert pacer.plan(100.0 + 2 / 30 + 0.001).restarted
 
 
 def test_every_other_frame_is_made_where_every_other_one_is_wanted():
@@ -90,7 +90,7 @@ def test_a_pause_moves_what_is_due_by_what_it_lasted_and_leaves_no_gap():
     pacer.go(1100.01)
     pacer.go(1200.0)
     slot = pacer.plan(1100.01)
-    assert (slot.index, slot.skipped, slot.anew) == (1, 0, False)
+    assert (slot.index, slot.skipped, slot.restarted) == (1, 0, False)
     assert slot.due_s == pytest.approx(1100.0 + 1 / 30, abs=1e-9)
 
 
@@ -141,7 +141,7 @@ def test_no_order_of_events_breaks_the_schedule(fps, start, steps):
     pacer, now, stride, shown = Pacer(fps), start, 1, -1
     stood_still = Fraction(0)
     pacer.go(now)
-    late_since_anew = 0
+    late_since_restart = 0
     for what, value in steps:
         if what == "stride":
             stride = value
@@ -164,9 +164,9 @@ def test_no_order_of_events_breaks_the_schedule(fps, start, steps):
             now = max(now, slot.due_s)  # the consumer waits until it is due
             shown = slot.index
             late_by = now - slot.due_s
-            late_since_anew = 0 if slot.anew else late_since_anew
-            late_since_anew += late_by > max(pacer.bound_s, 2 * stride / fps)
-            assert late_since_anew <= 1, "then it is taken up anew"
+            late_since_restart = 0 if slot.restarted else late_since_restart
+            late_since_restart += late_by > max(pacer.bound_s, 2 * stride / fps)
+            assert late_since_restart <= 1, "then the schedule restarts"
             elapsed = Fraction(now) - Fraction(start) - stood_still
             assert pacer.present(now) >= shown
             assert Fraction(shown) / fps <= elapsed, "no frame before its time in the stream's own time"

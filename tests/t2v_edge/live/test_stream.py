@@ -188,7 +188,7 @@ def test_of_captions_that_are_read_at_once_the_last_one_asked_for_counts(live, d
     may_end, encode = threading.Event(), device.encode
 
     def slow(caption):
-        if caption == RUN:
+        if caption.text == RUN:
             may_end.wait(10)
         return encode(caption)
 

@@ -10,8 +10,8 @@ import pytest
 
 from t2v_edge.errors import EngineError, UsageError
 from t2v_edge.live.options import LiveOptions
-from t2v_edge.live.stream import LiveStream
 from t2v_edge.pipeline import Pipeline
+from t2v_edge.play.model import Model
 from tests.t2v_edge.live_device import DANCE, RUN, WALK, in_thread, numbers, show
 
 
@@ -129,15 +129,15 @@ def test_an_asynchronous_consumer_sees_pauses_and_changes(live, clock):
     first, later = asyncio.run(consume())
     assert numbers(first + later) == list(range(10)), "a wait that was given up takes no frame with it"
     assert [{frame.generation for frame, _ in part} for part in (first, later)] == [{0}, {1}]
-    assert not stream._told
+    assert not stream._waiters
 
 
 def test_a_loop_that_is_gone_disturbs_nobody(live, clock):
     stream = live()
     loop = asyncio.new_event_loop()
-    stream._told[loop.create_future()] = loop
+    stream._waiters[loop.create_future()] = loop
     loop.close()
-    assert numbers(show(stream, 3)) == [0, 1, 2] and not stream._told
+    assert numbers(show(stream, 3)) == [0, 1, 2] and not stream._waiters
 
 
 # Options.
@@ -208,7 +208,7 @@ def test_frames_are_made_in_groups_where_they_are_made_ahead(live, device, clock
     pairs = []
 
     def player(*args):
-        pairs.append(Pairs(Pipeline.player(device, *args)))
+        pairs.append(Pairs(Model.player(device, *args)))
         return pairs[-1]
 
     monkeypatch.setattr(device, "player", player)
@@ -315,5 +315,5 @@ def test_captions_and_control_from_many_threads_at_once_break_nothing(pipeline):
 
 
 def test_the_default_options_are_those_of_the_class(pipeline):
-    with pipeline.live() as made, LiveStream(pipeline) as plain:
-        assert made.options == plain.options == LiveOptions()
+    with pipeline.live() as made:
+        assert made.options == LiveOptions()

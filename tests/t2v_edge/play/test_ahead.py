@@ -1,4 +1,4 @@
-"""Streams whose frames are made ahead on a processor, beside each other."""
+"""Streams whose frames are made ahead on a processor, several at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from t2v_edge.engine.base import Engine
 from t2v_edge.engine.registry import is_installed
 from t2v_edge.errors import EngineError
 from t2v_edge.pipeline import Pipeline
@@ -16,12 +17,12 @@ from t2v_edge.play.player import WAITING
 WALK, RUN = "a person is walking", "a person is running"
 
 
-class Makers:
+class Makers(Engine):
     """A renderer for so many callers at the same time. The first frame of a stream comes alone; each later call waits
     until that many have come, or until `let_go`."""
 
-    def __init__(self, engine, beside):
-        self._engine, self.beside = engine, beside
+    def __init__(self, engine, parallel):
+        self._engine, self.parallel = engine, parallel
         self.name, self.spec = engine.name, engine.spec
         self.free = False
         self.fail_on = None
@@ -37,7 +38,7 @@ class Makers:
             alone = len(self.motions) == 1
             self.most = max(self.most, self.running)
             self._changed.notify_all()
-            met = self._changed.wait_for(lambda: alone or self.most == self.beside or self.free, 20)
+            met = self._changed.wait_for(lambda: alone or self.most == self.parallel or self.free, 20)
         try:
             assert met, "the frames are made one after another"
             if self.fail_on is not None and np.array_equal(feeds["motion"], self.fail_on):
@@ -60,7 +61,7 @@ class Makers:
 def makers(bundle_path):
     """A pipeline, and what its renderer has become."""
     with Pipeline.open(bundle_path, engine="onnxruntime", threads=1) as pipeline:
-        found = pipeline._loaded["render"] = Makers(pipeline._loaded["render"], 3)
+        found = pipeline.model._loaded["render"] = Makers(pipeline.model._loaded["render"], 3)
         yield pipeline, found
         found.let_go()
 
@@ -72,7 +73,7 @@ def pixels(stream):
 @pytest.mark.parametrize(
     "options", [{"fps": 37}, {"smoothing": 0.5}, {"then": [(0.5, RUN)], "blend_steps": 3}], ids=str
 )
-def test_frames_made_beside_each_other_are_those_made_one_by_one(pipeline, makers, options):
+def test_frames_made_at_once_are_those_made_one_by_one(pipeline, makers, options):
     made, engine = makers
     wanted = pixels(pipeline.stream(WALK, seconds=1, seed=3, **options))
     assert np.array_equal(pixels(made.stream(WALK, seconds=1, seed=3, ahead=True, **options)), wanted)
@@ -133,7 +134,7 @@ def test_a_stream_that_is_closed_says_so_and_makes_no_more(makers):
 def test_closing_a_pipeline_frees_who_waits_for_a_frame(makers):
     pipeline, engine = makers
     stream = pipeline.stream(WALK, ahead=True)
-    engine.beside = 4  # a fourth never comes: all wait
+    engine.parallel = 4  # a fourth never comes: all wait
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(lambda: [next(stream) for _ in range(20)])
         with engine._changed:
@@ -145,7 +146,7 @@ def test_closing_a_pipeline_frees_who_waits_for_a_frame(makers):
 
 
 @pytest.mark.parametrize(
-    "engine, beside",
+    "engine, parallel",
     [
         ("onnxruntime", 2),
         pytest.param(
@@ -153,7 +154,7 @@ def test_closing_a_pipeline_frees_who_waits_for_a_frame(makers):
         ),
     ],
 )
-def test_an_engine_makes_them_so_where_the_pipeline_was_opened_for_it(bundle_path, monkeypatch, engine, beside):
+def test_an_engine_makes_them_so_where_the_pipeline_was_opened_for_it(bundle_path, monkeypatch, engine, parallel):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1}, raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     with (
@@ -164,7 +165,7 @@ def test_an_engine_makes_them_so_where_the_pipeline_was_opened_for_it(bundle_pat
         assert plain.stream(WALK, ahead=True)._rollout.slots == 1
         assert single.stream(WALK, ahead=True)._rollout.slots == 1
         stream = ahead.stream(WALK, seconds=2, fps=60, seed=5, ahead=True)
-        assert stream._rollout.slots == beside + WAITING
+        assert stream._rollout.slots == parallel + WAITING
         assert np.array_equal(pixels(stream), pixels(plain.stream(WALK, seconds=2, fps=60, seed=5)))
 
 

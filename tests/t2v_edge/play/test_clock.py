@@ -89,9 +89,3 @@ def test_no_smoothing_passes_motion_through_untouched():
     smooth, motion = Smoother(0.0), vector(0.1)
     smooth(vector(5.0))
     assert smooth(motion) is motion
-
-
-@pytest.mark.parametrize("smoothing", [-0.1, 1.0, float("nan")])
-def test_smoothing_out_of_range_is_refused(smoothing):
-    with pytest.raises(UsageError, match="smoothing"):
-        Smoother(smoothing)

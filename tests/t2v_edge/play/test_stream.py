@@ -12,7 +12,9 @@ import pytest
 
 from t2v_edge.bundle.bundle import write_bundle
 from t2v_edge.errors import BundleError, CaptionError, EngineError, UsageError
-from t2v_edge.pipeline import Pipeline, settle_condition
+from t2v_edge.pipeline import Pipeline
+from t2v_edge.play.condition import settle_condition
+from t2v_edge.play.model import Model
 
 WALK, RUN, DANCE = "a person is walking", "a person is running", "一个人 dancing"
 
@@ -22,17 +24,17 @@ def digest(frames) -> str:
 
 
 class Spy:
-    """Stands before a pipeline and keeps what the stages were fed and gave."""
+    """A model that keeps what the stages were fed and gave."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, model: Model) -> None:
+        self._model = model
         self.calls = []
 
     def __getattr__(self, name):
-        return getattr(self._pipeline, name)
+        return getattr(self._model, name)
 
     def run(self, stage, feeds):
-        results = self._pipeline.run(stage, feeds)
+        results = self._model.run(stage, feeds)
         self.calls.append((stage, {k: v.copy() for k, v in feeds.items()}, {k: v.copy() for k, v in results.items()}))
         return results
 
@@ -40,15 +42,15 @@ class Spy:
         return [(feeds, results) for name, feeds, results in self.calls if name == stage]
 
     def player(self, *args):
-        return Pipeline.player(self, *args)
+        return Model.player(self, *args)
 
     def stream(self, *args, **kwargs):
-        return Pipeline.stream(self, *args, **kwargs)
+        return Pipeline(self).stream(*args, **kwargs)
 
 
 @pytest.fixture
 def spy(pipeline):
-    return Spy(pipeline)
+    return Spy(pipeline.model)
 
 
 @pytest.mark.parametrize("fps", [24, 30, 60, 72, 90, 8, Fraction(30000, 1001)])
@@ -120,7 +122,7 @@ def test_a_live_caption_change_takes_effect_at_the_next_base_step(spy):
     later = [next(stream) for _ in range(6)]
     assert {frame.generation for frame in first} == {0}
     assert {frame.generation for frame in later} == {1}
-    assert np.array_equal(spy.of("motion")[-1][0]["condition"], spy.encode(RUN).vector)
+    assert np.array_equal(spy.of("motion")[-1][0]["condition"], spy.encode(spy.read(RUN)).vector)
 
 
 def test_of_several_live_captions_the_last_counts_and_an_unchanged_one_changes_nothing(pipeline):
@@ -155,7 +157,7 @@ def test_a_bad_scheduled_caption_fails_before_any_frame(pipeline):
 
 def test_an_unchanged_caption_is_not_encoded_again(bundle_path):
     with Pipeline.open(bundle_path, threads=1) as pipeline:
-        spy = Spy(pipeline)
+        spy = Spy(pipeline.model)
         first = pipeline.stream(WALK, seconds=1, then=[(0.5, f" {WALK}")])
         frames = list(first)
         assert first.stats.stages["text"].count == 1
@@ -183,7 +185,7 @@ def test_streams_of_one_pipeline_run_in_threads_without_disturbing_each_other(pi
 
 def test_smoothing_damps_motion_alike_at_every_shown_rate(pipeline):
     def motions(fps, smoothing):
-        spy = Spy(pipeline)
+        spy = Spy(pipeline.model)
         list(spy.stream(WALK, fps=fps, seconds=2, smoothing=smoothing))
         return np.concatenate([feeds["motion"] for feeds, _ in spy.of("render")])
 

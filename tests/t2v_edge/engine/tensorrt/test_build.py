@@ -391,8 +391,8 @@ def test_the_command_builds_reports_and_says_what_is_missing(bundle_path, tensor
     assert report["stages"]["render"]["tried"][0]["rollout"]
     assert main(["build", str(bundle_path), "--tactics", "cudnn"]) == 2
     assert "tactic source 'cudnn' is unknown here; choose from cublas" in capsys.readouterr().err
-    for name in ("t2v_edge.engine.tensorrt.build", "t2v_edge.engine.tensorrt.cuda", "t2v_edge.engine.tensorrt.engine"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in ("build", "cuda", "loaded", "player", "engine"):
+        monkeypatch.delitem(sys.modules, f"t2v_edge.engine.tensorrt.{name}", raising=False)
     for name in ("cuda", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, name, None)
     assert main(["build", str(bundle_path)]) == 1

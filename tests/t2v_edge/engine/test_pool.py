@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from t2v_edge.engine.pool import BorrowPool
 from t2v_edge.engine.registry import EngineOptions, is_installed, open_engine
-from t2v_edge.engine.turns import BorrowPool
 from t2v_edge.errors import EngineError, UsageError
 from tests.t2v_edge.live_device import in_thread
 
@@ -17,12 +17,12 @@ from tests.t2v_edge.live_device import in_thread
 class Borrower:
     """A thread that borrows once, and keeps it until it is told to let go."""
 
-    def __init__(self, turns, got):
+    def __init__(self, lender, got):
         self._let_go, self.has = threading.Event(), threading.Event()
-        self._result = in_thread(lambda: self._borrow(turns, got))
+        self._result = in_thread(lambda: self._borrow(lender, got))
 
-    def _borrow(self, turns, got):
-        with turns.take() as thing:
+    def _borrow(self, lender, got):
+        with lender.borrow() as thing:
             got.append((self, thing))
             self.has.set()
             assert self._let_go.wait(20)
@@ -33,20 +33,20 @@ class Borrower:
         return self._result()
 
 
-def queued(turns, count):
+def queued(lender, count):
     """Wait until so many wait."""
-    while len(turns._waiting) < count:
+    while len(lender._waiting) < count:
         threading.Event().wait(0.001)
 
 
 def test_who_comes_first_is_served_first_and_nobody_overtakes():
-    turns, got = BorrowPool("wide"), []
-    first = Borrower(turns, got)
+    lender, got = BorrowPool("wide"), []
+    first = Borrower(lender, got)
     assert first.has.wait(20)
     waiting = []
     for number in range(5):
-        waiting.append(Borrower(turns, got))
-        queued(turns, number + 1)
+        waiting.append(Borrower(lender, got))
+        queued(lender, number + 1)
     first.done()
     for borrower in waiting:
         assert borrower.has.wait(20)
@@ -55,32 +55,32 @@ def test_who_comes_first_is_served_first_and_nobody_overtakes():
 
 
 def test_who_is_alone_gets_the_wide_one_and_those_beside_others_the_narrow_ones():
-    turns, got = BorrowPool("wide", ["a", "b"]), []
-    first, second, third = (Borrower(turns, got) for _ in range(3))
+    lender, got = BorrowPool("wide", ["a", "b"]), []
+    first, second, third = (Borrower(lender, got) for _ in range(3))
     for borrower in (first, second, third):
         assert borrower.has.wait(20)
-    fourth = Borrower(turns, got)
-    queued(turns, 1)
+    fourth = Borrower(lender, got)
+    queued(lender, 1)
     things = [borrower.done() for borrower in (first, second, third)]
     assert sorted(things) == ["a", "b", "wide"]
     assert fourth.has.wait(20) and fourth.done() in ("a", "b", "wide")
-    with turns.take() as thing:
+    with lender.borrow() as thing:
         assert thing == "wide", "alone again"
 
 
 def test_a_failure_gives_back_what_was_borrowed_and_after_closing_there_is_none():
-    turns = BorrowPool("wide")
-    with pytest.raises(ValueError), turns.take():
+    lender = BorrowPool("wide")
+    with pytest.raises(ValueError), lender.borrow():
         raise ValueError
-    held = Borrower(turns, got := [])
+    held = Borrower(lender, got := [])
     assert held.has.wait(20)
-    waits = in_thread(lambda: turns.take().__enter__())
-    queued(turns, 1)
-    closing = in_thread(turns.close)
+    waits = in_thread(lambda: lender.borrow().__enter__())
+    queued(lender, 1)
+    closing = in_thread(lender.close)
     assert waits() is None, "who waits is told"
     held.done()
     closing()
-    with turns.take() as thing:
+    with lender.borrow() as thing:
         assert thing is None
     assert len(got) == 1
 
@@ -90,17 +90,17 @@ def test_who_is_interrupted_while_waiting_takes_nothing_from_the_others(monkeypa
         def wait(self, timeout=None):
             raise KeyboardInterrupt
 
-    turns, got = BorrowPool("wide"), []
-    held = Borrower(turns, got)
+    lender, got = BorrowPool("wide"), []
+    held = Borrower(lender, got)
     assert held.has.wait(20)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("t2v_edge.engine.turns.threading.Event", Interrupted)
-        turns.take().__enter__()
-    assert not turns._waiting
+        patched.setattr("t2v_edge.engine.pool.threading.Event", Interrupted)
+        lender.borrow().__enter__()
+    assert not lender._waiting
     held.done()
-    with turns.take() as thing:
+    with lender.borrow() as thing:
         assert thing == "wide"
-    in_thread(turns.close)()
+    in_thread(lender.close)()
 
 
 @pytest.mark.skipif(not is_installed("openvino"), reason="openvino is not installed")
@@ -112,7 +112,7 @@ def test_callers_beside_each_other_get_the_frames_that_each_would_get_alone(buil
     with open_engine("openvino", build_graph("render"), spec, EngineOptions(2)) as alone:
         wanted = [alone.run(one)["frame"] for one in feeds]
     with open_engine("openvino", build_graph("render"), spec, EngineOptions(2, callers=8)) as engine:
-        assert len(engine._turns._crowd) == 2
+        assert len(engine._pool._others) == 2
         with ThreadPoolExecutor(8) as pool:
             for _ in range(5):
                 for frame, expected in zip(pool.map(lambda one: engine.run(one)["frame"], feeds), wanted):

@@ -1,13 +1,13 @@
-"""A stream that lives on the GPU: condition, recurrent state, motion and frames stay there, CUDA graphs do the work.
+"""A stream's player that lives on the GPU: condition, recurrent state, motion and frames stay there.
 
-A base step is one graph, rendering is another. States and motions go to and fro between two places, and each parity has
-a graph of its own, so that nothing is ever copied from one place to the other. On a GPU that shares the processor's
-memory the renderer writes frames there directly; else they are copied out as bytes.
+A base step is one CUDA graph, rendering is another. States and motions alternate between two places. Each parity has a
+graph of its own, so nothing is copied from one place to the other. On a GPU that shares the processor's memory the
+renderer writes frames there directly. Other GPUs copy them out as bytes.
 
-Steps, and mixing the two newest motions into a frame's own, are in one CUDA stream, rendering in another and copying in
-a third. Events order them: a group of frames is rendered when all were mixed, and copied when they were rendered. They
-share nothing else, for a group's place is free again only when its frames have been collected; so the next group may be
-on its way meanwhile.
+Steps run in one CUDA stream, with the mixing of the two newest motions into a frame's own. Rendering is in another
+stream and copying in a third. Events order them: a group of frames is rendered after all were mixed, and copied after
+they were rendered. A group's place is free again only when its frames are collected, so the groups share nothing else
+and the next one may already be on its way.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from t2v_edge.bundle.draws import Draws
+from t2v_edge.engine.base import Vector
 from t2v_edge.engine.tensorrt.cuda import ALIGNMENT, CudaEvent, CudaStream, DeviceBuffer, HostBuffer, find_gpu
-from t2v_edge.engine.tensorrt.engine import EngineReplay, TensorRtEngine
+from t2v_edge.engine.tensorrt.loaded import EngineReplay, LoadedEngine
 from t2v_edge.errors import EngineError
-from t2v_edge.play.clock import Vector
 
 FLOAT = 4
 UPLOADS = 4
@@ -34,11 +34,11 @@ _Closable = TypeVar("_Closable", DeviceBuffer, HostBuffer, CudaEvent, EngineRepl
 
 
 class ResidentPlayer:
-    """A `Player` of two TensorRT engines in one queue; `rows` is the renderer's batch."""
+    """A `Player` of a motion engine and a renderer in one queue. `rows`: the renderer's batch."""
 
     slots = 2
 
-    def __init__(self, motion: TensorRtEngine, render: TensorRtEngine, draws: Draws, smoothing: float) -> None:
+    def __init__(self, motion: LoadedEngine, render: LoadedEngine, draws: Draws, smoothing: float) -> None:
         self.rows = render.batch
         self._motion, self._render, self._queue = motion, render, motion.queue.acquire()
         self._stack = ExitStack()
@@ -72,7 +72,7 @@ class ResidentPlayer:
         self._replays = [self._replay_of(parity, noises) for parity in range(2)]
         drawn = {name: self._own(DeviceBuffer(self.rows * value.nbytes)) for name, value in draws.render.items()}
         self._slots = deque(_Slot(self, drawn) for _ in range(self.slots))
-        # The warm-ups above left their marks in the states.
+        # The warm-up runs above have changed the states.
         starts = [(noises[name].address, value) for name, value in draws.motion.items()]
         starts += [(self._states[s.name][0].address, draws.states[s.input]) for s in spec.states]
         starts += [(drawn[name].address, np.repeat(value, self.rows, 0)) for name, value in draws.render.items()]
@@ -97,9 +97,9 @@ class ResidentPlayer:
         return addresses
 
     def _replay_of(self, parity: int, noises: Mapping[str, DeviceBuffer]) -> EngineReplay:
-        """A base step; then a one-pole low-pass, as `clock.Smoother`: the newest motion lies between the last one and
-        the raw one."""
-        # No part of a player refers to it: it is freed when dropped, and not by a collector, perhaps in mid-capture.
+        """A base step and its smoothing: a one-pole low-pass of the motion, as `play.clock.Smoother` computes it."""
+        # No part of a player refers to the player. So it is freed when it is dropped, and not by a garbage collector,
+        # which may run in the middle of a capture.
         engine, queue, raw, gain = self._motion, self._queue, self._raw, self._gain
         newest, last, count = self._ring[parity], self._ring[1 - parity], self._floats["motion"]
 
@@ -151,9 +151,9 @@ class ResidentPlayer:
         return [slot.pixels.array[row].copy() for row in range(frames)]
 
     def time_ms(self, runs: int) -> tuple[float, float, float]:
-        """Milliseconds on the GPU of a base step, of rendering a group of frames, and of its copy; for measuring.
+        """Milliseconds on the GPU: of a base step, of rendering a group of frames, and of its copy. For measurements.
 
-        Each is the mean of `runs` launched back to back. The stream's state is lost.
+        Each is the mean of `runs` that are launched back to back. The stream's state is lost.
         """
         start, end = self._own(CudaEvent(timed=True)), self._own(CudaEvent(timed=True))
         slot = self._slots[0]
@@ -180,7 +180,7 @@ class ResidentPlayer:
             raise EngineError("the stream is closed; make another")
 
     def close(self) -> None:
-        """Free the GPU memory; waits for what is on its way."""
+        """Free the GPU memory, after the work that is on its way."""
         with self._queue.lock:
             if self._closed:
                 return
@@ -189,14 +189,14 @@ class ResidentPlayer:
             self._stack.close()
 
     def __del__(self) -> None:
-        # A stream that is dropped in the middle, without close; nobody is there to be told of an error.
+        # A stream may be dropped in the middle, without close. Nobody is there to receive an error.
         with suppress(Exception):
-            if not self._closed:  # or a lock might be waited for to no purpose
+            if not self._closed:  # a closed one needs no lock
                 self.close()
 
 
 class _Upload:
-    """Pinned memory from which a step's condition and noises are copied in; its next user waits for that."""
+    """Pinned memory from which a step's condition and noises are copied in. Its next user waits for that copy."""
 
     def __init__(self, player: ResidentPlayer, noises: Mapping[str, DeviceBuffer]) -> None:
         spec = player._motion.spec
@@ -222,7 +222,7 @@ class _Upload:
 
 
 class _Slot:
-    """A group of frames in the making: its inputs, its pixels, and the renderer's run from one to the other."""
+    """A group of frames: its inputs, its pixels, and the renderer's run from one to the other."""
 
     def __init__(self, player: ResidentPlayer, drawn: Mapping[str, DeviceBuffer]) -> None:
         rows, self._queue, self._ring = player.rows, player._queue, player._ring
@@ -230,7 +230,7 @@ class _Slot:
         apart = player._apart if rows == 1 else _aligned(rows * sizes[0] * FLOAT)
         self._inputs = player._own(DeviceBuffer(apart + _aligned(rows * sizes[1] * FLOAT)))
         self._starts = (self._inputs.address, self._inputs.address + apart)
-        # what is mixed: how many numbers, and where in the ring; one piece where both lie here as they do there
+        # What is mixed: how many numbers, and where in the ring. One row lies here as it does there: one piece.
         self._pieces = [(player._apart // FLOAT + sizes[1], 0)] if rows == 1 else list(zip(sizes, (0, player._apart)))
         self.shares = player._own(HostBuffer((rows,), np.float32))
         frame = player._render.spec.results[0]
@@ -249,7 +249,7 @@ class _Slot:
         self.replay = player._own(EngineReplay(player._render, addresses))
 
     def mix(self, row: int, newest: int) -> None:
-        """Put the mixture of the two newest steps into a row."""
+        """Mix the two newest steps into a row."""
         one, other = self._ring[1 - newest].address, self._ring[newest].address
         for start, (count, offset) in zip(self._starts, self._pieces):
             self._queue.mix.enqueue(
@@ -262,7 +262,7 @@ class _Slot:
             )
 
     def launch(self) -> None:
-        """Render the group when it has been mixed, and copy it when it has been rendered."""
+        """Render the group after it is mixed, and copy it after it is rendered."""
         queue = self._queue
         self._mixed.record(queue.motion)
         queue.render.wait_for(self._mixed)

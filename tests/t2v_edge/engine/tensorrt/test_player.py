@@ -133,7 +133,7 @@ def test_a_live_stream_on_the_gpu_is_the_stream_on_the_host(bundle, gpu, monkeyp
         expected = list(host.stream("a person is walking", fps=37, seconds=1, seed=3))
     clock = FakeClock()
     with Pipeline.open(bundle, "tensorrt", batch=batch) as device:
-        with LiveStream(device, LiveOptions(fps=37, seed=3, ahead=ahead), clock) as live:
+        with LiveStream(device.model, LiveOptions(fps=37, seed=3, ahead=ahead), clock) as live:
             live.set_caption("a person is walking")
             for wanted in expected:
                 frame = next(live)
@@ -162,7 +162,7 @@ def test_streams_share_a_pipeline_and_do_not_disturb_each_other(bundle, gpu, mon
     np.testing.assert_array_equal(np.stack(together), np.stack([f.pixels for f in alone]))
     assert not gpu.memory
     with pytest.raises(EngineError, match="closed"):
-        next(one.__class__(pipeline, one.options))
+        next(pipeline.stream("a person is walking"))
 
 
 def test_streams_of_several_threads_play_what_each_plays_alone(bundle, gpu, monkeypatch):
