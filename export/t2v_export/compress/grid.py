@@ -8,18 +8,22 @@ is measured of it holds for every variant.
 from __future__ import annotations
 
 import copy
+import math
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from t2v_edge.errors import UsageError
 from t2v_edge.spec import StageSpec
 from t2v_export.checkpoint.checkpoint import Checkpoint, with_stages
 from t2v_export.graph.clean import check_graph
+from t2v_export.graph.operators import along
+from t2v_export.graph.view import add_constant, array, known_shape, make_node, name_of, read, write
 from t2v_export.precision.float16 import SMALL
 from t2v_export.recipe import Round
 
@@ -78,31 +82,37 @@ def store_grid(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto | Non
     Each is cast and scaled where it is read, which engines do once, when they load. Raises `SpecError` where the
     graph made is not valid.
     """
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    graph = model.graph
-    scaling = []
-    for tensor in list(graph.initializer):
-        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2 or np.prod(tensor.dims) <= SMALL:
-            continue
-        weight, name = numpy_helper.to_array(tensor), tensor.name
-        for axis in (0, 1):
-            found = on_grid(np.ascontiguousarray(weight.swapaxes(0, axis)))
-            if found is None:
-                continue
-            whole, steps = found
-            shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(whole.swapaxes(0, axis)), f"{name}.int8"))
-            graph.initializer.append(numpy_helper.from_array(steps.reshape(shape), f"{name}.step"))
-            cast = [f"{name}.int8"], [f"{name}.whole"]
-            scaling += [
-                helper.make_node("Cast", *cast, name=f"/cast/{name}", to=TensorProto.FLOAT),
-                helper.make_node("Mul", [f"{name}.whole", f"{name}.step"], [name], name=f"/step/{name}"),
-            ]
-            break
-    if not scaling:
+    view = read(model)
+    graph = view.graph
+    found = []
+    for name, value in list(graph.initializers.items()):  # all are put back, so that their order stays
+        del graph.initializers[name]
+        shape = known_shape(value)
+        large = value.dtype == ir.DataType.FLOAT and len(shape) > 1 and math.prod(shape) > SMALL
+        stored = _stored(array(value)) if large else None
+        if stored is None:
+            graph.register_initializer(value)
+        else:
+            found.append((value, add_constant(graph, f"{name}.int8", stored[0]), stored[1]))
+    if not found:
         return None
-    nodes = [*scaling, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    check_graph(model, spec)
-    return model
+    scaling = []
+    for value, whole, steps in found:
+        name = name_of(value)
+        cast = make_node("Cast", [whole], f"{name}.whole", f"/cast/{name}", to=onnx.TensorProto.FLOAT)
+        step = add_constant(graph, f"{name}.step", steps)
+        scaling += [cast, make_node("Mul", [cast.outputs[0], step], name, f"/step/{name}")]
+        value.replace_all_uses_with(scaling[-1].outputs[0])
+    graph.insert_before(graph[0], scaling)
+    made = write(view)
+    check_graph(made, spec)
+    return made
+
+
+def _stored(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
+    """A weight on a grid along one of its first axes, as whole numbers and steps; their product is the weight."""
+    for axis in (0, 1):
+        found = on_grid(np.ascontiguousarray(weight.swapaxes(0, axis)))
+        if found is not None:
+            return found[0].swapaxes(0, axis), along(found[1], axis, weight.ndim)
+    return None

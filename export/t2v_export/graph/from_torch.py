@@ -102,7 +102,7 @@ def stage_to_onnx(module: nn.Module, spec: StageSpec, opset: int = OPSET) -> onn
             torch.onnx.export(
                 traced,
                 inputs,
-                buffer,
+                buffer,  # type: ignore[arg-type]  # with dynamo off torch takes one
                 dynamo=False,
                 opset_version=opset,
                 do_constant_folding=True,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+import onnx_ir as ir
 
 from t2v_edge.errors import SpecError
-from t2v_export.graph.clean import IR_VERSION
+from t2v_export.graph.view import IR_VERSION, add_constant, operand, read, set_operand, write
 
 HALF_SCALES = 19
 """The first opset whose QuantizeLinear and DequantizeLinear take float16."""
@@ -28,32 +28,29 @@ def raise_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     Reductions' axes and the number of a Split's parts became an input and an attribute in opset 18. Raises `SpecError`
     naming the node whose operator is not known to mean the same.
     """
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    graph = model.graph
-    before = model.opset_import[0].version
-    for node in graph.node:
+    view = read(model)
+    graph, before = view.graph, view.opset_imports[""]
+    for node in graph:
         was, now = (onnx.defs.get_schema(node.op_type, version, "").since_version for version in (before, opset))
         if was == now or node.op_type in WIDENED:
             continue
         if node.op_type.startswith("Reduce"):
             _axes_to_input(graph, node)
         elif node.op_type == "Split":
-            if len(node.input) < 2:
-                node.attribute.append(helper.make_attribute("num_outputs", len(node.output)))
+            if operand(node, 1) is None:
+                node.attributes.add(ir.AttrInt64("num_outputs", len(node.outputs)))
         else:
             raise SpecError(
                 f"{graph.name}: node {node.name} is of {node.op_type}, which opset {opset} may have changed; "
                 f"keep to opset {before}"
             )
-    model.opset_import[0].version = opset
-    model.ir_version = IR_VERSIONS.get(opset, IR_VERSION)
-    return model
+    view.opset_imports[""] = opset
+    view.ir_version = IR_VERSIONS.get(opset, IR_VERSION)
+    return write(view)
 
 
-def _axes_to_input(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
-    for attribute in [a for a in node.attribute if a.name == "axes"]:
-        name = "axes." + "_".join(str(axis) for axis in attribute.ints)
-        if all(t.name != name for t in graph.initializer):
-            graph.initializer.append(numpy_helper.from_array(np.array(attribute.ints, np.int64), name))
-        node.input.append(name)
-        node.attribute.remove(attribute)
+def _axes_to_input(graph: ir.Graph, node: ir.Node) -> None:
+    axes = node.attributes.pop("axes", None)
+    if axes is not None:
+        name = "axes." + "_".join(str(axis) for axis in axes.as_ints())
+        set_operand(node, 1, add_constant(graph, name, np.array(axes.as_ints(), np.int64)))

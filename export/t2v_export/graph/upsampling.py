@@ -8,15 +8,28 @@ pass is for those that measured it so; see docs/decisions.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+import onnx_ir as ir
 
 from t2v_edge.spec import StageSpec
-from t2v_export.graph.clean import Array, check_graph, static_shapes
+from t2v_export.graph.clean import check_graph
+from t2v_export.graph.operators import is_plain_convolution
 from t2v_export.graph.phases import split_phases
+from t2v_export.graph.view import (
+    Array,
+    add_constant,
+    array,
+    drop_dead,
+    make_node,
+    name_of,
+    only_reader,
+    operand,
+    read,
+    replace,
+    static_shape,
+    write,
+)
 
 # Row k: the taps of the small kernel that the tap k of the transposed one stands for, along one axis.
 TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float64)
@@ -69,68 +82,35 @@ def transpose_upsampling(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelP
     kernel 3, stride 1 and padding 1, ungrouped, with constant weights. The others stay. The result is equal but for
     rounding. Nodes keep the convolution's name. Raises `SpecError` where the graph made is not valid.
     """
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    graph = model.graph
-    shapes = static_shapes(model)
-    weights = {t.name: t for t in graph.initializer}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    outputs = {o.name for o in graph.output}
-    for resize in [n for n in graph.node if n.op_type == "Resize"]:
-        behind = readers.get(resize.output[0], [])
-        if len(behind) != 1 or resize.output[0] in outputs or not _doubles(resize, shapes):
+    view = read(model, typed=True)
+    graph = view.graph
+    for resize in graph:
+        conv = only_reader(resize.outputs[0], "Conv")
+        if conv is None or not _doubles(resize) or not is_plain_convolution(conv, 3, 1):
             continue
-        conv = behind[0]
-        weight = weights.get(conv.input[1]) if conv.op_type == "Conv" else None
-        if weight is None or not _plain(conv, weight) or any(i not in weights for i in conv.input[2:] if i):
-            continue
-        name = f"{weight.name}.transposed"
-        graph.initializer.append(numpy_helper.from_array(transposed_weight(numpy_helper.to_array(weight)), name))
-        made = helper.make_node(
-            "ConvTranspose",
-            [resize.input[0], name, *conv.input[2:]],
-            list(conv.output),
-            name=conv.name,
-            kernel_shape=[4, 4],
-            strides=[2, 2],
-            pads=[1, 1, 1, 1],
-        )
-        graph.node.insert(list(graph.node).index(conv), made)
-        graph.node.remove(conv)
-        graph.node.remove(resize)
-    used = {i for n in graph.node for i in n.input}
-    for tensor in [t for t in graph.initializer if t.name not in used]:
-        graph.initializer.remove(tensor)
-    check_graph(model, spec)
-    return model
+        weight = operand(conv, 1)
+        wanted = add_constant(graph, f"{name_of(weight)}.transposed", transposed_weight(array(weight)))
+        form: dict[str, list[int]] = {"kernel_shape": [4, 4], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+        inputs = [operand(resize), wanted, *conv.inputs[2:]]
+        made = make_node("ConvTranspose", inputs, name_of(conv.outputs[0]), conv.name or "", **form)
+        conv.prepend(made)
+        replace(conv.outputs[0], made.outputs[0])
+        graph.remove([conv, resize], safe=True)
+    drop_dead(graph)
+    done = write(view)
+    check_graph(done, spec)
+    return done
 
 
-def _doubles(resize: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def _doubles(resize: ir.Node) -> bool:
     """Whether the node repeats every pixel twice along height and width."""
-    has = {a.name: helper.get_attribute_value(a) for a in resize.attribute}
-    way = tuple(
-        has.get(key, default).decode()
-        for key, default in (("coordinate_transformation_mode", b"half_pixel"), ("nearest_mode", b"round_prefer_floor"))
+    if resize.op_type != "Resize":
+        return False
+    has = resize.attributes
+    way = (
+        has.get_string("coordinate_transformation_mode", "half_pixel"),
+        has.get_string("nearest_mode", "round_prefer_floor"),
     )
-    before, after = shapes.get(resize.input[0], ()), shapes.get(resize.output[0], ())
-    return (
-        has.get("mode", b"nearest") == b"nearest"
-        and way in REPEATING
-        and len(before) == 4
-        and min(before) > 0
-        and after == (*before[:2], 2 * before[2], 2 * before[3])
-    )
-
-
-def _plain(conv: onnx.NodeProto, weight: onnx.TensorProto) -> bool:
-    has = {a.name: helper.get_attribute_value(a) for a in conv.attribute}
-    return (
-        list(weight.dims[2:]) == [3, 3]
-        and has.get("group", 1) == 1
-        and list(has.get("pads", [])) == [1] * 4
-        and set(has.get("strides", [1])) == {1}
-        and set(has.get("dilations", [1])) == {1}
-        and has.get("auto_pad", b"NOTSET") == b"NOTSET"
-    )
+    before, after = static_shape(operand(resize)) or (), static_shape(resize.outputs[0])
+    nearest = has.get_string("mode", "nearest") == "nearest" and way in REPEATING
+    return nearest and len(before) == 4 and after == (*before[:2], 2 * before[2], 2 * before[3])

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
 from t2v_edge.spec import StageSpec
-from t2v_export.graph.clean import check_graph, constants
+from t2v_export.graph.clean import check_graph
+from t2v_export.graph.operators import DQ, Q, along, quantized_axis
+from t2v_export.graph.view import add_constant, array, drop_dead, is_constant, make_node, operand, read, write
 
 
 def float_weights(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
@@ -21,27 +22,18 @@ def float_weights(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
     the whole number, so that Q gives it again, exactly. Weights take four times as many bytes. Raises `SpecError` where
     the graph made is not valid.
     """
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    graph = model.graph
-    known = constants(graph)
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        whole = known.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if whole is not None and whole.dtype == np.int8:
-            axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
-            scales = known[node.input[1]]
-            shape = [-1 if i == axis % whole.ndim else 1 for i in range(whole.ndim)] if scales.ndim else []
-            name = f"{node.output[0]}.float"
-            graph.initializer.append(numpy_helper.from_array(whole * scales.reshape(shape), name))
-            inputs, made = [name, *node.input[1:]], [f"{node.output[0]}.int8"]
-            nodes.append(helper.make_node("QuantizeLinear", inputs, made, name=f"{node.name}/q", axis=axis))
-            node.input[0] = made[0]
-        nodes.append(node)
-    copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copied)
-    used = {i for node in copied for i in node.input}
-    for tensor in [t for t in graph.initializer if t.name not in used]:
-        graph.initializer.remove(tensor)
-    check_graph(model, spec)
-    return model
+    view = read(model)
+    for node in view.graph:
+        whole = operand(node)
+        if node.op_type != DQ or not is_constant(whole) or array(whole).dtype != np.int8:
+            continue
+        axis, name = quantized_axis(node), node.outputs[0].name
+        weight = array(whole) * along(array(operand(node, 1)), axis, array(whole).ndim)
+        inputs = [add_constant(view.graph, f"{name}.float", weight), *node.inputs[1:]]
+        quantizer = make_node(Q, inputs, f"{name}.int8", f"{node.name}/q", axis=axis)
+        node.prepend(quantizer)
+        node.replace_input_with(0, quantizer.outputs[0])
+    drop_dead(view.graph)
+    made = write(view)
+    check_graph(made, spec)
+    return made

@@ -7,19 +7,36 @@ allows from opset 19 on.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 from t2v_edge.spec import StageSpec
-from t2v_export.graph.clean import Array, check_graph, constants
+from t2v_export.graph.clean import check_graph
+from t2v_export.graph.operators import DQ, Q, along, quantized_axis
 from t2v_export.graph.opset import HALF_SCALES, raise_opset
+from t2v_export.graph.view import (
+    Array,
+    add_constant,
+    array,
+    drop_dead,
+    is_constant,
+    make_node,
+    maker,
+    name_of,
+    operand,
+    read,
+    readers,
+    replace,
+    write,
+)
 from t2v_export.precision.float16 import compute_half
 
+FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 LEAST_SCALE = 2.0**-17
 """Of weights: the least for which float16, whose steps there are 2^-24, is within a half of a level of 127."""
 
@@ -46,15 +63,19 @@ class _ActivationGrid:
 def compute_half_int8(model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] = ()) -> onnx.ModelProto:
     """An `int8` graph with float16 where it computes in float32; what stays float32 in the float16 variant stays so.
 
-    `keep`: names of layers not quantized that stay in float32. Weights are rounded anew where float16 cannot hold a
+    `keep`: names of layers not quantized that stay in float32. Weights are rounded again where float16 cannot hold a
     scale, so that their product is nearest to what it was. `model` is left as it is. Raises `SpecError` where an
     operator is not known to be the same in opset 19.
     """
-    plain, weights, grids = _without_grids(raise_opset(model, HALF_SCALES))
-    half = compute_half(plain, spec, keep)
-    _Restorer(half, weights, grids).run()
-    check_graph(half, spec)
-    return half
+    view = read(raise_opset(model, HALF_SCALES))
+    weights, grids = _take_grids(view.graph)
+    view = read(compute_half(write(view), spec, keep), typed=True)
+    _restore_weights(view.graph, weights)
+    _restore_grids(view.graph, grids)
+    drop_dead(view.graph)
+    made = write(view)
+    check_graph(made, spec)
+    return made
 
 
 def half_scales(scales: NDArray[np.float32], least: float = LEAST_SCALE) -> NDArray[np.float16]:
@@ -62,129 +83,97 @@ def half_scales(scales: NDArray[np.float32], least: float = LEAST_SCALE) -> NDAr
     return np.asarray(np.maximum(scales, np.float32(least)).astype(np.float16))
 
 
-def _without_grids(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, _Weight], dict[str, _ActivationGrid]]:
-    """The graph in float32 alone: weights as what they mean, each Q and its DQ as one Identity. By the weight's and by
-    that node's name, what stood there.
+def _take_grids(graph: ir.Graph) -> tuple[dict[str, _Weight], dict[str, _ActivationGrid]]:
+    """Leave the graph in float32 alone: weights as what they mean, each Q and its DQ as one Identity.
+
+    Returns what stood there, by the weight's name and by that node's name.
     """
-    graph = model.graph
-    known = constants(graph)
     weights: dict[str, _Weight] = {}
     grids: dict[str, _ActivationGrid] = {}
-    made_by = {o: node for node in graph.node for o in node.output}
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        if node.op_type == "Cast" and node.input[0] in known:
-            _add(graph, known, node.output[0], known[node.input[0]].astype(np.float32))
-        elif node.op_type == "DequantizeLinear" and node.input[0] in known:
-            whole, scales = known[node.input[0]], known[node.input[1]]
-            axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
-            weights[node.output[0]] = _Weight(node.name, whole.astype(np.int8), scales.astype(np.float32), axis)
-            _add(graph, known, node.output[0], (whole * _along(scales, axis, whole.ndim)).astype(np.float32))
-        elif node.op_type == "DequantizeLinear":
-            q = made_by[node.input[0]]
-            grids[q.name] = _ActivationGrid(q.name, node.name, np.float32(known[node.input[1]]))
-            nodes.append(helper.make_node("Identity", [q.input[0]], [node.output[0]], name=q.name))
-        elif node.op_type != "QuantizeLinear":
-            nodes.append(node)
-    _replace(graph, nodes)
-    return model, weights, grids
+    for node in graph:
+        given, made = operand(node), node.outputs[0]
+        if node.op_type == "Cast" and is_constant(given):
+            _hold(graph, node, array(given).astype(np.float32))
+        elif node.op_type == DQ and is_constant(given):
+            whole, scales, axis = array(given), array(operand(node, 1)), quantized_axis(node)
+            weight = _Weight(node.name or "", whole.astype(np.int8), scales.astype(np.float32), axis)
+            weights[name_of(made)] = weight
+            _hold(graph, node, (whole * along(scales, axis, whole.ndim)).astype(np.float32))
+        elif (q := maker(given, Q)) is not None and node.op_type == DQ:
+            label = q.name or ""
+            grids[label] = _ActivationGrid(label, node.name or "", np.float32(array(operand(node, 1))))
+            _swap(graph, node, make_node("Identity", [operand(q)], name_of(made), label))
+    drop_dead(graph)
+    return weights, grids
 
 
-def _add(graph: onnx.GraphProto, known: dict[str, Array], name: str, value: Array) -> None:
-    known[name] = value
-    graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+def _hold(graph: ir.Graph, node: ir.Node, value: Array) -> None:
+    """A constant in place of a node."""
+    made = node.outputs[0]
+    made.replace_all_uses_with(add_constant(graph, name_of(made), value))
+    graph.remove(node, safe=True)
 
 
-def _along(scales: Array, axis: int, rank: int) -> Array:
-    return scales.reshape([-1 if i == axis % rank else 1 for i in range(rank)]) if scales.ndim else scales
+def _swap(graph: ir.Graph, node: ir.Node, new: ir.Node) -> None:
+    """A node in place of another."""
+    node.prepend(new)
+    replace(node.outputs[0], new.outputs[0])
+    graph.remove(node, safe=True)
 
 
-def _replace(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    used = {i for node in copied for i in node.input}
-    del graph.node[:]
-    graph.node.extend(copied)
-    for tensor in [t for t in graph.initializer if t.name not in used]:
-        graph.initializer.remove(tensor)
+def _restore_weights(graph: ir.Graph, weights: Mapping[str, _Weight]) -> None:
+    """Put whole numbers and DQ back, with scales of the type that each place now computes in."""
+    nodes = []
+    given = dict(graph.initializers)
+    for name, weight in weights.items():
+        for held, half in ((name, False), (f"{name}.half", True)):
+            if held not in given or not given[held].uses():
+                continue
+            del graph.initializers[held]
+            whole, scales = _half_weight(weight) if half else (weight.whole, weight.scales)
+            inputs = [
+                add_constant(graph, f"{held}.int8", whole),
+                add_constant(graph, f"{held}.scale", scales),
+                add_constant(graph, f"{name}.zero_point", np.zeros(scales.shape, np.int8)),
+            ]
+            label = f"{weight.node}/half" if half and name in given else weight.node
+            nodes.append(make_node(DQ, inputs, held, label, axis=weight.axis))
+            given[held].replace_all_uses_with(nodes[-1].outputs[0])
+    graph.insert_before(graph[0], nodes)
 
 
-class _Restorer:
-    """Puts Q and DQ back, in place, with scales of the type that each place now computes in."""
+def _half_weight(weight: _Weight) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """The whole numbers and float16 scales whose products are nearest to a weight."""
+    scales = half_scales(weight.scales)
+    ratio = weight.scales.astype(np.float64) / scales.astype(np.float64)
+    rounded = np.rint(weight.whole * along(ratio, weight.axis, weight.whole.ndim))
+    return np.clip(rounded, -127, 127).astype(np.int8), scales
 
-    def __init__(self, model: onnx.ModelProto, weights: dict[str, _Weight], grids: dict[str, _ActivationGrid]) -> None:
-        typed = onnx.shape_inference.infer_shapes(model)
-        self.kinds = {v.name: v.type.tensor_type.elem_type for v in [*typed.graph.value_info, *typed.graph.input]}
-        self.graph, self.weights, self.grids = model.graph, weights, grids
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.graph.node:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
-        self.given = {t.name: t for t in self.graph.initializer}
-        self.made: dict[str, Array] = {}
 
-    def run(self) -> None:
-        nodes = self._weight_nodes()
-        recast = {
-            reader.output[0]: node.output[0]
-            for node in self.graph.node
-            if node.name in self.grids
-            for reader in self.readers.get(node.output[0], [])
-            if reader.op_type == "Cast"
-        }
-        for node in self.graph.node:
-            if node.name in self.grids:
-                nodes += self._grid_nodes(node)
-            elif node.output[0] not in recast:
-                nodes.append(node)
-        for name, value in self.made.items():
-            self.graph.initializer.append(numpy_helper.from_array(value, name))
-        _replace(self.graph, nodes)
-
-    def _constant(self, name: str, value: Array) -> str:
-        self.made[name] = np.asarray(value)
-        return name
-
-    def _weight_nodes(self) -> list[onnx.NodeProto]:
-        nodes = []
-        for name, weight in self.weights.items():
-            for given, half in ((name, False), (f"{name}.half", True)):
-                if given not in self.given or given not in self.readers:
-                    continue
-                self.graph.initializer.remove(self.given[given])
-                whole, scales = weight.whole, np.asarray(weight.scales)
-                if half:
-                    scales = half_scales(weight.scales)
-                    ratio = weight.scales.astype(np.float64) / scales.astype(np.float64)
-                    rounded = np.rint(whole * _along(ratio, weight.axis, whole.ndim))
-                    whole = np.clip(rounded, -127, 127).astype(np.int8)
-                inputs = [
-                    self._constant(f"{given}.int8", whole),
-                    self._constant(f"{given}.scale", scales),
-                    self._constant(f"{name}.zero_point", np.zeros(scales.shape, np.int8)),
-                ]
-                label = f"{weight.node}/half" if half and name in self.given else weight.node
-                nodes.append(helper.make_node("DequantizeLinear", inputs, [given], name=label, axis=weight.axis))
-        return nodes
-
-    def _grid_nodes(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """Q as its input is, and a DQ for each type in which it is read: what would be cast is dequantized so."""
-        grid, source, target = self.grids[node.name], node.input[0], node.output[0]
-        kind = self.kinds.get(source, TensorProto.FLOAT)
-        readers = self.readers.get(target, [])
-        wanted = [(target, kind)] if any(r.op_type != "Cast" for r in readers) else []
-        wanted += [(r.output[0], int(r.attribute[0].i)) for r in readers if r.op_type == "Cast"]
+def _restore_grids(graph: ir.Graph, grids: Mapping[str, _ActivationGrid]) -> None:
+    """Put Q and DQ back: Q of the type of its input, and a DQ for each type in which it is read, in place of a cast."""
+    for node in list(graph):
+        grid, source, target = grids.get(node.name or ""), operand(node), node.outputs[0]
+        if grid is None:
+            continue
+        kind = FLOAT if source is None or source.dtype is None else source.dtype
+        casts = [reader for reader in readers(target) if reader.op_type == "Cast"]
+        wanted = [(target, kind)] if len(casts) < len(readers(target)) else []
+        wanted += [(cast.outputs[0], ir.DataType(cast.attributes["to"].as_int())) for cast in casts]
         scale = grid.scale
-        if TensorProto.FLOAT16 in {kind, *(k for _, k in wanted)}:
+        if FLOAT16 in {kind, *(k for _, k in wanted)}:
             scale = np.float32(half_scales(np.asarray(scale), 2.0**-24))
-        named = {
-            TensorProto.FLOAT: (f"{target}.scale", np.asarray(scale, np.float32)),
-            TensorProto.FLOAT16: (f"{target}.scale.half", np.asarray(scale, np.float16)),
-        }
-        zero = self._constant(f"{target}.zero_point", np.asarray(0, np.int8))
-        q = [source, self._constant(*named[kind]), zero]
-        nodes = [helper.make_node("QuantizeLinear", q, [f"{target}.int8"], name=grid.q)]
-        for number, (name, of) in enumerate(wanted):
-            inputs = [f"{target}.int8", self._constant(*named[of]), zero]
+        zero = add_constant(graph, f"{target.name}.zero_point", np.asarray(0, np.int8))
+        q = make_node(Q, [source, _scale(graph, name_of(target), scale, kind), zero], f"{target.name}.int8", grid.q)
+        node.prepend(q)
+        for number, (value, of) in enumerate(wanted):
             label = f"{grid.dq}/{number}" if number else grid.dq
-            nodes.append(helper.make_node("DequantizeLinear", inputs, [name], name=label))
-        return nodes
+            dq = make_node(DQ, [q.outputs[0], _scale(graph, name_of(target), scale, of), zero], "", label)
+            node.prepend(dq)
+            replace(value, dq.outputs[0])
+        graph.remove([node, *casts], safe=True)
+
+
+def _scale(graph: ir.Graph, name: str, scale: np.float32, kind: ir.DataType) -> ir.Value:
+    suffix = ".half" if kind == FLOAT16 else ""
+    return add_constant(graph, f"{name}.scale{suffix}", np.asarray(scale, kind.numpy()))

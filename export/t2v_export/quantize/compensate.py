@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from t2v_calibration.ranges import WEIGHT_LEVELS, quantize_weight, weight_scales
-from t2v_export.graph.clean import out_axis
+from t2v_export.graph.operators import out_axis
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.float32]
@@ -42,15 +42,16 @@ class Moments:
     the stride. `None` from `of` for a layer that this is not made for: grouped, dilated or of more than `MAX_INPUTS`.
     """
 
-    def __init__(self, node: onnx.NodeProto, weight: NDArray[np.float32]) -> None:
+    def __init__(self, node: ir.Node, weight: NDArray[np.float32]) -> None:
         self._node, self._weight = node, weight
         self._parts = [_Part(part, np.zeros((size, size))) for part, size in self._sizes()]
         self._random = np.random.Generator(np.random.PCG64(0))
 
     @classmethod
-    def of(cls, node: onnx.NodeProto, weight: NDArray[np.float32]) -> Moments | None:
-        has = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        plain = has.get("group", 1) == 1 and set(has.get("dilations", [1])) == {1} and not has.get("transA", 0)
+    def of(cls, node: ir.Node, weight: NDArray[np.float32]) -> Moments | None:
+        has = node.attributes
+        plain = has.get_int("group", 1) == 1 and set(has.get_ints("dilations", [1])) == {1}
+        plain = plain and not has.get_int("transA", 0)
         small = weight.size <= MAX_INPUTS * weight.shape[out_axis(node)]
         return cls(node, weight) if plain and small and weight.ndim in (2, 4) else None
 
@@ -91,8 +92,8 @@ class Moments:
                     yield part, int(np.prod(self._weight[part][:, 0].shape))
 
     def _strides(self) -> tuple[int, int]:
-        found = next((a.ints for a in self._node.attribute if a.name == "strides"), (1, 1))
-        return found[0], found[1]
+        down, right = self._node.attributes.get_ints("strides", [1, 1])
+        return down, right
 
     def _rows(self, part: Place, value: Rows) -> Rows:
         """What the part's weights meet, (places, inputs), in the weights' order."""
@@ -107,7 +108,8 @@ class Moments:
             windows = windows[..., ::-1, ::-1]
         down, right = windows.shape[1:3]
         some = self._some(down * right)
-        return windows[:, some // right, some % right].swapaxes(0, 1).reshape(len(some), -1)
+        met: Rows = windows[:, some // right, some % right].swapaxes(0, 1).reshape(len(some), -1)
+        return met
 
     def _some(self, count: int) -> NDArray[np.int64]:
         return self._random.permutation(count)[:ROWS] if count > ROWS else np.arange(count)
@@ -138,7 +140,7 @@ def _factor(moments: Array) -> Array:
     """Upper triangular; the inverse of the moments, damped, is factor.T @ factor."""
     count = len(moments)
     damped = moments + np.eye(count) * (DAMPING * np.trace(moments) / count + 1e-12)
-    return np.linalg.cholesky(np.linalg.inv(damped)).T
+    return np.asarray(np.linalg.cholesky(np.linalg.inv(damped)).T)
 
 
 def compensated(weight: NDArray[np.floating], factor: Array, scales: Array, levels: int) -> NDArray[np.int8]:

@@ -16,7 +16,9 @@ from t2v_calibration.calibration_set import Feeds
 from t2v_edge.engine.base import EngineOptions
 from t2v_edge.engine.registry import open_engine
 from t2v_edge.spec import StageSpec
-from t2v_export.graph.clean import WEIGHTED, out_axis
+from t2v_export.graph.macs import node_macs
+from t2v_export.graph.operators import WEIGHTED
+from t2v_export.graph.view import is_constant, operand, read
 from t2v_export.quantize.observe import Observations
 from t2v_export.quantize.plan import QuantizePlan, make_plan
 from t2v_export.quantize.qdq import quantize_unchecked
@@ -99,7 +101,7 @@ def spared_layers(found: Sequence[Sensitivity], share: float) -> tuple[str, ...]
     """The first of `found`, the most sensitive layers, that together need at most `share` of the multiply-accumulates
     of them all: to leave them in float costs next to nothing.
     """
-    room, spared = share * sum(s.macs for s in found), []
+    room, spared = share * sum(s.macs for s in found), list[str]()
     for one in found:
         room -= one.macs
         if room < 0 or len(spared) == len(found) - 1:
@@ -134,17 +136,7 @@ def measure_sensitivity(
 
 def layer_macs(model: onnx.ModelProto) -> dict[str, int]:
     """Multiply-accumulates of one run of each node with weights, by its name."""
-    typed = onnx.shape_inference.infer_shapes(model)
-    sizes = {
-        v.name: math.prod(d.dim_value for d in v.type.tensor_type.shape.dim)
-        for v in [*typed.graph.value_info, *typed.graph.input, *typed.graph.output]
+    graph = read(model, typed=True).graph
+    return {
+        node.name or "": node_macs(node) for node in graph if node.op_type in WEIGHTED and is_constant(operand(node, 1))
     }
-    weights = {t.name: t.dims for t in typed.graph.initializer}
-    macs = {}
-    for node in typed.graph.node:
-        if node.op_type in WEIGHTED and node.input[1] in weights:
-            dims = weights[node.input[1]]
-            spread = node.input[0] if node.op_type == "ConvTranspose" else node.output[0]
-            along = 0 if node.op_type == "ConvTranspose" else out_axis(node)
-            macs[node.name] = sizes[spread] * math.prod(dims) // dims[along]
-    return macs
