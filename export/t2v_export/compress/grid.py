@@ -1,14 +1,13 @@
-"""Weights on a grid of 8 bits: rounded to it once, in the checkpoint, and stored in 8 bits without losing anything.
+"""Weights on a grid of 8 bits: rounded to it once, in the checkpoint, and stored in 8 bits without any loss.
 
-A recurrent stage forgets nothing: what rounding its weights changes, its state follows for ever, so a bundle whose
-INT8 variant had other weights than FP32's would move otherwise. Rounding belongs to making the student, then, and what
-is measured of it holds for every variant.
+A recurrent stage forgets nothing: its state follows every change of its weights for ever. So a bundle whose INT8
+variant had other weights than its FP32 variant would move in another way. Rounding is part of making the student, and
+its measured quality holds for every variant.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import numpy as np
@@ -21,22 +20,22 @@ from torch import Tensor
 from t2v_edge.errors import UsageError
 from t2v_edge.spec import StageSpec
 from t2v_export.checkpoint.checkpoint import Checkpoint, with_stages
-from t2v_export.graph.clean import check_graph
+from t2v_export.graph import view
+from t2v_export.graph.clean import finished
 from t2v_export.graph.operators import along
-from t2v_export.graph.view import add_constant, array, known_shape, make_node, name_of, read, write
 from t2v_export.precision.float16 import SMALL
 from t2v_export.recipe import Round
 
 LEVELS = 127
 STEP_BITS = 4
-"""Significant bits of a row's step: its multiples, of 7 bits, then have the 11 bits of a float16 number."""
+"""Significant bits of a row's step. With the 7 bits of a multiple they are the 11 bits of a float16 number."""
 
 LEAST_STEP = 2.0**-20
-"""So that multiples of a step are float16 numbers even where these lie furthest apart."""
+"""The least step: its multiples are float16 numbers even where these lie furthest apart."""
 
 
 def round_checkpoint(checkpoint: Checkpoint, options: Round) -> Checkpoint:
-    """The checkpoint with the weight matrices of some stages on a grid. Raises `UsageError` where it has none."""
+    """The checkpoint with the weight matrices of some stages on a grid. Raises `UsageError` if a stage has none."""
     modules = {}
     for stage in options.stages:
         weights = dict(checkpoint.modules[stage].state_dict())
@@ -62,7 +61,7 @@ def round_rows(weight: Tensor) -> Tensor:
 
 
 def on_grid(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
-    """Weights (rows, ...) as int8 and a float32 step for each row, where their product is exactly the weights."""
+    """Weights (rows, ...) as int8 and a float32 step for each row. None if their product is not exactly the weights."""
     rows = weight.reshape(len(weight), -1).astype(np.float64)
     most = np.abs(rows).max(1)
     steps = np.where(most == 0, 1.0, 0.0)
@@ -77,40 +76,39 @@ def on_grid(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.f
 
 
 def store_grid(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto | None:
-    """The graph with large weights that are on a grid stored in 8 bits; it computes the very same. None without any.
+    """The graph with large weights on a grid stored in 8 bits; it computes the very same. None without such a weight.
 
-    Each is cast and scaled where it is read, which engines do once, when they load. Raises `SpecError` where the
-    graph made is not valid.
+    A Cast and a Mul give each weight back. Engines run them once, when they load. Raises `SpecError` if the new graph
+    is not valid.
     """
-    view = read(model)
-    graph = view.graph
-    found = []
-    for name, value in list(graph.initializers.items()):  # all are put back, so that their order stays
-        del graph.initializers[name]
-        shape = known_shape(value)
-        large = value.dtype == ir.DataType.FLOAT and len(shape) > 1 and math.prod(shape) > SMALL
-        stored = _stored(array(value)) if large else None
-        if stored is None:
-            graph.register_initializer(value)
-        else:
-            found.append((value, add_constant(graph, f"{name}.int8", stored[0]), stored[1]))
-    if not found:
-        return None
+    opened = view.read(model)
+    graph = opened.graph
+    steps: dict[str, NDArray[np.float32]] = {}
+
+    def stored(value: ir.Value) -> tuple[str, view.Array] | None:
+        weight, name = view.array(value), view.name_of(value)
+        large = value.dtype == ir.DataType.FLOAT and weight.ndim > 1 and weight.size > SMALL
+        found = _stored(weight) if large else None
+        if found is None:
+            return None
+        steps[name] = found[1]
+        return f"{name}.int8", found[0]
+
     scaling = []
-    for value, whole, steps in found:
-        name = name_of(value)
-        cast = make_node("Cast", [whole], f"{name}.whole", f"/cast/{name}", to=onnx.TensorProto.FLOAT)
-        step = add_constant(graph, f"{name}.step", steps)
-        scaling += [cast, make_node("Mul", [cast.outputs[0], step], name, f"/step/{name}")]
+    for value, whole in view.exchange_constants(graph, stored):
+        name = view.name_of(value)
+        cast = view.make_node("Cast", [whole], f"{name}.whole", f"/cast/{name}", to=onnx.TensorProto.FLOAT)
+        step = view.add_constant(graph, f"{name}.step", steps[name])
+        scaling += [cast, view.make_node("Mul", [cast.outputs[0], step], name, f"/step/{name}")]
         value.replace_all_uses_with(scaling[-1].outputs[0])
+    if not scaling:
+        return None
     graph.insert_before(graph[0], scaling)
-    made = write(view)
-    check_graph(made, spec)
-    return made
+    return finished(opened, spec)
 
 
 def _stored(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
-    """A weight on a grid along one of its first axes, as whole numbers and steps; their product is the weight."""
+    """A weight as whole numbers and steps along its first or second axis. None if it is on no grid."""
     for axis in (0, 1):
         found = on_grid(np.ascontiguousarray(weight.swapaxes(0, axis)))
         if found is not None:

@@ -12,24 +12,24 @@ from onnx_ir.passes.common import DeduplicateInitializersPass, LiftConstantsToIn
 
 from t2v_edge.errors import SpecError
 from t2v_edge.spec import StageSpec, TensorSpec
+from t2v_export.graph import view
 from t2v_export.graph.fold_constants import fold_constants
 from t2v_export.graph.fold_layers import fold_batch_norm, fold_pixels
 from t2v_export.graph.operators import WEIGHTED
-from t2v_export.graph.view import IR_VERSION, add_constant, array, drop_dead, make_node, maker, operand, read, write
 
 
 def clean(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
-    """The graph without folded-away nodes, machine traces and duplicate constants; its outputs named by `spec`."""
-    view = read(model)
-    _name_outputs(view.graph, spec)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(view)
-    view = fold_constants(view)
-    fold_batch_norm(view.graph)
-    fold_pixels(view.graph)
-    drop_dead(view.graph)
-    DeduplicateInitializersPass(size_limit=sys.maxsize)(view)
-    _name_constants(view.graph)
-    return _strip(write(view), spec)
+    """The graph without constant parts, traces of the machine and duplicate constants. `spec` names its outputs."""
+    opened = view.read(model)
+    _name_outputs(opened.graph, spec)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(opened)
+    opened = fold_constants(opened)
+    fold_batch_norm(opened.graph)
+    fold_pixels(opened.graph)
+    view.drop_dead(opened.graph)
+    DeduplicateInitializersPass(size_limit=sys.maxsize)(opened)
+    _name_constants(opened.graph)
+    return _strip(view.write(opened), spec)
 
 
 def _name_outputs(graph: ir.Graph, spec: StageSpec) -> None:
@@ -37,7 +37,7 @@ def _name_outputs(graph: ir.Graph, spec: StageSpec) -> None:
     seen = {value.name for value in graph.inputs}
     for place, (output, wanted) in enumerate(zip(list(graph.outputs), spec.outputs)):
         if output.name != wanted.name or output.name in seen:
-            node = make_node("Identity", [output], wanted.name, f"/{wanted.name}")
+            node = view.make_node("Identity", [output], wanted.name, f"/{wanted.name}")
             graph.append(node)
             graph.outputs[place] = node.outputs[0]
         seen.add(wanted.name)
@@ -51,17 +51,17 @@ def _name_constants(graph: ir.Graph) -> None:
     for node in graph:
         for place, value in enumerate(node.inputs):
             if value is not None and value.name in numbered and value.name not in names:
-                fresh = f"{(node.name or '').lstrip('/')}.{'weight' if place == 1 else f'constant{place}'}"
+                fresh = f"{view.bare_name(node)}.{'weight' if place == 1 else f'constant{place}'}"
                 while fresh in taken:
                     fresh += "_"
                 taken.add(fresh)
                 names[value.name] = fresh
-    for name, value in list(graph.initializers.items()):  # all are put back, so that their order stays
-        del graph.initializers[name]
-        if name in names:
-            value.replace_all_uses_with(add_constant(graph, names[name], array(value)))
-        else:
-            graph.register_initializer(value)
+
+    def renamed(value: ir.Value) -> tuple[str, view.Array] | None:
+        return (names[value.name], view.array(value)) if value.name in names else None
+
+    for old, new in view.exchange_constants(graph, renamed):
+        old.replace_all_uses_with(new)
 
 
 def _strip(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
@@ -76,7 +76,7 @@ def _strip(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
     made = helper.make_graph(list(graph.node), spec.stage, inputs, outputs, list(graph.initializer))
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     return helper.make_model(
-        made, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION, producer_name="t2v_edge"
+        made, opset_imports=[helper.make_opsetid("", opset)], ir_version=view.IR_VERSION, producer_name="t2v_edge"
     )
 
 
@@ -88,33 +88,41 @@ def _info(tensor: TensorSpec) -> onnx.ValueInfoProto:
 def levels_graph(model: onnx.ModelProto) -> onnx.ModelProto:
     """A render graph that also gives `levels`: `frame` before rounding, float32, 0 to 255.
 
-    Verification looks at levels. Rounding hides small differences, and turns an arbitrarily small one into a whole
-    level. An INT8 graph whose computation ends on whole levels has no others.
+    Verification compares levels, because rounding hides most small differences and makes a whole level of others. The
+    levels of an INT8 graph that ends on whole numbers are those.
     """
-    view = read(model)
-    graph = view.graph
+    opened = view.read(model)
+    graph = opened.graph
     frame = next(output for output in graph.outputs if output.name == "frame")
-    cast = maker(frame, "Cast")
-    rounding = maker(operand(cast), "Round") if cast is not None else None
+    cast = view.maker(frame, "Cast")
+    rounding = view.maker(view.operand(cast), "Round") if cast is not None else None
     if rounding is not None:
-        node = make_node("Identity", [operand(rounding)], "levels", "/levels")
+        node = view.make_node("Identity", [view.operand(rounding)], "levels", "/levels")
     else:
-        node = make_node("Cast", [frame], "levels", "/levels", to=onnx.TensorProto.FLOAT)
+        node = view.make_node("Cast", [frame], "levels", "/levels", to=onnx.TensorProto.FLOAT)
     graph.append(node)
     levels = node.outputs[0]
     levels.type, levels.shape = ir.TensorType(ir.DataType.FLOAT), frame.shape
     graph.outputs.append(levels)
-    return write(view)
+    return view.write(opened)
+
+
+def finished(opened: ir.Model, spec: StageSpec) -> onnx.ModelProto:
+    """The graph that a pass has edited, without unread constants. Raises `SpecError` if it is not valid."""
+    view.drop_constants(opened.graph)
+    made = view.write(opened)
+    check_graph(made, spec)
+    return made
 
 
 def check_graph(model: onnx.ModelProto, spec: StageSpec) -> None:
-    """onnx's checker and strict shape inference; raises `SpecError` where a graph breaks the contract."""
+    """Run onnx's checker and strict shape inference. Raises `SpecError` if the graph breaks the contract."""
     try:
         onnx.checker.check_model(model)  # the full check is this one and the next
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:
         raise SpecError(f"stage {spec.stage}: the exported graph is not valid ONNX: {error}") from error
-    graph = read(model).graph
+    graph = view.read(model).graph
     domains = {node.domain for node in graph} - {""}
     if domains:
         raise SpecError(
@@ -122,7 +130,7 @@ def check_graph(model: onnx.ModelProto, spec: StageSpec) -> None:
             "torch operators"
         )
     for node in graph:
-        if node.op_type == "BatchNormalization" and maker(operand(node), *WEIGHTED):
+        if node.op_type == "BatchNormalization" and view.maker(view.operand(node), *WEIGHTED):
             raise SpecError(
                 f"stage {spec.stage}: BatchNorm {node.name} was not folded; its convolution's output is used elsewhere"
             )

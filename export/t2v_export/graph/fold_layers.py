@@ -1,6 +1,6 @@
-"""Folding into layers: what scales and shifts a layer's outputs becomes part of its weights and its bias.
+"""Folding into layers: nodes that scale and shift a layer's outputs become part of its weights and its bias.
 
-The layers are convolutions and products of matrices with constant weights. All functions edit the graph in place.
+Layers are convolutions and products of matrices with constant weights. The functions edit the graph in place.
 """
 
 from __future__ import annotations
@@ -8,37 +8,25 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from t2v_export.graph import view
 from t2v_export.graph.operators import CONVOLUTIONS, WEIGHTED, along, out_axis
-from t2v_export.graph.view import (
-    Array,
-    add_constant,
-    array,
-    is_constant,
-    make_node,
-    maker,
-    name_of,
-    only_reader,
-    operand,
-    replace,
-    set_operand,
-)
 
 
 def fold_batch_norm(graph: ir.Graph) -> None:
-    """Fold BatchNorm, as it is in evaluation, into the convolution or linear layer before it.
+    """Fold each BatchNorm, as it is in evaluation, into the convolution or linear layer before it.
 
-    y = gamma (Wx + b - mean) / sqrt(var + eps) + beta. Looked through are a reshape between a linear layer and a norm
-    over channels, and a pixel shuffle after a convolution. A norm that follows anything else stays.
+    y = gamma (Wx + b - mean) / sqrt(var + eps) + beta. A reshape may stand between a linear layer and a norm over
+    channels, and a pixel shuffle between a convolution and its norm. A norm behind anything else stays.
     """
     for norm in graph:
         if norm.op_type != "BatchNormalization":
             continue
-        last = before = maker(operand(norm))
-        if last is not None and last.op_type in ("Reshape", "DepthToSpace") and only_reader(last.outputs[0]):
-            before = maker(operand(last))
+        last = before = view.maker(view.operand(norm))
+        if last is not None and last.op_type in ("Reshape", "DepthToSpace") and view.only_reader(last.outputs[0]):
+            before = view.maker(view.operand(last))
         if last is None or before is None or not _is_foldable(before):
             continue
-        gamma, beta, mean, variance = (array(value).astype(np.float64) for value in norm.inputs[1:5])
+        gamma, beta, mean, variance = (view.array(value).astype(np.float64) for value in norm.inputs[1:5])
         scale = gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
         shift = beta - mean * scale
         if last is not before:
@@ -50,28 +38,28 @@ def fold_batch_norm(graph: ir.Graph) -> None:
         _scale_layer(graph, before, scale, shift, prefix)
         made = last.outputs[0]
         if before.op_type == "MatMul":
-            added = add_constant(graph, f"{prefix}/shift", shift.astype(np.float32))
+            added = view.add_constant(graph, f"{prefix}/shift", shift.astype(np.float32))
             made.name = f"{made.name}/scaled"
-            last = make_node("Add", [made, added], name_of(norm.outputs[0]), f"{prefix}/Add")
+            last = view.make_node("Add", [made, added], view.name_of(norm.outputs[0]), f"{prefix}/Add")
             before.append(last)
-        replace(norm.outputs[0], last.outputs[0])
+        view.replace(norm.outputs[0], last.outputs[0])
         graph.remove(norm, safe=True)
 
 
 def _is_foldable(layer: ir.Node) -> bool:
-    weighted = layer.op_type in WEIGHTED and all(is_constant(value) for value in layer.inputs[1:])
-    return weighted and only_reader(layer.outputs[0]) is not None
+    weighted = layer.op_type in WEIGHTED and all(view.is_constant(value) for value in layer.inputs[1:])
+    return weighted and view.only_reader(layer.outputs[0]) is not None
 
 
 def _channel_repeats(layer: ir.Node, between: ir.Node, channels: int) -> int:
-    """How many outputs of a layer, in a row, end up in each channel after a reshape or pixel shuffle; 0: not so."""
-    features = array(operand(layer, 1)).shape[out_axis(layer)]
+    """How many outputs of a layer, in a row, become one channel by a reshape or pixel shuffle; 0 if they do not."""
+    features = view.constant(layer, 1).shape[out_axis(layer)]
     if between.op_type == "DepthToSpace":
         shuffled = between.attributes.get_string("mode", "DCR") == "CRD"
         return features // channels if shuffled and layer.op_type == "Conv" else 0
-    if layer.op_type != "Gemm" or not is_constant(operand(between, 1)):
+    if layer.op_type != "Gemm" or not view.is_constant(view.operand(between, 1)):
         return 0
-    shape = array(operand(between, 1))
+    shape = view.constant(between, 1)
     if shape.size < 3 or features != int(np.prod(shape[1:])):
         return 0
     return features // channels if shape[1] == channels else 0
@@ -80,11 +68,13 @@ def _channel_repeats(layer: ir.Node, between: ir.Node, channels: int) -> int:
 def fold_pixels(graph: ir.Graph) -> None:
     """Let a last convolution whose pixels are clipped give levels itself.
 
-    Scales, offsets and clips behind a layer become one clip, the last of them, if no clip before it cuts off more. The
-    layer's weights are scaled instead. Squashing that is no clip, such as a sigmoid, stays.
+    Behind a layer, scales, offsets and clips become the last clip alone, if no other clip cuts off more. The layer's
+    weights are scaled instead. Any other squashing, such as a sigmoid, stays.
     """
     for layer in graph:
-        if layer.op_type not in (*CONVOLUTIONS, "Gemm") or not all(is_constant(value) for value in layer.inputs[1:]):
+        if layer.op_type not in (*CONVOLUTIONS, "Gemm") or not all(
+            view.is_constant(value) for value in layer.inputs[1:]
+        ):
             continue
         chain = _clip_chain(layer.outputs[0])
         if len(chain) < 2:
@@ -94,7 +84,7 @@ def fold_pixels(graph: ir.Graph) -> None:
         if scale <= 0 or low > least or high < most:
             continue
         groups = layer.attributes.get_int("group", 1) if layer.op_type == "ConvTranspose" else 1
-        size = array(operand(layer, 1)).shape[out_axis(layer)] * groups
+        size = view.constant(layer, 1).shape[out_axis(layer)] * groups
         _scale_layer(graph, layer, np.full(size, scale), np.full(size, shift), f"{layer.name}/levels")
         last.replace_input_with(0, layer.outputs[0])
         graph.remove([node for node, _ in chain[:-1]], safe=True)
@@ -103,8 +93,8 @@ def fold_pixels(graph: ir.Graph) -> None:
 def _clip_chain(made: ir.Value) -> list[tuple[ir.Node, list[float]]]:
     """The products, sums and clips by single numbers behind a value, up to the last clip; with their numbers."""
     chain: list[tuple[ir.Node, list[float]]] = []
-    while (node := only_reader(made, "Mul", "Add", "Clip")) is not None:
-        numbers = [array(value) for value in node.inputs if is_constant(value)]
+    while (node := view.only_reader(made, "Mul", "Add", "Clip")) is not None:
+        numbers = [view.array(value) for value in node.inputs if view.is_constant(value)]
         if any(n.size != 1 for n in numbers) or len(numbers) != (2 if node.op_type == "Clip" else 1):
             break
         chain.append((node, [float(n.reshape(())) for n in numbers]))
@@ -127,17 +117,17 @@ def _combined(chain: list[tuple[ir.Node, list[float]]]) -> tuple[float, float, f
     return scale, shift, low, high
 
 
-def _scale_layer(graph: ir.Graph, node: ir.Node, scale: Array, shift: Array, name: str) -> None:
+def _scale_layer(graph: ir.Graph, node: ir.Node, scale: view.Array, shift: view.Array, name: str) -> None:
     """Give a layer the weights W * scale and, but for MatMul, the bias b * scale + shift."""
-    weight = array(operand(node, 1)).astype(np.float64)
+    weight = view.constant(node, 1).astype(np.float64)
     if node.op_type == "ConvTranspose":  # (in, out / groups, ...): group g makes outputs g * out / groups and on
         groups = node.attributes.get_int("group", 1)
         per_input = np.repeat(scale.reshape(groups, -1), weight.shape[0] // groups, axis=0)
         weight = weight * per_input.reshape(*per_input.shape, *[1] * (weight.ndim - 2))
     else:
         weight = weight * along(scale, out_axis(node), weight.ndim)
-    node.replace_input_with(1, add_constant(graph, f"{name}/weight", weight.astype(np.float32)))
+    node.replace_input_with(1, view.add_constant(graph, f"{name}/weight", weight.astype(np.float32)))
     if node.op_type == "MatMul":
         return
-    bias = array(operand(node, 2)).astype(np.float64) * scale + shift if operand(node, 2) is not None else shift
-    set_operand(node, 2, add_constant(graph, f"{name}/bias", bias.astype(np.float32)))
+    bias = view.constant(node, 2).astype(np.float64) * scale + shift if view.operand(node, 2) is not None else shift
+    view.set_operand(node, 2, view.add_constant(graph, f"{name}/bias", bias.astype(np.float32)))

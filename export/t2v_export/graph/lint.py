@@ -1,6 +1,4 @@
-"""A linter of graphs: does a graph keep the rules of its variant, and those of the engine it is for? Each fault names
-its node.
-"""
+"""A linter of graphs: it checks the rules of a variant and of an engine. Each fault names its node."""
 
 from __future__ import annotations
 
@@ -12,19 +10,20 @@ import onnx
 import onnx_ir as ir
 
 from t2v_edge.errors import SpecError
+from t2v_export.graph import view
 from t2v_export.graph.operators import DQ, WEIGHTED, Q, out_axis, quantized_axis
-from t2v_export.graph.view import Array, array, is_constant, maker, name_of, operand, read, readers
 
 SCALE_SHARERS = ("Concat", "Resize", "MaxPool")
 
 
 @dataclass(frozen=True)
 class LintTarget:
-    """The rules of one kind of engine. `signed`: activations are int8 with zero-point 0, else uint8.
+    """The rules of one kind of engine.
 
-    `float_bias`: biases must be float, else int32 of scale input x weight. `opset_cap`: newest opset it parses.
-    `transposed_int8`: it builds transposed convolutions in INT8. `inner_bytes`: it takes uint8 within a graph, and not
-    only as its output, and 8-bit constants that something other than DQ reads.
+    `signed`: activations are int8 with zero-point 0, else uint8. `float_bias`: biases must be float, else int32 with
+    the scale of the input times that of the weight. `opset_cap`: the newest opset that it parses. `transposed_int8`: it
+    builds transposed convolutions in INT8. `inner_bytes`: it takes uint8 inside a graph, and 8-bit constants that other
+    operators than DQ read.
     """
 
     name: str
@@ -37,7 +36,7 @@ class LintTarget:
 
 @dataclass(frozen=True)
 class LintFault:
-    """A rule that a node breaks, with what was found and what is wanted."""
+    """A broken rule of one node, and a message that says what was found and what is wanted."""
 
     node: str
     rule: str
@@ -48,13 +47,13 @@ class LintFault:
 
 
 def target_of(variant: str, opset_cap: int) -> LintTarget:
-    """The rules that a variant, one of those with INT8, is made for."""
+    """The rules that an INT8 variant is made for."""
     signed = variant != "int8-u8"
     return LintTarget(variant, signed, signed, opset_cap)
 
 
 def lint(model: onnx.ModelProto, target: LintTarget, kept: Collection[str] | None = ()) -> tuple[LintFault, ...]:
-    """Every fault of a graph, in the order of its nodes. `kept`: layers meant to stay in float; None: any may."""
+    """The faults of a graph, in the order of its nodes. `kept`: layers that stay in float; None allows any."""
     return tuple(_Linter(model, target, kept).run())
 
 
@@ -74,11 +73,11 @@ def check_lint(
 
 class _Linter:
     def __init__(self, model: onnx.ModelProto, target: LintTarget, kept: Collection[str] | None) -> None:
-        self.view, self.target, self.kept = read(model), target, kept
+        self.model, self.target, self.kept = view.read(model), target, kept
         self.faults: list[LintFault] = []
 
     def run(self) -> list[LintFault]:
-        graph, opset = self.view.graph, self.view.opset_imports[""]
+        graph, opset = self.model.graph, self.model.opset_imports[""]
         if opset > self.target.opset_cap:
             self._fault(graph.name, "opset", f"{opset}, at most {self.target.opset_cap} is parsed")
         if opset < 13:
@@ -104,7 +103,7 @@ class _Linter:
             return
         if not (np.isfinite(scale).all() and (scale > 0).all()):
             self._fault(node.name, "scale", f"{scale.min():.3g} is not above 0 and finite")
-        activation = not is_constant(operand(node))
+        activation = not view.is_constant(view.operand(node))
         if zero is not None and zero.shape != scale.shape:
             self._fault(node.name, "zero-point", f"has shape {zero.shape}, its scale {scale.shape}")
         signed = not activation or self.target.signed or (zero is not None and zero.dtype == np.int8)
@@ -118,11 +117,11 @@ class _Linter:
                 self._fault(node.name, "activation type", f"{'uint8' if zero is None else zero.dtype}, not {wanted}")
 
     def _layer(self, node: ir.Node) -> None:
-        given = operand(node, 1)
-        weight = maker(given, DQ)
+        given = view.operand(node, 1)
+        weight = view.maker(given, DQ)
         data, whole = _weight(weight)
         if weight is None or data is None:
-            if is_constant(given) and self.kept is not None and node.name not in self.kept:
+            if view.is_constant(given) and self.kept is not None and node.name not in self.kept:
                 self._fault(node.name, "leftover", "computes in float and is not among the layers kept so")
             return
         if node.op_type == "ConvTranspose" and not self.target.transposed_int8:
@@ -137,14 +136,14 @@ class _Linter:
             self._fault(
                 node.name, "weight scale", f"has shape {scale.shape}, one for {data.shape[axis]} outputs wanted"
             )
-        source = maker(operand(node), DQ)
+        source = view.maker(view.operand(node), DQ)
         if source is None:
             self._fault(node.name, "input", "its weights are int8 and its input is not quantized")
         else:
             self._bias(node, source, scale)
 
-    def _bias(self, node: ir.Node, source: ir.Node, scale: Array | None) -> None:
-        made = maker(operand(node, 2), DQ)
+    def _bias(self, node: ir.Node, source: ir.Node, scale: view.Array | None) -> None:
+        made = view.maker(view.operand(node, 2), DQ)
         if made is None:
             return
         if self.target.float_bias:
@@ -156,16 +155,22 @@ class _Linter:
 
     def _bytes(self, node: ir.Node) -> None:
         for value in node.inputs:
-            if is_constant(value) and array(value).dtype in (np.int8, np.uint8) and node.op_type not in (Q, DQ):
-                self._fault(node.name, "8-bit constant", f"{name_of(value)} is read by {node.op_type}, only DQ may")
+            if (
+                view.is_constant(value)
+                and view.array(value).dtype in (np.int8, np.uint8)
+                and node.op_type not in (Q, DQ)
+            ):
+                self._fault(
+                    node.name, "8-bit constant", f"{view.name_of(value)} is read by {node.op_type}, only DQ may"
+                )
         made = node.outputs[0]
         casts = node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.UINT8
         if casts and (made.uses() or not made.is_graph_output()):
             self._fault(node.name, "uint8", f"{made.name} is read within the graph; cast last of all")
 
     def _shared(self, node: ir.Node) -> None:
-        quantized = [source for source in (maker(value, DQ) for value in node.inputs) if source is not None]
-        quantizer = next((reader for reader in readers(node.outputs[0]) if reader.op_type == Q), None)
+        quantized = [source for source in (view.maker(value, DQ) for value in node.inputs) if source is not None]
+        quantizer = next((reader for reader in view.readers(node.outputs[0]) if reader.op_type == Q), None)
         if quantizer is None:
             return
         wanted = _constant(quantizer, 1), _constant(quantizer, 2)
@@ -175,16 +180,16 @@ class _Linter:
                 self._fault(node.name, "shared scale", f"{source.name} differs from {quantizer.name}")
 
 
-def _constant(node: ir.Node, place: int) -> Array | None:
-    value = operand(node, place)
-    return array(value) if is_constant(value) else None
+def _constant(node: ir.Node, place: int) -> view.Array | None:
+    value = view.operand(node, place)
+    return view.array(value) if view.is_constant(value) else None
 
 
-def _weight(made: ir.Node | None) -> tuple[Array | None, bool]:
+def _weight(made: ir.Node | None) -> tuple[view.Array | None, bool]:
     """The constant that a weight's DQ reads, itself or behind a Q, and whether it then is int8."""
     if made is None:
         return None, False
-    before = maker(operand(made), Q)
+    before = view.maker(view.operand(made), Q)
     if before is not None:
         zero = _constant(before, 2)
         return _constant(before, 0), zero is not None and zero.dtype == np.int8
@@ -192,5 +197,5 @@ def _weight(made: ir.Node | None) -> tuple[Array | None, bool]:
     return data, data is not None and data.dtype == np.int8
 
 
-def _equal(one: Array | None, other: Array | None) -> bool:
+def _equal(one: view.Array | None, other: view.Array | None) -> bool:
     return one is other if one is None or other is None else np.array_equal(one, other)

@@ -9,8 +9,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
+from t2v_export.graph import view
 from t2v_export.graph.operators import CONVOLUTIONS, DQ, RECURRENT, Q
-from t2v_export.graph.view import elements, is_constant, known_shape, name_of, operand, read
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 UNKNOWN = (
@@ -25,10 +25,11 @@ _SCALES = (1, 2)  # inputs of QuantizeLinear and DequantizeLinear that say how t
 
 @dataclass(frozen=True)
 class GraphCost:
-    """Of one run: `macs`, multiply-accumulates of Conv, ConvTranspose, Gemm, MatMul and recurrent operators.
+    """The cost of one run.
 
-    `parameters`: elements of the weights, quantized or not; scales, zero-points, shapes and single numbers do not
-    count. `uncounted`: nodes that multiply too, and whose shapes or kind are not understood, by operator.
+    `macs`: multiply-accumulates of Conv, ConvTranspose, Gemm, MatMul and recurrent operators. `parameters`: elements of
+    the weights, quantized or not; scales, zero-points, shapes and single numbers do not count. `uncounted`: other nodes
+    that multiply, and nodes whose shapes are not known.
     """
 
     macs: int
@@ -37,41 +38,41 @@ class GraphCost:
 
 
 def graph_cost(model: onnx.ModelProto) -> GraphCost:
-    """Count a graph of static shapes."""
-    view = read(model, typed=True)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(view)
+    """The cost of a graph of static shapes."""
+    opened = view.read(model, typed=True)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(opened)
     macs, uncounted = 0, []
-    for node in view.graph:
+    for node in opened.graph:
         try:
             macs += node_macs(node)
         except KeyError:
             uncounted.append(f"{node.op_type} {node.name}".strip())
         if node.op_type in UNKNOWN:
             uncounted.append(f"{node.op_type} {node.name}".strip())
-    return GraphCost(macs, _count_parameters(view.graph), tuple(uncounted))
+    return GraphCost(macs, _count_parameters(opened.graph), tuple(uncounted))
 
 
 def node_macs(node: ir.Node) -> int:
-    """Multiply-accumulates of one node, 0 for those that multiply no matrices; `KeyError` where a shape is missing."""
+    """Multiply-accumulates of one node; 0 if it multiplies no matrices. Raises `KeyError` if a shape is not known."""
     if node.op_type in CONVOLUTIONS:  # weights: (out, in / groups, *kernel), transposed (in, out / groups, *kernel)
-        spread = operand(node) if node.op_type == "ConvTranspose" else node.outputs[0]
-        return elements(spread) * math.prod(known_shape(operand(node, 1))[1:])
+        spread = view.operand(node) if node.op_type == "ConvTranspose" else node.outputs[0]
+        return view.elements(spread) * math.prod(view.known_shape(view.operand(node, 1))[1:])
     if node.op_type in ("MatMul", "Gemm"):
         axis = 0 if node.attributes.get_int("transA", 0) else -1
-        return elements(node.outputs[0]) * known_shape(operand(node))[axis]
+        return view.elements(node.outputs[0]) * view.known_shape(view.operand(node))[axis]
     if node.op_type in RECURRENT:
-        steps, batch, _ = known_shape(operand(node))
-        return steps * batch * sum(elements(value) for value in node.inputs[1:3])
+        steps, batch, _ = view.known_shape(view.operand(node))
+        return steps * batch * sum(view.elements(value) for value in node.inputs[1:3])
     return 0
 
 
 def _count_parameters(graph: ir.Graph) -> int:
-    """Elements of all weights of a graph, each constant once."""
+    """The elements of all weights of a graph, each constant once."""
     found: dict[str, int] = {}
     for node in graph:
         for place, value in enumerate(node.inputs):
-            if value is None or not is_constant(value) or (node.op_type in (Q, DQ) and place in _SCALES):
+            if value is None or not view.is_constant(value) or (node.op_type in (Q, DQ) and place in _SCALES):
                 continue
-            if elements(value) > 1 and (value.dtype in (*FLOATS, *_BYTES) or node.op_type in (Q, DQ)):
-                found[name_of(value)] = elements(value)
+            if view.elements(value) > 1 and (value.dtype in (*FLOATS, *_BYTES) or node.op_type in (Q, DQ)):
+                found[view.name_of(value)] = view.elements(value)
     return sum(found.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from t2v_export.graph.view import Array, is_constant, operand, static_shape
+from t2v_export.graph import view
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
 CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -24,18 +24,18 @@ def quantized_axis(node: ir.Node) -> int:
     return node.attributes.get_int("axis", 1)
 
 
-def along(values: Array, axis: int, rank: int) -> Array:
+def along(values: view.Array, axis: int, rank: int) -> view.Array:
     """One value for each place of `axis`, in a form that multiplies an array of `rank` axes; one value as it is."""
     return values.reshape([-1 if i == axis % rank else 1 for i in range(rank)]) if values.ndim else values
 
 
 def is_plain_convolution(node: ir.Node, kernel: int, stride: int) -> bool:
     """Whether a convolution has constant weights, a square kernel, this stride, padding 1 and nothing unusual."""
-    has, weight = node.attributes, operand(node, 1)
+    has, weight = node.attributes, view.operand(node, 1)
     return (
-        is_constant(weight)
-        and all(i is None or is_constant(i) for i in node.inputs[2:])
-        and (static_shape(weight) or ())[2:] == (kernel, kernel)
+        view.is_constant(weight)
+        and all(i is None or view.is_constant(i) for i in node.inputs[2:])
+        and (view.static_shape(weight) or ())[2:] == (kernel, kernel)
         and set(has.get_ints("strides", [1])) == {stride}
         and list(has.get_ints("pads", [])) == [1] * 4
         and has.get_int("group", 1) == 1

@@ -1,16 +1,15 @@
-"""What a graph moves in one run: bytes of weights and of activations, and into how many kernels it can be fused.
+"""Memory traffic of a graph in one run: bytes of weights and of activations, and the number of fused kernels.
 
-The graph is cut into kernels about as TensorRT does it. Of the renderers' layers that its profiler showed (77 and 85,
-TensorRT 8.6 on an H200) this finds 65 and 68, for it takes slices to be free:
+The graph is cut into kernels about as TensorRT does it, by these rules:
 
-- what depends on constants alone is computed beforehand, and reshapes move nothing;
-- each matrix product and convolution is a kernel, and so is each reduction (softmax, norms, sums, pooling), resizing,
-  and whatever puts elements into another order or joins tensors;
-- what works element by element joins the kernel before it where its inputs come from that kernel and from earlier
-  ones, and else a kernel of its like that one of its inputs comes from.
+- A value that depends on constants alone is computed beforehand. Reshapes and slices move nothing.
+- A kernel is each matrix product, convolution, reduction (softmax, norms, sums, pooling) and resizing. So is each
+  operator that changes the order of elements or joins tensors.
+- An operator that works element by element joins the kernel before it, if its other inputs come from earlier kernels.
+  Else it joins a kernel of its like from which an input comes.
 
-A tensor that passes from one kernel to others is written once and read once by each of them, in 8 bits where it is
-quantized on the way. Within a kernel nothing is moved.
+A tensor between kernels is written once, and read once by each kernel that needs it; in 8 bits if it is quantized on
+the way. Inside a kernel nothing is moved.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from dataclasses import dataclass, field
 import onnx
 import onnx_ir as ir
 
+from t2v_export.graph import view
 from t2v_export.graph.operators import DQ, RECURRENT, WEIGHTED, Q
-from t2v_export.graph.view import elements, is_constant, name_of, operand, read
 
 MATRIX = (*WEIGHTED, "Einsum", *RECURRENT)
 ALONE = (
@@ -33,15 +32,17 @@ ALONE = (
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout")
 
 Kernel = tuple[int, str]
-"""Step and name: kernels of the same step wait for none of each other."""
+"""Step and name. Kernels of one step do not wait for each other."""
 
 ELEMENTS = "elements "
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Of one run: `weight_bytes` read, a table that is indexed counting only for the rows taken;
-    `activation_bytes` of inputs, outputs and what passes between kernels, written and read; `launches` of kernels.
+    """The traffic of one run.
+
+    `weight_bytes`: weights read; of an indexed table the rows taken. `activation_bytes`: inputs, outputs and tensors
+    between kernels, written and read. `launches`: kernels.
     """
 
     weight_bytes: int
@@ -50,9 +51,9 @@ class Traffic:
 
 
 def graph_traffic(model: onnx.ModelProto) -> Traffic | None:
-    """Count a graph of static shapes; None where a shape or a type is not known, or the graph has subgraphs."""
+    """The traffic of a graph of static shapes. None if a shape or type is not known, or the graph has subgraphs."""
     try:
-        return _Counter(read(model, typed=True).graph).count()
+        return _Counter(view.read(model, typed=True).graph).count()
     except KeyError:
         return None
 
@@ -68,7 +69,7 @@ class _Counter:
 
     def count(self) -> Traffic:
         self.constant.update({value: _width(value) for value in self.graph.initializers.values()})
-        self.made_in.update({value: (0, "input") for value in self.graph.inputs if not is_constant(value)})
+        self.made_in.update({value: (0, "input") for value in self.graph.inputs if not view.is_constant(value)})
         for node in self.graph:
             self._place(node)
         outputs = {self.source.get(value, value) for value in self.graph.outputs}
@@ -76,12 +77,12 @@ class _Counter:
         for value, kernel in self.made_in.items():
             reads = len(self.readers.get(value, set()) - {kernel})
             written = int(kernel[1] != "input" and (reads > 0 or value in outputs))
-            moved += (reads + written) * elements(value) * _width(value)
+            moved += (reads + written) * view.elements(value) * _width(value)
         kernels = {kernel for kernel in self.made_in.values() if kernel[1] != "input"}
         return Traffic(sum(self.weights.values()), moved, len(kernels))
 
     def _place(self, node: ir.Node) -> None:
-        """Decide in which kernel a node runs, and note what it reads."""
+        """Choose the kernel of a node, and note its inputs."""
         if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
             raise KeyError(node.name)
         given = [value for value in node.inputs if value is not None]
@@ -99,13 +100,13 @@ class _Counter:
         for value in flowing:
             self.readers.setdefault(value, set()).add(kernel)
         for value in given:
-            if value in self.constant and elements(value) > 1 and node.op_type != Q:
+            if value in self.constant and view.elements(value) > 1 and node.op_type != Q:
                 self.weights[value] = max(self.weights.get(value, 0), self._weight_bytes(node, value))
         self.made_in.update(dict.fromkeys(made, kernel))
 
     def _kernel(self, node: ir.Node, flowing: list[ir.Value]) -> Kernel:
         before = [self.made_in[value] for value in flowing]
-        step, name = max(kernel[0] for kernel in before), name_of(node.outputs[0])
+        step, name = max(kernel[0] for kernel in before), view.name_of(node.outputs[0])
         if node.op_type in MATRIX or node.op_type in ALONE or node.op_type.startswith("Reduce"):
             return (step + 1, name)
         latest = sorted({kernel for kernel in before if kernel[0] == step})
@@ -115,12 +116,12 @@ class _Counter:
         return like[0] if like else (step, ELEMENTS + name)
 
     def _weight_bytes(self, node: ir.Node, value: ir.Value) -> int:
-        taken = node.outputs[0] if node.op_type == "Gather" and operand(node) is value else value
-        return elements(taken) * self.constant[value]
+        taken = node.outputs[0] if node.op_type == "Gather" and view.operand(node) is value else value
+        return view.elements(taken) * self.constant[value]
 
 
 def _width(value: ir.Value) -> int:
     """Bytes of one number. Raises `KeyError` where the type is not known."""
     if value.dtype is None:
-        raise KeyError(name_of(value))
+        raise KeyError(view.name_of(value))
     return value.dtype.numpy().itemsize

@@ -8,7 +8,7 @@ https://onnx.ai/ir-py for the classes `Model`, `Graph`, `Node` and `Value`.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,13 @@ IR_VERSION = 8
 def read(model: onnx.ModelProto, typed: bool = False) -> ir.Model:
     """The view of a graph. `typed`: values have the types and shapes that ONNX infers.
 
-    Constants share the bytes of `model`: replace a constant, do not rename it.
+    Constants share their bytes with `model`. Replace a constant, do not rename it.
     """
     return ir.from_proto(onnx.shape_inference.infer_shapes(model, data_prop=True) if typed else model)
 
 
 def write(model: ir.Model) -> onnx.ModelProto:
-    """The graph as ONNX's own message, without types of values inside it. The same view gives the same bytes."""
+    """The graph of a view, as ONNX's own message. Types of values inside it are left out. Same view, same bytes."""
     made = ir.to_proto(model)
     del made.graph.value_info[:]
     for message, node in zip(made.graph.node, model.graph):
@@ -67,8 +67,13 @@ def operand(node: ir.Node, place: int = 0) -> ir.Value | None:
     return node.inputs[place] if place < len(node.inputs) else None
 
 
+def constant(node: ir.Node, place: int = 0) -> Array:
+    """The numbers of an input that is a constant. Raises `ValueError` for another input."""
+    return array(operand(node, place))
+
+
 def maker(value: ir.Value | None, *operators: str) -> ir.Node | None:
-    """The node that gives a value. None for inputs, constants and nodes that are none of `operators`."""
+    """The node that gives a value, if it is one of `operators`. None for inputs and constants."""
     node = None if value is None else value.producer()
     return node if node is not None and (not operators or node.op_type in operators) else None
 
@@ -79,7 +84,7 @@ def readers(value: ir.Value) -> tuple[ir.Node, ...]:
 
 
 def only_reader(value: ir.Value | None, *operators: str) -> ir.Node | None:
-    """The node that alone reads a value, once. None for outputs of the graph and nodes that are none of `operators`."""
+    """The node that alone reads a value, once, if it is one of `operators`. None for outputs of the graph."""
     if value is None or value.is_graph_output() or len(value.uses()) != 1:
         return None
     (node,) = readers(value)
@@ -87,7 +92,7 @@ def only_reader(value: ir.Value | None, *operators: str) -> ir.Node | None:
 
 
 def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    """The shape of a value; None where a size is not known."""
+    """The shape of a value; None if a size is not known."""
     if value is None or value.shape is None:
         return None
     sizes = tuple(size for size in value.shape if isinstance(size, int))
@@ -95,7 +100,7 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
 
 
 def known_shape(value: ir.Value | None) -> tuple[int, ...]:
-    """The shape of a value. Raises `KeyError` where a size is not known."""
+    """The shape of a value. Raises `KeyError` if a size is not known."""
     shape = static_shape(value)
     if shape is None:
         raise KeyError(name_of(value))
@@ -103,13 +108,18 @@ def known_shape(value: ir.Value | None) -> tuple[int, ...]:
 
 
 def elements(value: ir.Value | None) -> int:
-    """How many numbers a value has. Raises `KeyError` where its shape is not known."""
+    """The count of a value's numbers. Raises `KeyError` if its shape is not known."""
     return math.prod(known_shape(value))
 
 
 def name_of(value: ir.Value | None) -> str:
     """The name of a value, empty for an input that is left out."""
     return (value.name or "") if value is not None else ""
+
+
+def bare_name(node: ir.Node) -> str:
+    """The name of a node without the slash that torch puts first."""
+    return (node.name or "").lstrip("/")
 
 
 def values_of(model: ir.Model) -> dict[str, ir.Value]:
@@ -126,7 +136,7 @@ def make_node(
 
 
 def add_constant(graph: ir.Graph, name: str, value: Array) -> ir.Value:
-    """The constant `name`, new or as it is. Raises `ValueError` where the graph has other numbers of that name."""
+    """The constant `name`, new or as it is. Raises `ValueError` if the graph has other numbers of that name."""
     made = graph.initializers.get(name)
     if made is None:
         tensor = ir.Tensor(np.asarray(value), name=name)
@@ -137,6 +147,31 @@ def add_constant(graph: ir.Graph, name: str, value: Array) -> ir.Value:
     return made
 
 
+def exchange_constants(
+    graph: ir.Graph, change: Callable[[ir.Value], tuple[str, Array] | None]
+) -> list[tuple[ir.Value, ir.Value]]:
+    """Exchange the constants for which `change` gives a name and numbers. Constants keep their order.
+
+    Returns pairs of an old value, which still has its readers, and the new one.
+    """
+    pairs = []
+    for name, value in list(graph.initializers.items()):  # all are put back, so that their order stays
+        del graph.initializers[name]
+        changed = change(value)
+        if changed is None:
+            graph.register_initializer(value)
+        else:
+            pairs.append((value, add_constant(graph, *changed)))
+    return pairs
+
+
+def hold(graph: ir.Graph, node: ir.Node, values: Sequence[Array]) -> None:
+    """Put constants in the place of a node that gives these values."""
+    for output, value in zip(node.outputs, values):
+        output.replace_all_uses_with(add_constant(graph, name_of(output), value))
+    graph.remove(node, safe=True)
+
+
 def set_operand(node: ir.Node, place: int, value: ir.Value) -> None:
     """Let a node read `value` as its input `place`, which it may not have had."""
     if place >= len(node.inputs):
@@ -145,13 +180,13 @@ def set_operand(node: ir.Node, place: int, value: ir.Value) -> None:
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Let `new` stand for `old`: it takes its name, its type, its readers and its place among the outputs."""
+    """Let `new` stand for `old`. It takes the name, the type, the readers and the place among the outputs."""
     new.name, new.type, new.shape = old.name, old.type, old.shape
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
 def rename_source(value: ir.Value, name: str) -> ir.Value:
-    """Call a node's result `name`; the value returned has its old name, its readers, and no maker yet."""
+    """Call a node's result `name`. The value returned has the old name, the readers, and no maker yet."""
     made = ir.Value()
     replace(value, made)
     value.name = name
@@ -174,7 +209,7 @@ def drop_constants(graph: ir.Graph) -> None:
 
 
 def open_session(model: onnx.ModelProto, optimized: bool = True, threads: int = 0) -> onnxruntime.InferenceSession:
-    """ONNX Runtime on a graph. `optimized`: nodes may be fused. `threads`: 0 for one a core."""
+    """A session of ONNX Runtime on the CPU. `optimized`: nodes may be fused. `threads`: 0 for one a core."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
@@ -184,5 +219,5 @@ def open_session(model: onnx.ModelProto, optimized: bool = True, threads: int = 
 
 
 def run(session: onnxruntime.InferenceSession, names: Collection[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """What a session gives for the values `names`."""
+    """The values `names` of one run, as arrays."""
     return dict(zip(names, session.run(list(names), dict(feeds)))) if names else {}

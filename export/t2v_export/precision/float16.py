@@ -11,113 +11,92 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from t2v_edge.spec import StageSpec
-from t2v_export.graph.clean import check_graph
+from t2v_export.graph import view
+from t2v_export.graph.clean import finished
 from t2v_export.graph.operators import DQ, WEIGHTED, Q
-from t2v_export.graph.view import (
-    Array,
-    add_constant,
-    array,
-    drop_dead,
-    is_constant,
-    make_node,
-    maker,
-    name_of,
-    operand,
-    read,
-    readers,
-    rename_source,
-    write,
-)
 
 HALF_MAX = 65504.0
-# Stands for minus infinity in masks; added to a score it still fits.
+# Minus infinity in masks; it fits in float16 also when it is added to a score.
 MASK_FLOOR = -6e4
-# Sums over many numbers, or wide ranges: kept in float32 even between float16 neighbours.
+# Operators that sum many numbers or have wide ranges: they stay in float32 even between float16 neighbours.
 FULL_OPS = {
     *("LayerNormalization", "InstanceNormalization", "ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare"),
     *("CumSum", "Pow", "Sqrt", "Exp", "Log", "Reciprocal"),
 }
 PIXEL_OPS = {"Cast", "Transpose", "Round", "Clip", "Add", "Mul", "Tanh", "Sigmoid", "Identity"}
-# Inputs that the operator wants in float32 or as integers whatever it computes in.
+# Inputs that keep their type, by operator.
 FIXED_INPUTS = {"Resize": (1, 2, 3)}
 SMALL = 4096
 
 
 def layers(model: onnx.ModelProto) -> tuple[str, ...]:
     """Names of a float32 graph's layers, the nodes with weights, in order."""
-    return tuple(node.name or "" for node in read(model).graph if _is_layer(node))
+    return tuple(node.name or "" for node in view.read(model).graph if _is_layer(node))
 
 
 def store_half(model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] = (), least: int = 2) -> onnx.ModelProto:
-    """Weights stored in float16 and computed in float32, for recurrent stages whose state would gather rounding.
+    """The graph with weights stored in float16 and computed in float32, for stages whose state would gather rounding.
 
-    A small constant that float16 cannot hold exactly stays as it is, and so do the weights of the layers `keep` and the
-    scales of Q/DQ nodes, which engines want as they are. So does a constant of fewer than `least` numbers.
+    These constants stay as they are: small ones that float16 cannot hold exactly, weights of the layers `keep`, scales
+    of Q/DQ nodes, and those of fewer than `least` numbers.
     """
-    view = read(model)
-    graph = view.graph
+    opened = view.read(model)
+    graph = opened.graph
     exact = {value for node in _layer_nodes(graph, keep) for value in node.inputs}
     exact |= {value for node in graph if node.op_type in (Q, DQ) for value in node.inputs[1:]}
-    casts = []
-    for name, value in list(graph.initializers.items()):  # all are put back, so that their order stays
-        del graph.initializers[name]
-        full = array(value) if _is_weight(value) and value not in exact else None
+
+    def halved(value: ir.Value) -> tuple[str, view.Array] | None:
+        full = view.array(value) if _is_weight(value) and value not in exact else None
         half = None if full is None or full.size < least else _shrunk(full, exact=full.size <= SMALL)
-        if half is None:
-            graph.register_initializer(value)
-            continue
-        casts.append(_cast(add_constant(graph, f"{name}.half", half), name, TensorProto.FLOAT, f"/half/{name}"))
-        value.replace_all_uses_with(casts[-1].outputs[0])
+        return None if half is None else (f"{value.name}.half", half)
+
+    casts = []
+    for old, new in view.exchange_constants(graph, halved):
+        casts.append(_cast(new, view.name_of(old), TensorProto.FLOAT, f"/half/{old.name}"))
+        old.replace_all_uses_with(casts[-1].outputs[0])
     graph.insert_before(graph[0], casts)
-    made = write(view)
-    check_graph(made, spec)
-    return made
+    return finished(opened, spec)
 
 
 def compute_half(model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """Float16 arithmetic from the first weights on.
+    """The graph with float16 arithmetic from the first weights on.
 
-    Kept in float32: what comes before the first layer with weights (coordinates and masks lose most and cost
-    least), the pixels' conversion at the end, normalisations and long sums, layers with weights beyond float16's
-    range, and the layers `keep` with what feeds them alone or follows from them alone. Weights of those layers that
-    are float16 numbers, as of a float16 checkpoint with nothing folded into them, are stored so all the same; others
-    would lose what is kept.
+    In float32 stay: nodes before the first layer with weights (coordinates and masks lose most and cost least), the
+    pixels' conversion at the end, normalisations and long sums, and layers with weights beyond float16's range. So do
+    the layers `keep`, and nodes that feed them alone. Weights of those layers are stored in float16 if that is exact.
     """
-    view = read(model, typed=True)
-    _Float16Conversion(view.graph, spec, keep).run()
-    drop_dead(view.graph)
-    made = write(view)
-    check_graph(made, spec)
-    return made
+    opened = view.read(model, typed=True)
+    _Float16Conversion(opened.graph, spec, keep).run()
+    return finished(opened, spec)
 
 
 def rounding_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     """A float32 graph that rounds to float16 wherever a float16 graph does.
 
-    ONNX Runtime's CPU engine computes float16 operators that it has no kernels for in float32 and drops the
-    roundings between them, so it shows less difference than a GPU will have. It keeps explicit casts. What the twin
-    leaves out is rounding inside an operator: sums are taken to gather in float32, as tensor cores do.
+    ONNX Runtime's CPU engine computes some float16 operators in float32 and drops the roundings between them. So it
+    shows less difference than a GPU has. It keeps explicit casts. The twin does not round inside an operator: sums
+    gather in float32, as in tensor cores.
     """
-    view = read(model, typed=True)
-    for value in view.graph.initializers.values():
+    opened = view.read(model, typed=True)
+    for value in opened.graph.initializers.values():
         if value.dtype == ir.DataType.FLOAT16:
-            value.const_value = ir.Tensor(array(value).astype(np.float32), name=value.name)
-    for node in list(view.graph):
+            value.const_value = ir.Tensor(view.array(value).astype(np.float32), name=value.name)
+    for node in list(opened.graph):
         if _casts_to(node, TensorProto.FLOAT16):
             node.attributes.add(ir.AttrInt64("to", TensorProto.FLOAT))
         casts = []
         for output in _half_results(node):
-            name = name_of(output)
-            made = rename_source(output, f"{name}.exact")
+            name = view.name_of(output)
+            made = view.rename_source(output, f"{name}.exact")
             casts.append(_cast(output, f"{name}.rounded", TensorProto.FLOAT16, ""))
             casts.append(_cast(casts[-1].outputs[0], made, TensorProto.FLOAT, ""))
         node.append(casts)
-    return write(view)
+    return view.write(opened)
 
 
 def computes_half(model: onnx.ModelProto) -> bool:
     """Whether a graph computes in float16, rather than only stores weights in it."""
-    return any(node.op_type != "Cast" and _half_results(node) for node in read(model, typed=True).graph)
+    return any(node.op_type != "Cast" and _half_results(node) for node in view.read(model, typed=True).graph)
 
 
 def _half_results(node: ir.Node) -> list[ir.Value]:
@@ -126,17 +105,17 @@ def _half_results(node: ir.Node) -> list[ir.Value]:
 
 def _is_weight(value: ir.Value | None) -> bool:
     """Whether a value is a float32 constant."""
-    return value is not None and is_constant(value) and value.dtype == ir.DataType.FLOAT
+    return value is not None and view.is_constant(value) and value.dtype == ir.DataType.FLOAT
 
 
 def _is_layer(node: ir.Node) -> bool:
     if node.op_type == "Gather":
-        return _is_weight(operand(node))
+        return _is_weight(view.operand(node))
     return node.op_type in WEIGHTED and any(_is_weight(value) for value in node.inputs)
 
 
 def _layer_nodes(graph: ir.Graph, names: Collection[str]) -> set[ir.Node]:
-    """The layers `names`, each with the addition of its bias where that is a node of its own."""
+    """The layers `names`, each with the Add of its bias if there is one."""
     found: set[ir.Node] = set()
     products: set[ir.Value] = set()
     for node in graph:
@@ -149,17 +128,17 @@ def _layer_nodes(graph: ir.Graph, names: Collection[str]) -> set[ir.Node]:
 
 
 def _with_feeders(graph: ir.Graph, kept: set[ir.Node], layered: set[ir.Node]) -> set[ir.Node]:
-    """The nodes `kept` and every node that is of no layer and whose results only they read, directly or not."""
+    """The nodes `kept`, and every node outside layers whose results only they read, directly or not."""
     found = set(kept)
     for node in reversed(graph):
-        read_by = [reader for output in node.outputs for reader in readers(output)]
+        read_by = [reader for output in node.outputs for reader in view.readers(output)]
         if read_by and found.issuperset(read_by) and node not in layered:
             found.add(node)
     return found
 
 
-def _shrunk(full: Array, exact: bool) -> NDArray[np.float16] | None:
-    """A weight for storage in float16; None where that is no gain, out of range, or not `exact` though it must be."""
+def _shrunk(full: view.Array, exact: bool) -> NDArray[np.float16] | None:
+    """A weight for storage in float16. None if it is a single number, out of range, or not `exact` as wanted."""
     if full.size < 2 or float(np.abs(full).max()) > HALF_MAX:
         return None
     half = full.astype(np.float16)
@@ -168,8 +147,8 @@ def _shrunk(full: Array, exact: bool) -> NDArray[np.float16] | None:
 
 def _cast(source: ir.Value, made: str | ir.Value, kind: int, name: str | None = None) -> ir.Node:
     """A Cast of `source` to `kind` that gives `made`."""
-    target = made if isinstance(made, str) else name_of(made)
-    return make_node("Cast", [source], made, f"/cast/{target}" if name is None else name, to=kind)
+    target = made if isinstance(made, str) else view.name_of(made)
+    return view.make_node("Cast", [source], made, f"/cast/{target}" if name is None else name, to=kind)
 
 
 def _casts_to(node: ir.Node, kind: int) -> bool:
@@ -177,7 +156,7 @@ def _casts_to(node: ir.Node, kind: int) -> bool:
 
 
 class _Float16Conversion:
-    """One conversion of one graph, in place: decides each node's arithmetic, then puts casts at the borders."""
+    """The conversion of one graph, in place: it chooses each node's arithmetic, then puts casts at the borders."""
 
     def __init__(self, graph: ir.Graph, spec: StageSpec, keep: Collection[str]) -> None:
         self.graph, self.spec = graph, spec
@@ -203,7 +182,7 @@ class _Float16Conversion:
             self.half_values.update(output for output in floats if not output.is_graph_output())
             casts = []
             for output in [output for output in floats if output.is_graph_output()]:
-                made = rename_source(output, f"{output.name}.half")
+                made = view.rename_source(output, f"{output.name}.half")
                 casts.append(_cast(output, made, TensorProto.FLOAT))
                 self.casts[made, TensorProto.FLOAT16] = output
             node.append(casts)
@@ -217,7 +196,7 @@ class _Float16Conversion:
             if node in self.kept or not (after.intersection(node.inputs) or _is_layer(node)):
                 continue
             after.update(output for output in node.outputs if output.dtype == ir.DataType.FLOAT)
-            used = [array(value) for value in node.inputs if _is_weight(value)]
+            used = [view.array(value) for value in node.inputs if _is_weight(value)]
             fits = all(w.size == 0 or float(w.max()) <= HALF_MAX for w in used) and (
                 node.op_type not in WEIGHTED or all(w.size == 0 or float(w.min()) >= -HALF_MAX for w in used)
             )
@@ -229,20 +208,20 @@ class _Float16Conversion:
         """The nodes that only turn a renderer's image into pixels."""
         tail: set[ir.Node] = set()
         pixels = self.spec.outputs[0].name if self.spec.stage == "render" else None
-        node = next((maker(output) for output in self.graph.outputs if output.name == pixels), None)
+        node = next((view.maker(output) for output in self.graph.outputs if output.name == pixels), None)
         while node is not None and node.op_type in PIXEL_OPS:
             tail.add(node)
-            node = next((made for made in map(maker, node.inputs) if made is not None), None)
+            node = next((made for made in map(view.maker, node.inputs) if made is not None), None)
         return tail
 
     def _as(self, node: ir.Node, value: ir.Value, half: bool) -> ir.Value:
-        """A float value in float16 or float32, for `node` to read, with a cast before it where it needs one."""
-        name = name_of(value)
+        """A float value in float16 or float32, for `node` to read. A cast stands before the node if it needs one."""
+        name = view.name_of(value)
         if _is_weight(value):
             if not half:
                 return value
-            rounded = np.maximum(array(value), np.float32(MASK_FLOOR)).astype(np.float16)
-            return add_constant(self.graph, f"{name}.half", rounded)
+            rounded = np.maximum(view.array(value), np.float32(MASK_FLOOR)).astype(np.float16)
+            return view.add_constant(self.graph, f"{name}.half", rounded)
         if half == (value in self.half_values):
             return value
         kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
@@ -254,18 +233,18 @@ class _Float16Conversion:
         return self.casts[value, kind]
 
     def _as_stored(self, node: ir.Node, value: ir.Value) -> ir.Value:
-        """A weight in float32, for `node` to read, by way of float16 where that loses nothing."""
-        half = _shrunk(array(value), exact=True)
+        """A weight in float32, for `node` to read. It is stored in float16 if that loses nothing."""
+        half = _shrunk(view.array(value), exact=True)
         if half is None or value in self.stored:
             return self.stored.get(value, value)
-        stored = add_constant(self.graph, f"{value.name}.stored", half)
+        stored = view.add_constant(self.graph, f"{value.name}.stored", half)
         cast = _cast(stored, f"{value.name}.full", TensorProto.FLOAT)
         node.prepend(cast)
         return self.stored.setdefault(value, cast.outputs[0])
 
     def _clamped(self, node: ir.Node, value: ir.Value) -> ir.Value:
-        floor = add_constant(self.graph, "mask.floor", np.asarray(MASK_FLOOR, dtype=np.float32))
-        clamp = make_node("Max", [value, floor], f"{value.name}.clamped", f"/clamp/{value.name}")
+        floor = view.add_constant(self.graph, "mask.floor", np.asarray(MASK_FLOOR, dtype=np.float32))
+        clamp = view.make_node("Max", [value, floor], f"{value.name}.clamped", f"/clamp/{value.name}")
         node.prepend(clamp)
         return clamp.outputs[0]
 
@@ -279,6 +258,6 @@ def _float_inputs(node: ir.Node) -> Iterator[tuple[int, ir.Value]]:
 
 def _may_overflow(value: ir.Value) -> bool:
     """Whether a mask made before the weights holds float32's lowest number (a Where with such a constant)."""
-    made = maker(value)
-    weights = [array(given) for given in made.inputs if _is_weight(given)] if made is not None else []
+    made = view.maker(value)
+    weights = [view.array(given) for given in made.inputs if _is_weight(given)] if made is not None else []
     return any(weight.size and float(weight.min()) < -HALF_MAX for weight in weights)

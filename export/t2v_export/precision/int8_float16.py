@@ -1,8 +1,7 @@
-"""The INT8 variant whose other parts compute in float16 by their own types: for TensorRT that is strongly typed.
+"""The INT8 variant whose other parts compute in float16 by their own types, for a strongly typed TensorRT.
 
-Since 10.12 TensorRT takes the precision of a layer from the graph. In an `int8` graph what is not quantized is float32
-and so runs in float32. Here it is float16, as in the float16 variant, and Q and DQ have float16 scales, which ONNX
-allows from opset 19 on.
+Since 10.12 TensorRT takes the precision of a layer from the graph. In an `int8` graph the parts that are not quantized
+are float32. Here they are float16, as in the float16 variant. Q and DQ have float16 scales, which opset 19 allows.
 """
 
 from __future__ import annotations
@@ -16,29 +15,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from t2v_edge.spec import StageSpec
-from t2v_export.graph.clean import check_graph
+from t2v_export.graph import view
+from t2v_export.graph.clean import finished
 from t2v_export.graph.operators import DQ, Q, along, quantized_axis
 from t2v_export.graph.opset import HALF_SCALES, raise_opset
-from t2v_export.graph.view import (
-    Array,
-    add_constant,
-    array,
-    drop_dead,
-    is_constant,
-    make_node,
-    maker,
-    name_of,
-    operand,
-    read,
-    readers,
-    replace,
-    write,
-)
 from t2v_export.precision.float16 import compute_half
 
 FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 LEAST_SCALE = 2.0**-17
-"""Of weights: the least for which float16, whose steps there are 2^-24, is within a half of a level of 127."""
+"""The least scale of weights. Float16's steps there are 2^-24: 127 times the error is within half a level."""
 
 
 @dataclass(frozen=True)
@@ -61,68 +46,52 @@ class _ActivationGrid:
 
 
 def compute_half_int8(model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """An `int8` graph with float16 where it computes in float32; what stays float32 in the float16 variant stays so.
+    """An `int8` graph with float16 in place of float32, except where the float16 variant has float32 too.
 
-    `keep`: names of layers not quantized that stay in float32. Weights are rounded again where float16 cannot hold a
-    scale, so that their product is nearest to what it was. `model` is left as it is. Raises `SpecError` where an
-    operator is not known to be the same in opset 19.
+    `keep`: names of layers not quantized that stay in float32. If float16 cannot hold a scale, weights are rounded
+    again so that the product is nearest. `model` stays as it is. Raises `SpecError` if an operator is not known to be
+    the same in opset 19.
     """
-    view = read(raise_opset(model, HALF_SCALES))
-    weights, grids = _take_grids(view.graph)
-    view = read(compute_half(write(view), spec, keep), typed=True)
-    _restore_weights(view.graph, weights)
-    _restore_grids(view.graph, grids)
-    drop_dead(view.graph)
-    made = write(view)
-    check_graph(made, spec)
-    return made
+    opened = view.read(raise_opset(model, HALF_SCALES))
+    weights, grids = _take_grids(opened.graph)
+    opened = view.read(compute_half(view.write(opened), spec, keep), typed=True)
+    _restore_weights(opened.graph, weights)
+    _restore_grids(opened.graph, grids)
+    return finished(opened, spec)
 
 
 def half_scales(scales: NDArray[np.float32], least: float = LEAST_SCALE) -> NDArray[np.float16]:
-    """The nearest scales that float16 holds, none smaller than `least`."""
+    """The nearest scales in float16, none smaller than `least`."""
     return np.asarray(np.maximum(scales, np.float32(least)).astype(np.float16))
 
 
 def _take_grids(graph: ir.Graph) -> tuple[dict[str, _Weight], dict[str, _ActivationGrid]]:
-    """Leave the graph in float32 alone: weights as what they mean, each Q and its DQ as one Identity.
+    """Make the graph float32: weights become their values, each Q with its DQ becomes an Identity of the Q's name.
 
-    Returns what stood there, by the weight's name and by that node's name.
+    Returns the former weights by their names, and the former Q and DQ by the names of the Q.
     """
     weights: dict[str, _Weight] = {}
     grids: dict[str, _ActivationGrid] = {}
     for node in graph:
-        given, made = operand(node), node.outputs[0]
-        if node.op_type == "Cast" and is_constant(given):
-            _hold(graph, node, array(given).astype(np.float32))
-        elif node.op_type == DQ and is_constant(given):
-            whole, scales, axis = array(given), array(operand(node, 1)), quantized_axis(node)
+        given, made = view.operand(node), node.outputs[0]
+        if node.op_type == "Cast" and view.is_constant(given):
+            view.hold(graph, node, [view.array(given).astype(np.float32)])
+        elif node.op_type == DQ and view.is_constant(given):
+            whole, scales, axis = view.array(given), view.constant(node, 1), quantized_axis(node)
             weight = _Weight(node.name or "", whole.astype(np.int8), scales.astype(np.float32), axis)
-            weights[name_of(made)] = weight
-            _hold(graph, node, (whole * along(scales, axis, whole.ndim)).astype(np.float32))
-        elif (q := maker(given, Q)) is not None and node.op_type == DQ:
+            weights[view.name_of(made)] = weight
+            view.hold(graph, node, [(whole * along(scales, axis, whole.ndim)).astype(np.float32)])
+        elif (q := view.maker(given, Q)) is not None and node.op_type == DQ:
             label = q.name or ""
-            grids[label] = _ActivationGrid(label, node.name or "", np.float32(array(operand(node, 1))))
-            _swap(graph, node, make_node("Identity", [operand(q)], name_of(made), label))
-    drop_dead(graph)
+            grids[label] = _ActivationGrid(label, node.name or "", np.float32(view.constant(node, 1)))
+            new = view.make_node("Identity", [view.operand(q)], "", label)
+            ir.convenience.replace_nodes_and_values(graph, node, [node], [new], [made], new.outputs)
+    view.drop_dead(graph)
     return weights, grids
 
 
-def _hold(graph: ir.Graph, node: ir.Node, value: Array) -> None:
-    """A constant in place of a node."""
-    made = node.outputs[0]
-    made.replace_all_uses_with(add_constant(graph, name_of(made), value))
-    graph.remove(node, safe=True)
-
-
-def _swap(graph: ir.Graph, node: ir.Node, new: ir.Node) -> None:
-    """A node in place of another."""
-    node.prepend(new)
-    replace(node.outputs[0], new.outputs[0])
-    graph.remove(node, safe=True)
-
-
 def _restore_weights(graph: ir.Graph, weights: Mapping[str, _Weight]) -> None:
-    """Put whole numbers and DQ back, with scales of the type that each place now computes in."""
+    """Put whole numbers and DQ back, with scales of the type in which each weight is read."""
     nodes = []
     given = dict(graph.initializers)
     for name, weight in weights.items():
@@ -132,12 +101,12 @@ def _restore_weights(graph: ir.Graph, weights: Mapping[str, _Weight]) -> None:
             del graph.initializers[held]
             whole, scales = _half_weight(weight) if half else (weight.whole, weight.scales)
             inputs = [
-                add_constant(graph, f"{held}.int8", whole),
-                add_constant(graph, f"{held}.scale", scales),
-                add_constant(graph, f"{name}.zero_point", np.zeros(scales.shape, np.int8)),
+                view.add_constant(graph, f"{held}.int8", whole),
+                view.add_constant(graph, f"{held}.scale", scales),
+                view.add_constant(graph, f"{name}.zero_point", np.zeros(scales.shape, np.int8)),
             ]
             label = f"{weight.node}/half" if half and name in given else weight.node
-            nodes.append(make_node(DQ, inputs, held, label, axis=weight.axis))
+            nodes.append(view.make_node(DQ, inputs, held, label, axis=weight.axis))
             given[held].replace_all_uses_with(nodes[-1].outputs[0])
     graph.insert_before(graph[0], nodes)
 
@@ -151,29 +120,31 @@ def _half_weight(weight: _Weight) -> tuple[NDArray[np.int8], NDArray[np.float16]
 
 
 def _restore_grids(graph: ir.Graph, grids: Mapping[str, _ActivationGrid]) -> None:
-    """Put Q and DQ back: Q of the type of its input, and a DQ for each type in which it is read, in place of a cast."""
+    """Put Q and DQ back: Q of its input's type, and in place of casts a DQ for each type in which it is read."""
     for node in list(graph):
-        grid, source, target = grids.get(node.name or ""), operand(node), node.outputs[0]
+        grid, source, target = grids.get(node.name or ""), view.operand(node), node.outputs[0]
         if grid is None:
             continue
         kind = FLOAT if source is None or source.dtype is None else source.dtype
-        casts = [reader for reader in readers(target) if reader.op_type == "Cast"]
-        wanted = [(target, kind)] if len(casts) < len(readers(target)) else []
+        casts = [reader for reader in view.readers(target) if reader.op_type == "Cast"]
+        wanted = [(target, kind)] if len(casts) < len(view.readers(target)) else []
         wanted += [(cast.outputs[0], ir.DataType(cast.attributes["to"].as_int())) for cast in casts]
         scale = grid.scale
         if FLOAT16 in {kind, *(k for _, k in wanted)}:
             scale = np.float32(half_scales(np.asarray(scale), 2.0**-24))
-        zero = add_constant(graph, f"{target.name}.zero_point", np.asarray(0, np.int8))
-        q = make_node(Q, [source, _scale(graph, name_of(target), scale, kind), zero], f"{target.name}.int8", grid.q)
+        zero = view.add_constant(graph, f"{target.name}.zero_point", np.asarray(0, np.int8))
+        q = view.make_node(
+            Q, [source, _scale(graph, view.name_of(target), scale, kind), zero], f"{target.name}.int8", grid.q
+        )
         node.prepend(q)
         for number, (value, of) in enumerate(wanted):
             label = f"{grid.dq}/{number}" if number else grid.dq
-            dq = make_node(DQ, [q.outputs[0], _scale(graph, name_of(target), scale, of), zero], "", label)
+            dq = view.make_node(DQ, [q.outputs[0], _scale(graph, view.name_of(target), scale, of), zero], "", label)
             node.prepend(dq)
-            replace(value, dq.outputs[0])
+            view.replace(value, dq.outputs[0])
         graph.remove([node, *casts], safe=True)
 
 
 def _scale(graph: ir.Graph, name: str, scale: np.float32, kind: ir.DataType) -> ir.Value:
     suffix = ".half" if kind == FLOAT16 else ""
-    return add_constant(graph, f"{name}.scale{suffix}", np.asarray(scale, kind.numpy()))
+    return view.add_constant(graph, f"{name}.scale{suffix}", np.asarray(scale, kind.numpy()))

@@ -1,4 +1,4 @@
-"""Observation: a float32 graph run on a calibration set once, histograms and channel means of its tensors gathered."""
+"""Observation of a float32 graph on a calibration set: histograms and channel means of its tensors, in one run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 
 from t2v_calibration.calibration_set import CalibrationError, Feeds
 from t2v_calibration.ranges import Histogram
-from t2v_export.graph.view import array, name_of, open_session, operand, read, run, with_outputs
+from t2v_export.graph import view
 from t2v_export.quantize.compensate import Moments
 
 
 @dataclass(frozen=True)
 class Observations:
-    """Histograms by tensor, by layer the mean of each of its input's channels, ranks by tensor; and by layer and bits
-    the rounded weights, where they were asked for.
+    """The observations of one graph.
+
+    `histograms` and `ranks`: by tensor. `means`: by layer, the mean of each channel of its input. `rounded`: by layer
+    and number of bits, the weights with compensated rounding, if they were asked for.
     """
 
     histograms: Mapping[str, Histogram]
@@ -36,28 +38,27 @@ def observe(
     advance: Callable[[], object] = lambda: None,
     bits: Collection[int] = (),
 ) -> Observations:
-    """Run the samples and watch `tensors`, and of each layer in `inputs` its (input tensor, channel axis).
+    """Run the samples once, and observe `tensors` and the inputs of layers.
 
-    The layers' weights are rounded to `bits`, each number of them, so that they make good their own errors.
-
-    One pass, one sample in memory at a time. `advance` is called after each. Raises `CalibrationError` for no
-    samples and for NaN or infinity.
+    `inputs`: by layer, its input tensor and channel axis. `bits`: the layers' weights are rounded to each of these
+    numbers of bits with compensation. One sample is in memory at a time; `advance` is called after each. Raises
+    `CalibrationError` for no samples and for NaN or infinity.
     """
     if not samples:
         raise CalibrationError("calibration: there are no samples; calibrate with more captions or steps")
-    graph = read(model, typed=True).graph
+    graph = view.read(model, typed=True).graph
     values = [*graph.inputs, *(output for node in graph for output in node.outputs)]
-    ranks = {name_of(value): len(value.shape) for value in values if value.shape is not None}
+    ranks = {view.name_of(value): len(value.shape) for value in values if value.shape is not None}
     watched = list(dict.fromkeys([*tensors, *(name for name, _ in inputs.values())]))
     given = {value.name for value in graph.inputs}
     made = [name for name in watched if name not in given]
-    session = open_session(with_outputs(model, made))
+    session = view.open_session(view.with_outputs(model, made))
     histograms = {name: Histogram() for name in tensors}
     moments = _moments(graph, inputs) if bits else {}
     axes = dict.fromkeys(inputs.values())
     sums: dict[tuple[str, int], NDArray[np.float64]] = {}
     for feeds in samples:
-        seen = {**feeds, **run(session, made, feeds)}
+        seen = {**feeds, **view.run(session, made, feeds)}
         for name, histogram in histograms.items():
             histogram.add(name, seen[name])
         for key in axes:
@@ -74,7 +75,7 @@ def observe(
 
 
 def _moments(graph: ir.Graph, layers: Collection[str]) -> dict[str, Moments]:
-    found = {node.name or "": Moments.of(node, array(operand(node, 1))) for node in graph if node.name in layers}
+    found = {node.name or "": Moments.of(node, view.constant(node, 1)) for node in graph if node.name in layers}
     return {name: moments for name, moments in found.items() if moments is not None}
 
 

@@ -1,4 +1,4 @@
-"""What of a float32 graph is quantized: its layers, the tensors that share a grid, and what stays in float32."""
+"""The plan of a graph's quantization: its layers, the tensors that share a grid, and the layers left in float32."""
 
 from __future__ import annotations
 
@@ -9,19 +9,9 @@ import onnx
 import onnx_ir as ir
 
 from t2v_edge.spec import StageSpec
+from t2v_export.graph import view
 from t2v_export.graph.operators import CONVOLUTIONS, WEIGHTED
 from t2v_export.graph.phases import is_layout
-from t2v_export.graph.view import (
-    array,
-    is_constant,
-    known_shape,
-    maker,
-    name_of,
-    only_reader,
-    operand,
-    read,
-    values_of,
-)
 from t2v_export.recipe import Quantize
 
 MOVES = ("Transpose", "Reshape", "Slice")
@@ -29,11 +19,10 @@ MOVES = ("Transpose", "Reshape", "Slice")
 
 @dataclass(frozen=True)
 class QuantizePlan:
-    """What of a graph is quantized.
+    """The layers and tensors of a graph that are quantized, by name.
 
-    `layers`: names of its nodes. `groups`: activation tensors that share one grid, each group ending in the tensors
-    that layers read. `extra`: tensors that `int8-u8` quantizes besides. `kept`: layers left in float32. `added`:
-    of `extra`, those that are summed with another tensor in front of a ReLU, and that tensor.
+    `layers`: nodes in INT8. `kept`: layers left in float32. `groups`: activation tensors that share one grid. `extra`:
+    tensors that `int8-u8` quantizes besides. `added`: pairs of an extra tensor and the one added to it before a ReLU.
     """
 
     layers: tuple[str, ...]
@@ -45,7 +34,7 @@ class QuantizePlan:
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """The end of a renderer: the tensor `made` of unrounded levels, and the nodes behind it, from Clip to Cast."""
+    """The end of a renderer: the tensor `made` of unrounded levels, and the nodes behind it from Clip to Cast."""
 
     made: ir.Value
     nodes: tuple[ir.Node, ...]
@@ -57,37 +46,42 @@ def layers_of(graph: ir.Graph) -> list[ir.Node]:
 
 
 def _has_weight(node: ir.Node) -> bool:
-    weight, has = operand(node, 1), node.attributes
-    if weight is None or not is_constant(weight) or weight.dtype != ir.DataType.FLOAT or is_constant(operand(node)):
+    weight, has = view.operand(node, 1), node.attributes
+    if (
+        weight is None
+        or not view.is_constant(weight)
+        or weight.dtype != ir.DataType.FLOAT
+        or view.is_constant(view.operand(node))
+    ):
         return False
     plain = not has.get_int("transA", 0) and has.get_float("alpha", 1.0) == has.get_float("beta", 1.0) == 1.0
-    return plain and (node.op_type != "MatMul" or len(known_shape(weight)) == 2)
+    return plain and (node.op_type != "MatMul" or len(view.known_shape(weight)) == 2)
 
 
 def shared_inputs(value: ir.Value) -> list[ir.Value]:
-    """The tensors that `value` only moves about, so that one grid does for it and them."""
-    node = maker(value)
+    """The tensors whose elements `value` only moves, so that they can share its grid."""
+    node = view.maker(value)
     if node is None:
         return []
     if node.op_type == "Concat":
-        return [given for given in node.inputs if given is not None and not is_constant(given)]
+        return [given for given in node.inputs if given is not None and not view.is_constant(given)]
     if is_layout(node):
         return [laid_out(value)]
     nearest = node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") == "nearest"
-    source = operand(node)
+    source = view.operand(node)
     return [source] if source is not None and (nearest or node.op_type == "MaxPool") else []
 
 
 def laid_out(value: ir.Value) -> ir.Value:
-    """The phases that become the pixels `value`; `value` itself where it is something else."""
-    node = maker(value)
-    source = operand(node) if node is not None and is_layout(node) else None
+    """The phases that a layout turns into the pixels `value`; else `value` itself."""
+    node = view.maker(value)
+    source = view.operand(node) if node is not None and is_layout(node) else None
     return value if source is None else laid_out(source)
 
 
 def pixels_of(graph: ir.Graph) -> Pixels | None:
-    """Where the graph's one output is frames: clipped to 0 to 255, perhaps moved about, rounded, cast to uint8."""
-    cast = maker(graph.outputs[0], "Cast") if len(graph.outputs) == 1 else None
+    """The end of a graph whose one output is frames: clipped to 0 to 255, perhaps moved, rounded, cast to uint8."""
+    cast = view.maker(graph.outputs[0], "Cast") if len(graph.outputs) == 1 else None
     if cast is None or cast.attributes["to"].as_int() != ir.DataType.UINT8:
         return None
     rounding = _sole_maker(cast, "Round")
@@ -97,20 +91,20 @@ def pixels_of(graph: ir.Graph) -> Pixels | None:
     while (move := _sole_maker(moves[0] if moves else rounding, *MOVES)) is not None:
         moves.insert(0, move)
     clip = _sole_maker(moves[0] if moves else rounding, "Clip")
-    if clip is None or [float(array(b)) if is_constant(b) else None for b in clip.inputs[1:]] != [0.0, 255.0]:
+    if clip is None or [float(view.array(b)) if view.is_constant(b) else None for b in clip.inputs[1:]] != [0.0, 255.0]:
         return None
-    made = operand(clip)
+    made = view.operand(clip)
     return None if made is None else Pixels(made, (clip, *moves, rounding, cast))
 
 
 def _sole_maker(node: ir.Node, *operators: str) -> ir.Node | None:
     """The node before another, if nothing else reads its result."""
-    return maker(operand(node), *operators) if only_reader(operand(node)) else None
+    return view.maker(view.operand(node), *operators) if view.only_reader(view.operand(node)) else None
 
 
 def make_plan(model: onnx.ModelProto, spec: StageSpec, options: Quantize) -> QuantizePlan:
-    """Choose the layers and tensors of a stage's float32 graph; nothing is measured for it."""
-    graph = read(model).graph
+    """The plan of a stage's float32 graph, from its structure alone."""
+    graph = view.read(model).graph
     layers = layers_of(graph)
     names = {_name(node) for node in layers}
     kept = names & set(options.keep)
@@ -118,10 +112,10 @@ def make_plan(model: onnx.ModelProto, spec: StageSpec, options: Quantize) -> Qua
         kept |= _first_dense(graph, names, spec)
     pixels = pixels_of(graph)
     if options.keep_last:
-        # but not a convolution that gives levels themselves: they are rounded to whole ones anyway
+        # but not a convolution that gives levels: they are rounded to whole numbers anyway
         kept |= _last(graph, names) - {_name(n) for n in layers if pixels and n.outputs[0] is pixels.made}
     chosen = [node for node in layers if _name(node) not in kept]
-    groups = _groups([operand(node) for node in chosen])
+    groups = _groups([view.operand(node) for node in chosen])
     grouped = {value for group in groups for value in group}
     extra: dict[ir.Value, None] = {}
     added: list[tuple[str, str]] = []
@@ -132,8 +126,8 @@ def make_plan(model: onnx.ModelProto, spec: StageSpec, options: Quantize) -> Qua
     return QuantizePlan(
         tuple(_name(node) for node in chosen),
         tuple(_name(node) for node in layers if _name(node) in kept),
-        tuple(tuple(name_of(value) for value in group) for group in groups),
-        tuple(name_of(value) for value in extra),
+        tuple(tuple(view.name_of(value) for value in group) for group in groups),
+        tuple(view.name_of(value) for value in extra),
         tuple(added),
     )
 
@@ -143,7 +137,7 @@ def _name(node: ir.Node) -> str:
 
 
 def _first_dense(graph: ir.Graph, layers: Collection[str], spec: StageSpec) -> set[str]:
-    """Dense layers that a float input reaches through no other layer: coordinates and codes lose most, cost least."""
+    """Dense layers that a float input reaches through no other layer. Coordinates lose most there, and cost least."""
     floats = {tensor.name for tensor in spec.inputs if tensor.dtype == "float32"}
     reached = {value for value in graph.inputs if value.name in floats}
     first = set()
@@ -190,37 +184,42 @@ def _groups(wanted: list[ir.Value | None]) -> tuple[tuple[ir.Value, ...], ...]:
 
 
 def _after(made: ir.Value, grouped: Collection[ir.Value]) -> list[ir.Value]:
-    """What to quantize behind a convolution, so that it gives 8 bits: the ReLU's output where only that reads it, else
-    its own, and the other side of a sum that ends in a quantized tensor.
+    """The tensors to quantize behind a convolution, so that it gives 8 bits.
+
+    That is the output of a ReLU that alone reads it, else its own output. The other side of a sum that ends in a
+    quantized tensor is added.
     """
-    relu, add = only_reader(made, "Relu"), only_reader(made, "Add")
+    relu, add = view.only_reader(made, "Relu"), view.only_reader(made, "Add")
     made = relu.outputs[0] if relu is not None else made
     if made in grouped:
         return []
     found = [made]
     if add is not None:
-        behind = only_reader(add.outputs[0], "Relu")
+        behind = view.only_reader(add.outputs[0], "Relu")
         sums = {add.outputs[0], *(behind.outputs if behind is not None else ())}
-        others = [value for value in add.inputs if value is not None and value is not made and not is_constant(value)]
+        others = [
+            value for value in add.inputs if value is not None and value is not made and not view.is_constant(value)
+        ]
         found += others if sums.intersection(grouped) else []
     return [value for value in found if value not in grouped]
 
 
 def _added(made: ir.Value, extra: Collection[ir.Value]) -> list[tuple[str, str]]:
-    """A convolution's output and what is added to it, both quantized, where nothing but a ReLU reads their sum."""
-    add = only_reader(made, "Add")
-    if add is None or only_reader(add.outputs[0], "Relu") is None or made not in extra:
+    """A convolution's output and the tensor added to it, if both are quantized and only a ReLU reads their sum."""
+    add = view.only_reader(made, "Add")
+    if add is None or view.only_reader(add.outputs[0], "Relu") is None or made not in extra:
         return []
-    return [(name_of(made), name_of(other)) for other in add.inputs if other is not made and other in extra]
+    return [(view.name_of(made), view.name_of(other)) for other in add.inputs if other is not made and other in extra]
 
 
 def observed_tensors(model: onnx.ModelProto, plan: QuantizePlan) -> tuple[tuple[str, ...], dict[str, tuple[str, int]]]:
-    """What `quantize` must know: tensors whose histograms it needs, and for each layer its input and channel axis."""
-    view = read(model)
-    values, nodes = values_of(view), {node.name: node for node in view.graph}
+    """The tensors whose histograms `quantize` needs, and by layer its input tensor and channel axis."""
+    opened = view.read(model)
+    values, nodes = view.values_of(opened), {node.name: node for node in opened.graph}
     tensors = {name: None for group in plan.groups for name in group if not shared_inputs(values[name])}
     tensors.update(dict.fromkeys(plan.extra))
     inputs = {
-        name: (name_of(operand(nodes[name])), 1 if nodes[name].op_type in CONVOLUTIONS else -1) for name in plan.layers
+        name: (view.name_of(view.operand(nodes[name])), 1 if nodes[name].op_type in CONVOLUTIONS else -1)
+        for name in plan.layers
     }
     return tuple(tensors), inputs

@@ -10,35 +10,23 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from t2v_calibration.calibration_set import Feeds
-from t2v_export.graph.view import (
-    add_constant,
-    array,
-    drop_dead,
-    is_constant,
-    name_of,
-    open_session,
-    operand,
-    read,
-    run,
-    with_outputs,
-    write,
-)
+from t2v_export.graph import view
 
-SAMPLES = 128  # that the largest activations are read from
-SMALLEST, LARGEST = 1e-3, 1e3  # factors: further ones would only lose float32 digits
+SAMPLES = 128  # for the largest activations
+SMALLEST, LARGEST = 1e-3, 1e3  # bounds of the factors, beyond which float32 only loses digits
 
 
 def smooth(
     model: onnx.ModelProto, layers: Collection[str], samples: Sequence[Feeds], strength: float
 ) -> onnx.ModelProto:
-    """The same float32 function, easier to quantize: what a LayerNorm gives to some of `layers` is divided, for each
-    channel, by largest activation ^ `strength` / largest weight ^ (1 - `strength`), and their weights multiplied by it.
+    """The same float32 function, easier to quantize; `model` stays as it is.
 
-    Only MatMuls that read a LayerNorm itself are touched. Where something else reads it too (a residual sum), they get
-    a LayerNorm of their own. A graph without any comes back as it is; `model` is not changed.
+    The MatMuls of `layers` that read a LayerNorm get a copy of it, divided by a factor for each channel. Their weights
+    are multiplied by the factor: largest activation ^ `strength` / largest weight ^ (1 - `strength`). Other readers,
+    such as a residual sum, keep the LayerNorm. A graph without such layers comes back as it is.
     """
-    view = read(model)
-    graph = view.graph
+    opened = view.read(model)
+    graph = opened.graph
     smoothed = {}
     for node in graph:
         if node.op_type == "LayerNormalization" and _is_plain(node):
@@ -47,25 +35,25 @@ def smooth(
             if found:
                 smoothed[node] = found
     if smoothed:
-        largest = _largest(model, [name_of(norm.outputs[0]) for norm in smoothed], samples[:SAMPLES])
+        largest = _largest(model, [view.name_of(norm.outputs[0]) for norm in smoothed], samples[:SAMPLES])
         for norm, found in smoothed.items():
-            _add_norm(graph, norm, found, largest[name_of(norm.outputs[0])], strength)
-        drop_dead(graph)
-    return write(view)
+            _add_norm(graph, norm, found, largest[view.name_of(norm.outputs[0])], strength)
+        view.drop_dead(graph)
+    return view.write(opened)
 
 
 def _is_plain(node: ir.Node) -> bool:
     """Whether a LayerNorm works on the last axis, with a constant weight and bias."""
     last = node.attributes.get_int("axis", -1) == -1
-    return last and len(node.inputs) == 3 and all(is_constant(value) for value in node.inputs[1:])
+    return last and len(node.inputs) == 3 and all(view.is_constant(value) for value in node.inputs[1:])
 
 
 def _largest(model: onnx.ModelProto, names: Sequence[str], samples: Sequence[Feeds]) -> dict[str, NDArray[np.float32]]:
     """The largest absolute value of each channel of the tensors `names`."""
-    session = open_session(with_outputs(model, names))
+    session = view.open_session(view.with_outputs(model, names))
     found: dict[str, NDArray[np.float32]] = {}
     for feeds in samples:
-        for name, value in run(session, names, feeds).items():
+        for name, value in view.run(session, names, feeds).items():
             most = np.abs(value).reshape(-1, value.shape[-1]).max(0)
             found[name] = np.maximum(found[name], most) if name in found else most
     return found
@@ -75,18 +63,18 @@ def _add_norm(
     graph: ir.Graph, norm: ir.Node, layers: Sequence[ir.Node], largest: NDArray[np.float32], strength: float
 ) -> None:
     """Scale the weights of `layers` and let them read a copy of `norm` that is divided by as much."""
-    weights = [array(operand(node, 1)) for node in layers]
+    weights = [view.constant(node, 1) for node in layers]
     heaviest = np.max([np.abs(w).max(1) for w in weights], axis=0)
     factors = np.maximum(largest, 1e-8) ** strength / np.maximum(heaviest, 1e-8) ** (1 - strength)
     factors = np.clip(factors, SMALLEST, LARGEST).astype(np.float32)
     name = f"{norm.name}.smooth"
-    inputs = [operand(norm)]
+    inputs = [view.operand(norm)]
     for place, kind in ((1, "weight"), (2, "bias")):
-        inputs.append(add_constant(graph, f"{name.lstrip('/')}.{kind}", array(operand(norm, place)) / factors))
+        inputs.append(view.add_constant(graph, f"{name.lstrip('/')}.{kind}", view.constant(norm, place) / factors))
     outputs = [ir.Value(name=f"{norm.outputs[0].name}.smooth")]
     own = ir.node(norm.op_type, inputs, norm.attributes, outputs=outputs, name=name, doc_string=norm.doc_string)
     norm.append(own)
     for node, weight in zip(layers, weights):
-        scaled = add_constant(graph, f"{(node.name or '').lstrip('/')}.smooth", weight * factors[:, None])
+        scaled = view.add_constant(graph, f"{view.bare_name(node)}.smooth", weight * factors[:, None])
         node.replace_input_with(0, outputs[0])
         node.replace_input_with(1, scaled)
