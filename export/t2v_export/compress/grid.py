@@ -22,7 +22,7 @@ from t2v_edge.spec import StageSpec
 from t2v_export.checkpoint.checkpoint import Checkpoint, with_stages
 from t2v_export.graph import view
 from t2v_export.graph.clean import finished
-from t2v_export.graph.operators import along
+from t2v_export.graph.operators import along, is_weight
 from t2v_export.precision.float16 import SMALL
 from t2v_export.recipe import Round
 
@@ -87,7 +87,7 @@ def store_grid(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto | Non
 
     def stored(value: ir.Value) -> tuple[str, view.Array] | None:
         weight, name = view.array(value), view.name_of(value)
-        large = value.dtype == ir.DataType.FLOAT and weight.ndim > 1 and weight.size > SMALL
+        large = is_weight(value) and weight.ndim > 1 and weight.size > SMALL
         found = _stored(weight) if large else None
         if found is None:
             return None

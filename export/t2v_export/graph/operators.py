@@ -14,13 +14,18 @@ WEIGHTED = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 RECURRENT = ("LSTM", "GRU", "RNN")
 
 
+def is_weight(value: ir.Value | None) -> bool:
+    """Whether a value is a float32 constant."""
+    return value is not None and view.is_constant(value) and value.dtype == ir.DataType.FLOAT
+
+
 def out_axis(node: ir.Node) -> int:
     """The axis of a layer's weights that runs along its outputs."""
     return 0 if node.op_type == "Gemm" and node.attributes.get_int("transB") else WEIGHTED[node.op_type]
 
 
 def quantized_axis(node: ir.Node) -> int:
-    """The axis along which the scales of a Q or DQ lie; ONNX takes the second where none is given."""
+    """The axis of the scales of a Q or DQ; by default the second."""
     return node.attributes.get_int("axis", 1)
 
 

@@ -24,14 +24,15 @@ LAYOUT = "/layout."
 """Part of the names of nodes that lay phases out as pixels."""
 
 POINTWISE = ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "HardSigmoid", "HardSwish", "Exp", "Clip")
+MOVES = ("Transpose", "Reshape", "Slice")
 NHWC = [0, 2, 3, 1]
 # By phase along one axis: tap of the 2x2 kernel -> tap of the transposed convolution.
 TAPS = ({0: 2, 1: 0}, {0: 3, 1: 1})
 
 
 def is_layout(node: ir.Node) -> bool:
-    """Whether the node only lays out phases as pixels."""
-    return LAYOUT in (node.name or "")
+    """Whether the node only lays out phases as pixels. A model may have a module named `layout` too."""
+    return LAYOUT in (node.name or "") and node.op_type in MOVES
 
 
 def phase_weight(weight: view.Array) -> view.Array:

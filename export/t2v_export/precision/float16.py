@@ -13,7 +13,7 @@ from onnx import TensorProto
 from t2v_edge.spec import StageSpec
 from t2v_export.graph import view
 from t2v_export.graph.clean import finished
-from t2v_export.graph.operators import DQ, WEIGHTED, Q
+from t2v_export.graph.operators import DQ, WEIGHTED, Q, is_weight
 
 HALF_MAX = 65504.0
 # Minus infinity in masks; it fits in float16 also when it is added to a score.
@@ -46,7 +46,7 @@ def store_half(model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] = 
     exact |= {value for node in graph if node.op_type in (Q, DQ) for value in node.inputs[1:]}
 
     def halved(value: ir.Value) -> tuple[str, view.Array] | None:
-        full = view.array(value) if _is_weight(value) and value not in exact else None
+        full = view.array(value) if is_weight(value) and value not in exact else None
         half = None if full is None or full.size < least else _shrunk(full, exact=full.size <= SMALL)
         return None if half is None else (f"{value.name}.half", half)
 
@@ -103,15 +103,10 @@ def _half_results(node: ir.Node) -> list[ir.Value]:
     return [o for o in node.outputs if o.dtype == ir.DataType.FLOAT16 and not o.is_graph_output()]
 
 
-def _is_weight(value: ir.Value | None) -> bool:
-    """Whether a value is a float32 constant."""
-    return value is not None and view.is_constant(value) and value.dtype == ir.DataType.FLOAT
-
-
 def _is_layer(node: ir.Node) -> bool:
     if node.op_type == "Gather":
-        return _is_weight(view.operand(node))
-    return node.op_type in WEIGHTED and any(_is_weight(value) for value in node.inputs)
+        return is_weight(view.operand(node))
+    return node.op_type in WEIGHTED and any(is_weight(value) for value in node.inputs)
 
 
 def _layer_nodes(graph: ir.Graph, names: Collection[str]) -> set[ir.Node]:
@@ -122,7 +117,7 @@ def _layer_nodes(graph: ir.Graph, names: Collection[str]) -> set[ir.Node]:
         if node.name in names:
             found.add(node)
             products.update(node.outputs if node.op_type == "MatMul" else ())
-        elif node.op_type == "Add" and products.intersection(node.inputs) and any(map(_is_weight, node.inputs)):
+        elif node.op_type == "Add" and products.intersection(node.inputs) and any(map(is_weight, node.inputs)):
             found.add(node)
     return found
 
@@ -172,7 +167,7 @@ class _Float16Conversion:
         for node in list(self.graph):
             half = node in half_nodes
             for place, value in list(_float_inputs(node)):
-                kept = node in self.kept_layers and _is_weight(value)
+                kept = node in self.kept_layers and is_weight(value)
                 node.replace_input_with(place, self._as_stored(node, value) if kept else self._as(node, value, half))
             if not half:
                 continue
@@ -196,7 +191,7 @@ class _Float16Conversion:
             if node in self.kept or not (after.intersection(node.inputs) or _is_layer(node)):
                 continue
             after.update(output for output in node.outputs if output.dtype == ir.DataType.FLOAT)
-            used = [view.array(value) for value in node.inputs if _is_weight(value)]
+            used = [view.array(value) for value in node.inputs if is_weight(value)]
             fits = all(w.size == 0 or float(w.max()) <= HALF_MAX for w in used) and (
                 node.op_type not in WEIGHTED or all(w.size == 0 or float(w.min()) >= -HALF_MAX for w in used)
             )
@@ -217,7 +212,7 @@ class _Float16Conversion:
     def _as(self, node: ir.Node, value: ir.Value, half: bool) -> ir.Value:
         """A float value in float16 or float32, for `node` to read. A cast stands before the node if it needs one."""
         name = view.name_of(value)
-        if _is_weight(value):
+        if is_weight(value):
             if not half:
                 return value
             rounded = np.maximum(view.array(value), np.float32(MASK_FLOOR)).astype(np.float16)
@@ -259,5 +254,5 @@ def _float_inputs(node: ir.Node) -> Iterator[tuple[int, ir.Value]]:
 def _may_overflow(value: ir.Value) -> bool:
     """Whether a mask made before the weights holds float32's lowest number (a Where with such a constant)."""
     made = view.maker(value)
-    weights = [view.array(given) for given in made.inputs if _is_weight(given)] if made is not None else []
+    weights = [view.array(given) for given in made.inputs if is_weight(given)] if made is not None else []
     return any(weight.size and float(weight.min()) < -HALF_MAX for weight in weights)

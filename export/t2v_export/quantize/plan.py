@@ -10,11 +10,9 @@ import onnx_ir as ir
 
 from t2v_edge.spec import StageSpec
 from t2v_export.graph import view
-from t2v_export.graph.operators import CONVOLUTIONS, WEIGHTED
-from t2v_export.graph.phases import is_layout
+from t2v_export.graph.operators import CONVOLUTIONS, WEIGHTED, is_weight
+from t2v_export.graph.phases import MOVES, is_layout
 from t2v_export.recipe import Quantize
-
-MOVES = ("Transpose", "Reshape", "Slice")
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,11 @@ def layers_of(graph: ir.Graph) -> list[ir.Node]:
 
 
 def _has_weight(node: ir.Node) -> bool:
-    weight, has = view.operand(node, 1), node.attributes
-    if (
-        weight is None
-        or not view.is_constant(weight)
-        or weight.dtype != ir.DataType.FLOAT
-        or view.is_constant(view.operand(node))
-    ):
+    if not is_weight(view.operand(node, 1)) or view.is_constant(view.operand(node)):
         return False
+    has, weight = node.attributes, view.constant(node, 1)
     plain = not has.get_int("transA", 0) and has.get_float("alpha", 1.0) == has.get_float("beta", 1.0) == 1.0
-    return plain and (node.op_type != "MatMul" or len(view.known_shape(weight)) == 2)
+    return plain and (node.op_type != "MatMul" or weight.ndim == 2)
 
 
 def shared_inputs(value: ir.Value) -> list[ir.Value]:

@@ -8,7 +8,6 @@ frames are quantized onto their own 256 levels, where float graphs round. Both c
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 
 import numpy as np
@@ -20,7 +19,7 @@ from t2v_calibration.ranges import Grid, Histogram, choose_grid, quantize_weight
 from t2v_edge.spec import StageSpec
 from t2v_export.graph import view
 from t2v_export.graph.clean import check_graph
-from t2v_export.graph.operators import DQ, Q, along, out_axis
+from t2v_export.graph.operators import DQ, Q, along, is_weight, out_axis
 from t2v_export.quantize.observe import Observations
 from t2v_export.quantize.plan import QuantizePlan, laid_out, pixels_of, shared_inputs
 from t2v_export.recipe import Quantize
@@ -199,15 +198,12 @@ class _Quantizer:
 
     def _embedding(self, node: ir.Node) -> None:
         """Store a large lookup table as int8, with one scale a column. A DQ stands behind the lookup."""
-        table, looked_up = view.operand(node), node.outputs[0]
-        if node.op_type != "Gather" or table is None or not view.is_constant(table) or looked_up.is_graph_output():
+        looked_up = node.outputs[0]
+        if node.op_type != "Gather" or not is_weight(view.operand(node)) or looked_up.is_graph_output():
             return
-        shape = view.known_shape(table)
-        if table.dtype != ir.DataType.FLOAT or len(shape) != 2 or math.prod(shape) < EMBEDDING_ELEMENTS:
+        rows = view.constant(node)
+        if rows.ndim != 2 or rows.size < EMBEDDING_ELEMENTS or node.attributes.get_int("axis", 0) != 0:
             return
-        if node.attributes.get_int("axis", 0) != 0:
-            return
-        rows = view.array(table)
         scales = weight_scales(rows, 1)
         name = f"{view.bare_name(node)}.table"
         whole, *parameters = self._whole(name, quantize_weight(rows, scales, 1), scales)

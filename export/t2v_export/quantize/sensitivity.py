@@ -137,9 +137,5 @@ def measure_sensitivity(
 
 def layer_macs(model: onnx.ModelProto) -> dict[str, int]:
     """The multiply-accumulates of each node with weights in one run, by its name."""
-    graph = view.read(model, typed=True).graph
-    return {
-        node.name or "": node_macs(node)
-        for node in graph
-        if node.op_type in WEIGHTED and view.is_constant(view.operand(node, 1))
-    }
+    layers = [node for node in view.read(model, typed=True).graph if node.op_type in WEIGHTED]
+    return {node.name or "": node_macs(node) for node in layers if view.is_constant(view.operand(node, 1))}

@@ -202,6 +202,17 @@ def test_coordinates_and_pixels_stay_in_float_where_the_recipe_says_so():
     assert make_plan(model, spec, ALL).kept == ()
 
 
+def test_layers_of_a_module_named_layout_have_grids_of_their_own():
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1"], ["a"], name="/layout/layout.0/Gemm"),
+        helper.make_node("Gemm", ["a", "w2"], ["y"], name="/layout/layout.1/Gemm"),
+    ]
+    given = {"w1": weights(4, 4), "w2": weights(4, 4, seed=1)}
+    model = model_of(nodes, given, {"x": [1, 4]}, {"y": [1, 4]})
+    spec = StageSpec("render", (TensorSpec("x", (1, 4)),), (TensorSpec("y", (1, 4)),))
+    assert make_plan(model, spec, ALL).groups == (("x",), ("a",))
+
+
 def test_lookup_tables_are_stored_in_int8_and_looked_up_alike():
     table = weights(600, 128)
     nodes = [
