@@ -25,7 +25,7 @@ PACKAGES = {
     "t2v_calibration": ROOT / "calibration/t2v_calibration",
 }
 
-NEVER_IN_RUNTIME = {"torch", "transformers", "nncf", "onnx", "onnxscript", "safetensors"}
+NEVER_IN_RUNTIME = {"torch", "transformers", "nncf", "onnx", "onnx_ir", "onnxscript", "safetensors"}
 
 
 def modules_of(package: str) -> Iterator[tuple[str, Path]]:

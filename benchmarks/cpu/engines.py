@@ -68,15 +68,10 @@ class OnnxRuntimePeer(PeerEngine):
 
 
 class OpenVinoPeer(PeerEngine):
-<<<<<<< HEAD
     """A graph compiled for the CPU with OpenVINO's default options.
 
     `ahead`: asks for throughput, with as many requests at the same time as OpenVINO then advises.
     """
-=======
-    """A graph compiled for the CPU with OpenVINO's default options; `ahead`: for throughput, with as many requests as
-    OpenVINO then advises, to be run at the same time."""
->>>>>>> runtime
 
     name = "openvino"
 

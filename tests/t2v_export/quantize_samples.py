@@ -85,5 +85,9 @@ def quantized(model, variant, options=ALL, fed=None, spec=SPEC) -> onnx.ModelPro
     return quantize(model, spec, plan, seen, options, variant)
 
 
+def constants_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
 def nodes_of(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     return {node.name: node for node in model.graph.node}

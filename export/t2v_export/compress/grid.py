@@ -7,31 +7,34 @@ student is made, and every variant has the same ones.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from t2v_edge.errors import UsageError
 from t2v_edge.spec import StageSpec
 from t2v_export.checkpoint.checkpoint import Checkpoint, with_stages
-from t2v_export.graph.clean import check_graph
+from t2v_export.graph import view
+from t2v_export.graph.clean import finished
+from t2v_export.graph.operators import along, is_weight
 from t2v_export.precision.float16 import SMALL
 from t2v_export.recipe import Round
 
 LEVELS = 127
 STEP_BITS = 4
-"""Significant bits of a row's step: its multiples, of 7 bits, then have the 11 bits of a float16 number."""
+"""Significant bits of a row's step. With the 7 bits of a multiple they are the 11 bits of a float16 number."""
 
 LEAST_STEP = 2.0**-20
-"""So that multiples of a step are float16 numbers even where these lie furthest apart."""
+"""The least step: its multiples are float16 numbers even where these lie furthest apart."""
 
 
 def round_checkpoint(checkpoint: Checkpoint, options: Round) -> Checkpoint:
-    """The checkpoint with the weight matrices of some stages on a grid. Raises `UsageError` where it has none."""
+    """The checkpoint with the weight matrices of some stages on a grid. Raises `UsageError` if a stage has none."""
     modules = {}
     for stage in options.stages:
         weights = dict(checkpoint.modules[stage].state_dict())
@@ -57,7 +60,7 @@ def round_rows(weight: Tensor) -> Tensor:
 
 
 def on_grid(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
-    """Weights (rows, ...) as int8 and a float32 step for each row, where their product is exactly the weights."""
+    """Weights (rows, ...) as int8 and a float32 step for each row. None if their product is not exactly the weights."""
     rows = weight.reshape(len(weight), -1).astype(np.float64)
     most = np.abs(rows).max(1)
     steps = np.where(most == 0, 1.0, 0.0)
@@ -72,36 +75,41 @@ def on_grid(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.f
 
 
 def store_grid(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto | None:
-    """The graph with large weights that are on a grid stored in 8 bits; it computes the very same. None without any.
+    """The graph with large weights on a grid stored in 8 bits; it computes the very same. None without such a weight.
 
-    Each is cast and scaled where it is read, which engines do once, when they load. Raises `SpecError` where the
-    graph made is not valid.
+    A Cast and a Mul give each weight back. Engines run them once, when they load. Raises `SpecError` if the new graph
+    is not valid.
     """
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    graph = model.graph
+    opened = view.read(model)
+    graph = opened.graph
+    steps: dict[str, NDArray[np.float32]] = {}
+
+    def stored(value: ir.Value) -> tuple[str, view.Array] | None:
+        weight, name = view.array(value), view.name_of(value)
+        large = is_weight(value) and weight.ndim > 1 and weight.size > SMALL
+        found = _stored(weight) if large else None
+        if found is None:
+            return None
+        steps[name] = found[1]
+        return f"{name}.int8", found[0]
+
     scaling = []
-    for tensor in list(graph.initializer):
-        if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2 or np.prod(tensor.dims) <= SMALL:
-            continue
-        weight, name = numpy_helper.to_array(tensor), tensor.name
-        for axis in (0, 1):
-            found = on_grid(np.ascontiguousarray(weight.swapaxes(0, axis)))
-            if found is None:
-                continue
-            whole, steps = found
-            shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(whole.swapaxes(0, axis)), f"{name}.int8"))
-            graph.initializer.append(numpy_helper.from_array(steps.reshape(shape), f"{name}.step"))
-            cast = [f"{name}.int8"], [f"{name}.whole"]
-            scaling += [
-                helper.make_node("Cast", *cast, name=f"/cast/{name}", to=TensorProto.FLOAT),
-                helper.make_node("Mul", [f"{name}.whole", f"{name}.step"], [name], name=f"/step/{name}"),
-            ]
-            break
+    for value, whole in view.exchange_constants(graph, stored):
+        name = view.name_of(value)
+        cast = view.make_node("Cast", [whole], f"{name}.whole", f"/cast/{name}", to=onnx.TensorProto.FLOAT)
+        step = view.add_constant(graph, f"{name}.step", steps[name])
+        scaling += [cast, view.make_node("Mul", [cast.outputs[0], step], name, f"/step/{name}")]
+        value.replace_all_uses_with(scaling[-1].outputs[0])
     if not scaling:
         return None
-    nodes = [*scaling, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    check_graph(model, spec)
-    return model
+    graph.insert_before(graph[0], scaling)
+    return finished(opened, spec)
+
+
+def _stored(weight: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
+    """A weight as whole numbers and steps along its first or second axis. None if it is on no grid."""
+    for axis in (0, 1):
+        found = on_grid(np.ascontiguousarray(weight.swapaxes(0, axis)))
+        if found is not None:
+            return found[0].swapaxes(0, axis), along(found[1], axis, weight.ndim)
+    return None

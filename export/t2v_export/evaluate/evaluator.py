@@ -23,6 +23,7 @@ from onnx import helper
 from t2v_edge.bundle.onnx_check import read_graph
 from t2v_edge.errors import BundleError, CheckpointError
 from t2v_export.evaluate.fidelity import Frame
+from t2v_export.graph import view
 
 FORMAT, FORMAT_VERSION = "t2v-evaluator", 1
 PRODUCTS = ("Gemm", "MatMul", "Conv")
@@ -115,16 +116,17 @@ class Evaluator:
 
 
 def feature_names(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The penultimate tensors: inputs of the last products before ``logits``, in graph order."""
-    maker = {name: node for node in model.graph.node for name in node.output}
-    found, waiting, seen = set(), ["logits"], set()
+    """The penultimate tensors: what the last products on the way to ``logits`` take, in graph order."""
+    graph = view.read(model).graph
+    found, seen = set(), set()
+    waiting = [output for output in graph.outputs if output.name == "logits"]
     while waiting:
-        node = maker.get(waiting.pop())
-        if node is None or node.output[0] in seen:
+        node = view.maker(waiting.pop())
+        if node is None or node in seen:
             continue
-        seen.add(node.output[0])
+        seen.add(node)
         if node.op_type in PRODUCTS:
-            found.add(node.input[0])
+            found.add(node.inputs[0])
         else:
-            waiting.extend(name for name in node.input if name)
-    return tuple(name for node in model.graph.node for name in node.output if name in found)
+            waiting.extend(value for value in node.inputs if value is not None)
+    return tuple(view.name_of(value) for node in graph for value in node.outputs if value in found)

@@ -85,15 +85,9 @@ class EnginePool:
             bundle = self._bundle(mix.bundle)
             manifest = bundle.manifest
             tokenizer = CaptionTokenizer(bundle.tokenizer_json, manifest.tokenizer.tokens, manifest.tokenizer.pad_id)
-<<<<<<< HEAD:export/t2v_export/evaluate/mixes.py
             engines = {stage: self._stage(bundle, mix.variants[stage], stage) for stage in STAGES}
-            self._pipelines[mix.name] = Pipeline(manifest, tokenizer, engines, mix.variants)
+            self._pipelines[mix.name] = Pipeline(Model(manifest, tokenizer, engines, mix.variants))
         return self._pipelines[mix.name]
-=======
-            engines = {stage: self._stage(bundle, lane.variants[stage], stage) for stage in STAGES}
-            self._pipelines[lane.name] = Pipeline(Model(manifest, tokenizer, engines, lane.variants))
-        return self._pipelines[lane.name]
->>>>>>> runtime:export/t2v_export/evaluate/lanes.py
 
     def _bundle(self, path: Path) -> Bundle:
         if path not in self._bundles:

@@ -1,7 +1,7 @@
-"""Graphs that a builder may give more frames at once: nothing in them depends on the batch being 1.
+"""Graphs that take several frames at once: nothing in them depends on a batch of 1.
 
-A bundle's shapes are static and its batch is 1. A runtime that looks ahead writes another batch over the inputs of a
-parsed graph and builds an engine for it; what stands in the way are constants that hold the 1.
+A bundle's shapes are static and its batch is 1. A runtime that looks ahead parses the graph, writes another batch over
+its inputs and builds an engine. Constants that hold the 1 stand in its way.
 """
 
 from __future__ import annotations
@@ -11,65 +11,64 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-import onnxruntime
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from t2v_edge.errors import SpecError
 from t2v_edge.spec import StageSpec
-from t2v_export.graph.clean import Array, check_graph, constants, static_shapes
+from t2v_export.graph import view
+from t2v_export.graph.clean import finished
 
 BATCH = 3
 APART = 0.01
-"""Of the root mean square by which the outputs of different inputs differ: a batch mixed up is far above it, and a
-number of an INT8 graph that rounds the other way, because a sum had another order, far below."""
+"""The allowed difference, as a share of the root mean square by which outputs of different inputs differ.
+
+A mixed batch is far above it. A number of an INT8 graph that rounds the other way is far below.
+"""
 
 _NAMED = re.compile(r"Name:'([^']+)'|node \(([^)]+)\)|Node \(([^)]+)\)")
 
 
 def free_batch(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
-    """The graph with Reshape constants that leave the batch open; `model` is left as it is.
+    """The graph with Reshape constants that leave the batch open; `model` stays as it is.
 
-    Inputs and outputs are declared as before, with a batch of 1, and outputs are the same to the bit. Batch is taken to
-    be what changes slowest in every tensor; whether that holds, `check_batch_free` finds out. Raises `SpecError` where
-    the graph made is not valid.
+    Inputs and outputs keep their batch of 1, and outputs are the same to the bit. The batch is taken to be the slowest
+    axis of every tensor, which `check_batch_free` verifies. Raises `SpecError` if the new graph is not valid.
     """
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    graph = model.graph
-    shapes, known = static_shapes(model), constants(graph)
-    batched = {i.name for i in graph.input}
-    made: dict[str, Array] = {}
-    for node in graph.node:
-        if not batched.intersection(node.input):
+    opened = view.read(model, typed=True)
+    graph = opened.graph
+    for node in _batched_nodes(graph):
+        result = view.static_shape(node.outputs[0])
+        if node.op_type != "Reshape" or not view.is_constant(view.operand(node, 1)) or not result or min(result) < 1:
             continue
-        batched.update(node.output)
-        if node.op_type != "Reshape" or node.input[1] not in known:
-            continue
-        wanted, result = known[node.input[1]], shapes.get(node.output[0], ())
-        if not result or min(result) < 1 or len(result) != wanted.size or _leaves_open(node, wanted):
-            continue
-        free = np.array([-1, *result[1:]], np.int64)
-        name = "shape." + "x".join(str(size) for size in ("batch", *result[1:]))
-        made[name] = free
-        node.input[1] = name
-    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in made.items())
-    used = {i for node in graph.node for i in node.input}
-    for tensor in [t for t in graph.initializer if t.name not in used]:
-        graph.initializer.remove(tensor)
-    check_graph(model, spec)
-    return model
+        wanted = view.constant(node, 1)
+        if len(result) == wanted.size and not _leaves_open(node, wanted):
+            name = "shape." + "x".join(str(size) for size in ("batch", *result[1:]))
+            node.replace_input_with(1, view.add_constant(graph, name, np.array([-1, *result[1:]], np.int64)))
+    return finished(opened, spec)
 
 
-def _leaves_open(node: onnx.NodeProto, wanted: Array) -> bool:
-    """Whether a Reshape takes its first size from the tensor that it is given."""
-    zero_copies = not any(a.name == "allowzero" and a.i for a in node.attribute)
+def _batched_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes that depend on an input of the graph, in order."""
+    batched = set(graph.inputs)
+    nodes = []
+    for node in graph:
+        if batched.intersection(node.inputs):
+            batched.update(node.outputs)
+            nodes.append(node)
+    return nodes
+
+
+def _leaves_open(node: ir.Node, wanted: view.Array) -> bool:
+    """Whether a Reshape takes its first size from its input."""
+    zero_copies = not node.attributes.get_int("allowzero", 0)
     return int(wanted[0]) == -1 or (int(wanted[0]) == 0 and zero_copies)
 
 
 def check_batch_free(model: onnx.ModelProto, spec: StageSpec, seed: int = 0) -> None:
-    """Run the graph on `BATCH` different random inputs at once and on each alone, in ONNX Runtime.
+    """Run the graph on `BATCH` random inputs at once and on each alone, in ONNX Runtime.
 
-    Raises `SpecError` naming the first node that fails or gives something else.
+    Raises `SpecError`, which names the first node that fails or gives another result.
     """
     random = np.random.default_rng(seed)
     feeds = [{t.name: _draw(random, t.shape, t.dtype) for t in spec.inputs} for _ in range(BATCH)]
@@ -91,27 +90,23 @@ def _where(spec: StageSpec, node: str) -> str:
     return f"stage {spec.stage}: node {node or 'unknown'} takes one frame at a time and not a batch"
 
 
-def _draw(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
+def _draw(random: np.random.Generator, shape: tuple[int, ...], dtype: str) -> view.Array:
     if dtype == "int64":
         return random.integers(0, 2, shape)
     return random.standard_normal(shape).astype(dtype)
 
 
 def _any_batch(model: onnx.ModelProto) -> onnx.ModelProto:
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    for value in [*model.graph.input, *model.graph.output]:
+    made = view.with_outputs(model, ())
+    for value in [*made.graph.input, *made.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    del model.graph.value_info[:]
-    return model
+    del made.graph.value_info[:]
+    return made
 
 
-def _run(model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
-    options = onnxruntime.SessionOptions()
+def _run(model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, view.Array]) -> dict[str, view.Array]:
     # fusions would hide what stands in the graph, and a builder reads the graph
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return dict(zip(names, session.run(list(names), dict(feeds))))
+    return view.run(view.open_session(model, optimized=False), names, feeds)
 
 
 def _near(made: NDArray[np.generic], wanted: Sequence[NDArray[np.generic]]) -> bool:
@@ -129,19 +124,17 @@ def _near(made: NDArray[np.generic], wanted: Sequence[NDArray[np.generic]]) -> b
     return bool(np.sqrt(np.mean(off**2)) <= APART * spread + 1e-6 * size)
 
 
-def _first_apart(model: onnx.ModelProto, feeds: Sequence[Mapping[str, Array]], together: Mapping[str, Array]) -> str:
+def _first_apart(
+    model: onnx.ModelProto, feeds: Sequence[Mapping[str, view.Array]], together: Mapping[str, view.Array]
+) -> str:
     """The first node whose result depends on what else is in the batch."""
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    outputs = {o.name for o in model.graph.output}
-    batched = {i.name for i in model.graph.input}
-    looked: dict[str, str] = {}
-    for node in model.graph.node:
-        if batched.intersection(node.input):
-            batched.update(node.output)
-            looked.update({o: node.name for o in node.output if o})
-    free = _any_batch(model)
-    for one in (model, free):
-        one.graph.output.extend(onnx.ValueInfoProto(name=n) for n in looked if n not in outputs)
-    alone = [_run(model, list(looked), f) for f in feeds]
-    made = _run(free, list(looked), together)
+    looked = {
+        view.name_of(o): node.name or ""
+        for node in _batched_nodes(view.read(model).graph)
+        for o in node.outputs
+        if o.name
+    }
+    watched, names = view.with_outputs(model, looked), list(looked)
+    alone = [_run(watched, names, f) for f in feeds]
+    made = _run(view.with_outputs(_any_batch(model), looked), names, together)
     return next((node for n, node in looked.items() if not _near(made[n], [a[n] for a in alone])), "")

@@ -1,4 +1,4 @@
-"""A stage's torch module to an ONNX graph: static shapes, batch 1, the contract's names, pixels folded in."""
+"""Export of a stage's torch module to an ONNX graph: static shapes, batch 1, the contract's names."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from t2v_edge.spec import StageSpec, TensorSpec
 from t2v_export.graph.clean import check_graph, clean
 
 OPSET, MIN_OPSET = 17, 13
-TORCH_DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
 
 class PixelFrames(nn.Module):
-    """A render module with its post-processing: float images in, uint8 NHWC RGB out, rounded half to even.
+    """A render module with its post-processing: uint8 NHWC RGB out, rounded half to even.
 
-    `levels` stops before rounding: float32 (batch, H, W, 3), 0 to 255.
+    `levels` gives the frames before rounding: float32 (batch, H, W, 3), 0 to 255.
     """
 
     def __init__(self, render: nn.Module) -> None:
@@ -42,7 +41,7 @@ class PixelFrames(nn.Module):
 
 
 def example_inputs(spec: StageSpec, seed: int = 0) -> tuple[Tensor, ...]:
-    """Tensors of the contract's shapes to trace with; the mask is half ones, so that masking is traced too."""
+    """Tensors of the contract's shapes to trace with. Half of the mask is ones, so that masking is traced too."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for tensor in spec.inputs:
@@ -57,7 +56,7 @@ def example_inputs(spec: StageSpec, seed: int = 0) -> tuple[Tensor, ...]:
 
 
 def check_outputs(spec: StageSpec, outputs: Sequence[Tensor]) -> None:
-    """Compare what a module returned with its contract; raises `SpecError` naming the output."""
+    """Compare a module's outputs with its contract. Raises `SpecError`, which names the output."""
     if len(outputs) != len(spec.outputs):
         names = ", ".join(o.name for o in spec.outputs)
         raise SpecError(
@@ -73,18 +72,17 @@ def check_outputs(spec: StageSpec, outputs: Sequence[Tensor]) -> None:
 
 
 def run_torch(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Run a stage module without gradients; always a tuple."""
+    """The outputs of a stage module, run without gradients; always a tuple."""
     with torch.no_grad():
         outputs = module(*inputs)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def stage_to_onnx(module: nn.Module, spec: StageSpec, opset: int = OPSET) -> onnx.ModelProto:
-    """Export a stage in evaluation mode; `spec` is the bundle's contract (`Checkpoint.specs`).
+    """The float32 graph of a stage in evaluation mode; `spec` is the bundle's contract (`Checkpoint.specs`).
 
-    Returns a float32 graph that onnx's checker and shape inference accept; the same module and opset give the
-    same bytes. Raises `SpecError` where outputs differ from the contract, `CheckpointError` where torch cannot
-    export the module.
+    onnx's checker and shape inference accept it. The same module and opset give the same bytes. Raises `SpecError` if
+    outputs differ from the contract, and `CheckpointError` if torch cannot export the module.
     """
     if not MIN_OPSET <= opset <= OPSET:
         raise CheckpointError(
@@ -102,7 +100,7 @@ def stage_to_onnx(module: nn.Module, spec: StageSpec, opset: int = OPSET) -> onn
             torch.onnx.export(
                 traced,
                 inputs,
-                buffer,
+                buffer,  # type: ignore[arg-type]  # with dynamo off torch takes one
                 dynamo=False,
                 opset_version=opset,
                 do_constant_folding=True,

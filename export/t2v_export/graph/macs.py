@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx_ir as ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-# Operators that multiply matrices and whose cost is not known here: a figure that leaves them out says so.
+from t2v_export.graph import view
+from t2v_export.graph.operators import CONVOLUTIONS, DQ, RECURRENT, Q
+
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 UNKNOWN = (
-    "Einsum",
-    "Attention",
-    "MultiHeadAttention",
-    "QLinearConv",
-    "QLinearMatMul",
-    "QGemm",
-    "ConvInteger",
-    "MatMulInteger",
-    "Loop",
-    "Scan",
-    "If",
+    *("Einsum", "Attention", "MultiHeadAttention", "QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger"),
+    *("MatMulInteger", "Loop", "Scan", "If"),
 )
-_BYTES = (TensorProto.INT8, TensorProto.UINT8)
-_SCALES = (1, 2)  # inputs of QuantizeLinear and DequantizeLinear that say how to read the others
+"""Operators that multiply matrices and whose cost is not known here. A figure that leaves them out names them."""
 
-Shapes = Mapping[str, tuple[int, ...]]
+_BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
+_SCALES = (1, 2)  # inputs of QuantizeLinear and DequantizeLinear that say how to read the others
 
 
 @dataclass(frozen=True)
 class GraphCost:
-    """Of one run: `macs`, multiply-accumulates of Conv, ConvTranspose, Gemm, MatMul and recurrent operators.
+    """The cost of one run.
 
-    `parameters`: elements of the weights, quantized or not; scales, zero-points, shapes and single numbers do not
-    count. `uncounted`: nodes that multiply too, and whose shapes or kind are not understood, by operator.
+    `macs`: multiply-accumulates of Conv, ConvTranspose, Gemm, MatMul and recurrent operators. `parameters`: elements of
+    the weights, quantized or not; scales, zero-points, shapes and single numbers do not count. `uncounted`: other nodes
+    that multiply, and nodes whose shapes are not known.
     """
 
     macs: int
@@ -45,66 +38,41 @@ class GraphCost:
 
 
 def graph_cost(model: onnx.ModelProto) -> GraphCost:
-    """Count a graph of static shapes."""
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    shapes = _shapes(inferred.graph)
+    """The cost of a graph of static shapes."""
+    opened = view.read(model, typed=True)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(opened)
     macs, uncounted = 0, []
-    for node in inferred.graph.node:
+    for node in opened.graph:
         try:
-            macs += node_macs(node, shapes)
+            macs += node_macs(node)
         except KeyError:
             uncounted.append(f"{node.op_type} {node.name}".strip())
         if node.op_type in UNKNOWN:
             uncounted.append(f"{node.op_type} {node.name}".strip())
-    return GraphCost(macs, count_parameters(model.graph), tuple(uncounted))
+    return GraphCost(macs, _count_parameters(opened.graph), tuple(uncounted))
 
 
-def node_macs(node: onnx.NodeProto, shapes: Shapes) -> int:
-    """Multiply-accumulates of one node, 0 for those that multiply no matrices; `KeyError` where a shape is missing."""
-    if node.op_type == "Conv":
-        weight = shapes[node.input[1]]  # (out, in / groups, *kernel)
-        return math.prod(shapes[node.output[0]]) * math.prod(weight[1:])
-    if node.op_type == "ConvTranspose":
-        weight = shapes[node.input[1]]  # (in, out / groups, *kernel)
-        return math.prod(shapes[node.input[0]]) * math.prod(weight[1:])
-    if node.op_type == "MatMul":
-        return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
-    if node.op_type == "Gemm":
-        transposed = any(a.name == "transA" and a.i for a in node.attribute)
-        return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else 1]
-    if node.op_type in GATES:
-        steps, batch, _ = shapes[node.input[0]]
-        return steps * batch * sum(math.prod(shapes[name]) for name in node.input[1:3])
+def node_macs(node: ir.Node) -> int:
+    """Multiply-accumulates of one node; 0 if it multiplies no matrices. Raises `KeyError` if a shape is not known."""
+    if node.op_type in CONVOLUTIONS:  # weights: (out, in / groups, *kernel), transposed (in, out / groups, *kernel)
+        spread = view.operand(node) if node.op_type == "ConvTranspose" else node.outputs[0]
+        return view.elements(spread) * math.prod(view.known_shape(view.operand(node, 1))[1:])
+    if node.op_type in ("MatMul", "Gemm"):
+        axis = 0 if node.attributes.get_int("transA", 0) else -1
+        return view.elements(node.outputs[0]) * view.known_shape(view.operand(node))[axis]
+    if node.op_type in RECURRENT:
+        steps, batch, _ = view.known_shape(view.operand(node))
+        return steps * batch * sum(view.elements(value) for value in node.inputs[1:3])
     return 0
 
 
-def count_parameters(graph: onnx.GraphProto) -> int:
-    """Elements of all weights of a graph, as initializers or constants, each once."""
-    tensors = {t.name: t for t in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
-            tensors[node.output[0]] = node.attribute[0].t
-    found = set()
-    for node in graph.node:
-        quantizing = node.op_type in ("QuantizeLinear", "DequantizeLinear")
-        for place, name in enumerate(node.input):
-            tensor = tensors.get(name)
-            if tensor is None or (quantizing and place in _SCALES) or math.prod(tensor.dims) < 2:
+def _count_parameters(graph: ir.Graph) -> int:
+    """The elements of all weights of a graph, each constant once."""
+    found: dict[str, int] = {}
+    for node in graph:
+        for place, value in enumerate(node.inputs):
+            if value is None or not view.is_constant(value) or (node.op_type in (Q, DQ) and place in _SCALES):
                 continue
-            if tensor.data_type in (*FLOATS, *_BYTES) or quantizing:
-                found.add(name)
-    return sum(math.prod(tensors[name].dims) for name in found)
-
-
-def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
-    shapes = {t.name: tuple(t.dims) for t in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            value = helper.get_attribute_value(node.attribute[0])
-            if isinstance(value, TensorProto):
-                shapes[node.output[0]] = tuple(numpy_helper.to_array(value).shape)
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        tensor = value.type.tensor_type
-        if tensor.HasField("shape") and all(d.HasField("dim_value") for d in tensor.shape.dim):
-            shapes[value.name] = tuple(d.dim_value for d in tensor.shape.dim)
-    return shapes
+            if view.elements(value) > 1 and (value.dtype in (*FLOATS, *_BYTES) or node.op_type in (Q, DQ)):
+                found[view.name_of(value)] = view.elements(value)
+    return sum(found.values())

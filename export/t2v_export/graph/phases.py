@@ -1,37 +1,41 @@
-"""Transposed convolutions that double an image, as plain ones: the same function, in operators that have an INT8 form.
+"""Plain convolutions in place of transposed ones that double an image: the same function, which has an INT8 form.
 
-Of the four taps along an axis of a transposed convolution of kernel 4 and stride 2, each output row meets two, and
-which two depends on whether it is even or odd. So all four kinds of pixel, the phases, are channels of one 2x2
-convolution over the small image, which are then laid out as pixels (Shi et al., 2016, do so behind a 3x3 convolution).
-ONNX Runtime has INT8 kernels for convolutions and none for transposed ones, and TensorRT 8.6 does not build those;
-see docs/decisions.md for what it brings. What follows pixel by pixel is done before they are laid out, on which only
-bytes move then.
+A transposed convolution of kernel 4 and stride 2 has four taps along an axis. Each output row meets two of them: one
+pair if it is even, the other if it is odd. So the four kinds of pixel, the phases, are channels of one 2x2 convolution
+over the small image. A layout then makes pixels of them (Shi et al., 2016, do so behind a 3x3 convolution). ONNX
+Runtime has no INT8 kernels for transposed convolutions, and TensorRT 8.6 does not build them in INT8. Operators that
+work pixel by pixel run before the layout, so that the layout moves bytes alone. See docs/decisions.md for the gain.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+import onnx_ir as ir
 
 from t2v_edge.spec import StageSpec
-from t2v_export.graph.clean import Array, check_graph, static_shapes
+from t2v_export.graph import view
+from t2v_export.graph.clean import finished
+from t2v_export.graph.operators import is_plain_convolution
 
 LAYOUT = "/layout."
 """Part of the names of nodes that lay phases out as pixels."""
 
 POINTWISE = ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "HardSigmoid", "HardSwish", "Exp", "Clip")
+MOVES = ("Transpose", "Reshape", "Slice")
 NHWC = [0, 2, 3, 1]
-# Row of the layout: the tap of the 2x2 kernel that meets each tap of the transposed one, along one axis.
+# By phase along one axis: tap of the 2x2 kernel -> tap of the transposed convolution.
 TAPS = ({0: 2, 1: 0}, {0: 3, 1: 1})
 
 
-def is_layout(node: onnx.NodeProto) -> bool:
-    """Whether the node only lays out phases as pixels."""
-    return LAYOUT in node.name
+def is_layout(node: ir.Node) -> bool:
+    """Whether the node only lays out phases as pixels. A model may have a module named `layout` too."""
+    return LAYOUT in (node.name or "") and node.op_type in MOVES
 
 
-def phase_weight(weight: Array) -> Array:
+def phase_weight(weight: view.Array) -> view.Array:
     """A transposed convolution's weight (in, out, 4, 4) -> the convolution's (4 out, in, 2, 2), same dtype.
 
     Its outputs are ordered by row, column, channel of the four pixels.
@@ -47,155 +51,92 @@ def phase_weight(weight: Array) -> Array:
 
 
 def split_phases(model: onnx.ModelProto, spec: StageSpec) -> onnx.ModelProto:
-    """A float graph with each transposed convolution that doubles as a convolution of four times the channels, laid
-    out as pixels; `model` is left as it is.
+    """A float graph with plain convolutions and layouts in place of doubling transposed ones; `model` stays as it is.
 
-    Taken are ConvTranspose nodes of kernel 4, stride 2 and padding 1, ungrouped, with constant weights. The others
-    stay. The result is equal but for rounding. Nodes keep their names. Raises `SpecError` where the graph made is not
-    valid.
+    Such are ConvTranspose nodes of kernel 4, stride 2 and padding 1, ungrouped, with constant weights. The result is
+    equal but for rounding. Nodes keep their names. Raises `SpecError` if the new graph is not valid.
     """
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    _Splitter(model).run()
-    check_graph(model, spec)
-    return model
+    opened = view.read(model, typed=True)
+    for node in opened.graph:
+        shape = view.static_shape(view.operand(node)) if node.op_type == "ConvTranspose" else None
+        if shape is not None and len(shape) == 4 and is_plain_convolution(node, 4, 2):
+            _split(opened.graph, node)
+    return finished(opened, spec)
 
 
-class _Splitter:
-    """The work of `split_phases` on one copied graph."""
+def _split(graph: ir.Graph, node: ir.Node) -> None:
+    """Replace one transposed convolution. Nodes behind it that work pixel by pixel go before the layout."""
+    weight, prefix, end = view.constant(node, 1), view.bare_name(node), node.outputs[0]
+    inputs = [view.operand(node), view.add_constant(graph, f"{prefix}.phases", phase_weight(weight))]
+    if view.operand(node, 2) is not None:
+        inputs.append(view.add_constant(graph, f"{prefix}.phases.bias", np.tile(view.constant(node, 2), 4)))
+    form: dict[str, list[int]] = {"kernel_shape": [2, 2], "pads": [1, 1, 1, 1]}
+    nodes = [view.make_node("Conv", inputs, f"{end.name}/phases", node.name or "", **form)]
+    moved = [node]
+    channels_last = False
+    while not channels_last and (reader := view.only_reader(end)) is not None:
+        channels_last = reader.op_type == "Transpose" and list(reader.attributes.get_ints("perm", [])) == NHWC
+        earlier = [] if channels_last else _earlier(graph, reader, end, nodes[-1].outputs[0], weight.shape[1])
+        if not channels_last and not earlier:
+            break
+        nodes += earlier
+        moved.append(reader)
+        end = reader.outputs[0]
+    nodes += _layout(graph, node, nodes[-1].outputs[0], weight.shape[1], channels_last)
+    ir.convenience.replace_nodes_and_values(graph, moved[-1], moved, nodes, [end], nodes[-1].outputs)
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.graph = model.graph
-        self.shapes = static_shapes(model)
-        self.constants = {t.name: t for t in self.graph.initializer}
-        self.outputs = {o.name for o in self.graph.output}
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.graph.node:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
-        self.moved: set[str] = set()  # outputs of nodes that went before a layout
-        self.behind: dict[str, list[onnx.NodeProto]] = {}  # new nodes by the old output that the last of them gives
 
-    def run(self) -> None:
-        for node in self.graph.node:
-            if node.op_type == "ConvTranspose" and self._doubles(node):
-                self._split(node)
-        nodes: list[onnx.NodeProto] = []
-        for node in self.graph.node:
-            made = node.output[0]
-            if made not in self.moved:
-                nodes.append(node)
-            nodes += self.behind.get(made, [])
-        del self.graph.node[:]
-        self.graph.node.extend(nodes)
-        used = {i for n in nodes for i in n.input}
-        for tensor in [t for t in self.graph.initializer if t.name not in used]:
-            self.graph.initializer.remove(tensor)
-
-    def _doubles(self, node: onnx.NodeProto) -> bool:
-        weight = self.constants.get(node.input[1])
-        has = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        return (
-            weight is not None
-            and list(weight.dims[2:]) == [4, 4]
-            and list(has.get("strides", [])) == [2, 2]
-            and list(has.get("pads", [])) == [1] * 4
-            and has.get("group", 1) == 1
-            and not any(has.get("output_padding", [0]))
-            and set(has.get("dilations", [1])) == {1}
-            and has.get("auto_pad", b"NOTSET") == b"NOTSET"
-            and "output_shape" not in has
-            and all(i in self.constants for i in node.input[2:] if i)
-            and len(self.shapes.get(node.input[0], ())) == 4
-            and min(self.shapes[node.input[0]]) > 0
-        )
-
-    def _constant(self, name: str, value: Array) -> str:
-        if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(value, name)
-            self.graph.initializer.append(self.constants[name])
-        return name
-
-    def _split(self, node: onnx.NodeProto) -> None:
-        weight = numpy_helper.to_array(self.constants[node.input[1]])
-        name = node.name.lstrip("/")
-        inputs = [node.input[0], self._constant(f"{name}.phases", phase_weight(weight))]
-        if len(node.input) > 2 and node.input[2]:
-            bias = numpy_helper.to_array(self.constants[node.input[2]])
-            inputs.append(self._constant(f"{name}.phases.bias", np.tile(bias, 4)))
-        end, made = node.output[0], f"{node.output[0]}/phases"
-        nodes = [helper.make_node("Conv", inputs, [made], name=node.name, kernel_shape=[2, 2], pads=[1, 1, 1, 1])]
-        self.moved.add(end)
-        channels_last = False
-        while end not in self.outputs and len(self.readers.get(end, [])) == 1:
-            reader = self.readers[end][0]
-            if reader.op_type == "Transpose" and list(reader.attribute[0].ints) == NHWC:
-                self.moved.add(reader.output[0])
-                end, channels_last = reader.output[0], True
-                break
-            earlier = self._earlier(reader, end, made, weight.shape[1])
-            if not earlier:
-                break
-            nodes += earlier
-            self.moved.add(reader.output[0])
-            end, made = reader.output[0], earlier[-1].output[0]
-        nodes += self._layout(node, made, end, weight.shape[1], channels_last)
-        self.behind[end] = nodes
-
-    def _earlier(self, reader: onnx.NodeProto, end: str, made: str, channels: int) -> list[onnx.NodeProto]:
-        """What reads pixels `end`, on phases `made` instead; nothing where it does more than a pixel's own number."""
-        inputs = list(reader.input)
-        if reader.op_type in POINTWISE:
-            if any(i and i not in self.constants for i in inputs[1:]):
-                return []
-        elif reader.op_type not in ("Add", "Mul") or inputs.count(end) != 1:
+def _earlier(graph: ir.Graph, reader: ir.Node, end: ir.Value, made: ir.Value, channels: int) -> list[ir.Node]:
+    """The node that reads pixels `end`, on phases `made`. Empty if it reads more than each pixel's own number."""
+    inputs = list(reader.inputs)
+    result: list[ir.Node] = []
+    if reader.op_type in POINTWISE:
+        if any(i is not None and not view.is_constant(i) for i in inputs[1:]):
             return []
-        result: list[onnx.NodeProto] = []
-        if reader.op_type in ("Add", "Mul"):
-            place = 1 - inputs.index(end)
-            other = inputs[place]
-            dims = tuple(self.constants[other].dims) if other in self.constants else self.shapes.get(other)
-            if dims == (1, channels, 1, 1):
-                repeats = self._constant("layout.repeats", np.array([1, 4, 1, 1], np.int64))
-                inputs[place] = f"{other}/phases"
-                result.append(helper.make_node("Tile", [other, repeats], [inputs[place]], name=f"{reader.name}/Tile"))
-            elif dims is None or int(np.prod(dims)) != 1 or len(dims) > 4:
-                return []
-        inputs[inputs.index(end)] = made
-        moved = helper.make_node(reader.op_type, inputs, [f"{reader.output[0]}/phases"], name=reader.name)
-        moved.attribute.extend(reader.attribute)
-        return [*result, moved]
+    elif reader.op_type in ("Add", "Mul"):
+        place = 1 - inputs.index(end)
+        other, shape = inputs[place], view.static_shape(inputs[place])
+        if shape == (1, channels, 1, 1):
+            repeats = view.add_constant(graph, "layout.repeats", np.array([1, 4, 1, 1], np.int64))
+            tile = view.make_node("Tile", [other, repeats], f"{view.name_of(other)}/phases", f"{reader.name}/Tile")
+            result.append(tile)
+            inputs[place] = tile.outputs[0]
+        elif shape is None or math.prod(shape) != 1 or len(shape) > 4:
+            return []
+    else:
+        return []
+    inputs[inputs.index(end)] = made
+    outputs = [ir.Value(name=f"{reader.outputs[0].name}/phases")]
+    return [*result, ir.node(reader.op_type, inputs, reader.attributes, outputs=outputs, name=reader.name)]
 
-    def _layout(
-        self, node: onnx.NodeProto, made: str, end: str, channels: int, channels_last: bool
-    ) -> list[onnx.NodeProto]:
-        """Phases (1, 4 channels, h + 1, w + 1) -> pixels (1, channels, 2h, 2w), or (1, 2h, 2w, channels).
 
-        With channels last each move is of whole runs of bytes, which took a third of DepthToSpace's time in ONNX
-        Runtime.
-        """
-        height, width = (size + 1 for size in self.shapes[node.input[0]][2:])
-        prefix = node.name.lstrip("/")
-        sizes = [-1, width, 2, 2 * channels], [-1, 2 * height, 2 * width, channels]  # whatever the batch
-        apart, together = (
-            self._constant(f"{prefix}.layout{k}", np.array(size, np.int64)) for k, size in enumerate(sizes)
-        )
-        crop = [
-            self._constant(f"layout.{key}", np.array(value, np.int64))
-            for key, value in (("from", [1, 1]), ("to", [-1, -1]), ("axes", [1, 2]))
-        ]
-        steps: list[tuple[str, list[str], dict[str, list[int]]]] = [
-            ("Transpose", [], {"perm": NHWC}),
-            ("Reshape", [apart], {}),
-            ("Transpose", [], {"perm": [0, 2, 1, 3]}),
-            ("Reshape", [together], {}),
-            ("Slice", crop, {}),
-        ]
-        if not channels_last:
-            steps.append(("Transpose", [], {"perm": [0, 3, 1, 2]}))
-        nodes = []
-        for k, (operator, more, attributes) in enumerate(steps):
-            given = end if k == len(steps) - 1 else f"{node.output[0]}/layout.{k}"
-            name = f"{node.name}{LAYOUT}{k}"
-            nodes.append(helper.make_node(operator, [made, *more], [given], name=name, **attributes))
-            made = given
-        return nodes
+def _layout(graph: ir.Graph, node: ir.Node, made: ir.Value, channels: int, channels_last: bool) -> list[ir.Node]:
+    """The moves from phases (1, 4 channels, h + 1, w + 1) to pixels (1, channels, 2h, 2w), or (1, 2h, 2w, channels).
+
+    With channels last each move is of whole runs of bytes. That is faster than DepthToSpace in ONNX Runtime.
+    """
+    height, width = (size + 1 for size in (view.static_shape(view.operand(node)) or ())[2:])
+    sizes = [-1, width, 2, 2 * channels], [-1, 2 * height, 2 * width, channels]  # for any batch
+    apart, together = (
+        view.add_constant(graph, f"{view.bare_name(node)}.layout{k}", np.array(size, np.int64))
+        for k, size in enumerate(sizes)
+    )
+    crop = [
+        view.add_constant(graph, f"layout.{key}", np.array(value, np.int64))
+        for key, value in (("from", [1, 1]), ("to", [-1, -1]), ("axes", [1, 2]))
+    ]
+    steps: list[tuple[str, list[ir.Value], dict[str, list[int]]]] = [
+        ("Transpose", [], {"perm": NHWC}),
+        ("Reshape", [apart], {}),
+        ("Transpose", [], {"perm": [0, 2, 1, 3]}),
+        ("Reshape", [together], {}),
+        ("Slice", crop, {}),
+    ]
+    if not channels_last:
+        steps.append(("Transpose", [], {"perm": [0, 3, 1, 2]}))
+    nodes = []
+    for k, (operator, more, attributes) in enumerate(steps):
+        given, name = f"{node.outputs[0].name}/layout.{k}", f"{node.name}{LAYOUT}{k}"
+        nodes.append(view.make_node(operator, [made, *more], given, name, **attributes))
+        made = nodes[-1].outputs[0]
+    return nodes

@@ -2,303 +2,257 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
 from t2v_edge.spec import StageSpec
-from t2v_export.graph.clean import WEIGHTED, check_graph
+from t2v_export.graph import view
+from t2v_export.graph.clean import finished
+from t2v_export.graph.operators import DQ, WEIGHTED, Q, is_weight
 
 HALF_MAX = 65504.0
-# Stands for minus infinity in masks; added to a score it still fits.
+# Minus infinity in masks; it fits in float16 also when it is added to a score.
 MASK_FLOOR = -6e4
-# Sums over many numbers, or wide ranges: kept in float32 even between float16 neighbours.
+# Operators that sum many numbers or have wide ranges: they stay in float32 even between float16 neighbours.
 FULL_OPS = {
-    "LayerNormalization",
-    "ReduceMean",
-    "ReduceSum",
-    "ReduceL2",
-    "Pow",
-    "Sqrt",
-    "Exp",
-    "Log",
-    "Reciprocal",
-    "ReduceSumSquare",
-    "InstanceNormalization",
-    "CumSum",
+    *("LayerNormalization", "InstanceNormalization", "ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare"),
+    *("CumSum", "Pow", "Sqrt", "Exp", "Log", "Reciprocal"),
 }
 PIXEL_OPS = {"Cast", "Transpose", "Round", "Clip", "Add", "Mul", "Tanh", "Sigmoid", "Identity"}
-# Inputs that the operator wants in float32 or as integers whatever it computes in.
+# Inputs that keep their type, by operator.
 FIXED_INPUTS = {"Resize": (1, 2, 3)}
 SMALL = 4096
 
 
 def layers(model: onnx.ModelProto) -> tuple[str, ...]:
     """Names of a float32 graph's layers, the nodes with weights, in order."""
-    weights = _float_weights(model.graph)
-    return tuple(node.name for node in model.graph.node if _is_layer(node, weights))
+    return tuple(node.name or "" for node in view.read(model).graph if _is_layer(node))
 
 
 def store_half(model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] = (), least: int = 2) -> onnx.ModelProto:
-    """Weights stored in float16 and computed in float32, for recurrent stages whose state would gather rounding.
+    """The graph with weights stored in float16 and computed in float32, for stages whose state would gather rounding.
 
-    A small constant that float16 cannot hold exactly stays as it is, and so do the weights of the layers `keep` and the
-    scales of Q/DQ nodes, which engines want as they are. So does a constant of fewer than `least` numbers.
+    These constants stay as they are: small ones that float16 cannot hold exactly, weights of the layers `keep`, scales
+    of Q/DQ nodes, and those of fewer than `least` numbers.
     """
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    graph = model.graph
-    nodes = list(graph.node)
-    exact = {i for index in _layer_nodes(nodes, keep, _float_weights(graph)) for i in nodes[index].input}
-    exact |= {i for node in nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear") for i in node.input[1:]}
+    opened = view.read(model)
+    graph = opened.graph
+    exact = {value for node in _layer_nodes(graph, keep) for value in node.inputs}
+    exact |= {value for node in graph if node.op_type in (Q, DQ) for value in node.inputs[1:]}
+
+    def halved(value: ir.Value) -> tuple[str, view.Array] | None:
+        full = view.array(value) if is_weight(value) and value not in exact else None
+        half = None if full is None or full.size < least else _shrunk(full, exact=full.size <= SMALL)
+        return None if half is None else (f"{value.name}.half", half)
+
     casts = []
-    for tensor in graph.initializer:
-        full = numpy_helper.to_array(tensor)
-        if tensor.data_type != TensorProto.FLOAT or tensor.name in exact or full.size < least:
-            continue
-        half = _shrunk(full, exact=full.size <= SMALL)
-        if half is None:
-            continue
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
-        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], name=f"/half/{name}", to=TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    check_graph(model, spec)
-    return model
+    for old, new in view.exchange_constants(graph, halved):
+        casts.append(_cast(new, view.name_of(old), TensorProto.FLOAT, f"/half/{old.name}"))
+        old.replace_all_uses_with(casts[-1].outputs[0])
+    graph.insert_before(graph[0], casts)
+    return finished(opened, spec)
 
 
 def compute_half(model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """Float16 arithmetic from the first weights on.
+    """The graph with float16 arithmetic from the first weights on.
 
-    Kept in float32: what comes before the first layer with weights (coordinates and masks lose most and cost
-    least), the pixels' conversion at the end, normalisations and long sums, layers with weights beyond float16's
-    range, and the layers `keep` with what feeds them alone or follows from them alone. Weights of those layers that
-    are float16 numbers, as of a float16 checkpoint with nothing folded into them, are stored so all the same; others
-    would lose what is kept.
+    In float32 stay: nodes before the first layer with weights (coordinates and masks lose most and cost least), the
+    pixels' conversion at the end, normalisations and long sums, and layers with weights beyond float16's range. So do
+    the layers `keep`, and nodes that feed them alone. Weights of those layers are stored in float16 if that is exact.
     """
-    typed = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    kinds = {
-        v.name: v.type.tensor_type.elem_type for v in [*typed.graph.value_info, *typed.graph.input, *typed.graph.output]
-    }
-    kinds.update({t.name: t.data_type for t in typed.graph.initializer})
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    _Float16Conversion(model.graph, kinds, spec, keep).run()
-    check_graph(model, spec)
-    return model
+    opened = view.read(model, typed=True)
+    _Float16Conversion(opened.graph, spec, keep).run()
+    return finished(opened, spec)
 
 
 def rounding_twin(model: onnx.ModelProto) -> onnx.ModelProto:
     """A float32 graph that rounds to float16 wherever a float16 graph does.
 
-    ONNX Runtime's CPU engine computes float16 operators that it has no kernels for in float32 and drops the
-    roundings between them, so it shows less difference than a GPU will have. It keeps explicit casts. What the twin
-    leaves out is rounding inside an operator: sums are taken to gather in float32, as tensor cores do.
+    ONNX Runtime's CPU engine computes some float16 operators in float32 and drops the roundings between them. So it
+    shows less difference than a GPU has. It keeps explicit casts. The twin does not round inside an operator: sums
+    gather in float32, as in tensor cores.
     """
-    typed = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    halves = {v.name for v in typed.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
-    twin = onnx.ModelProto.FromString(model.SerializeToString())
-    for tensor in twin.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT16:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-    nodes = []
-    for node in twin.graph.node:
-        if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT16:
-            node.attribute[0].i = TensorProto.FLOAT
-        nodes.append(node)
-        for position, name in enumerate(node.output):
-            if name in halves:
-                node.output[position] = f"{name}.exact"
-                nodes.append(helper.make_node("Cast", [f"{name}.exact"], [f"{name}.rounded"], to=TensorProto.FLOAT16))
-                nodes.append(helper.make_node("Cast", [f"{name}.rounded"], [name], to=TensorProto.FLOAT))
-    copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del twin.graph.node[:]
-    twin.graph.node.extend(copied)
-    return twin
+    opened = view.read(model, typed=True)
+    for value in opened.graph.initializers.values():
+        if value.dtype == ir.DataType.FLOAT16:
+            value.const_value = ir.Tensor(view.array(value).astype(np.float32), name=value.name)
+    for node in list(opened.graph):
+        if _casts_to(node, TensorProto.FLOAT16):
+            node.attributes.add(ir.AttrInt64("to", TensorProto.FLOAT))
+        casts = []
+        for output in _half_results(node):
+            name = view.name_of(output)
+            made = view.rename_source(output, f"{name}.exact")
+            casts.append(_cast(output, f"{name}.rounded", TensorProto.FLOAT16, ""))
+            casts.append(_cast(casts[-1].outputs[0], made, TensorProto.FLOAT, ""))
+        node.append(casts)
+    return view.write(opened)
 
 
 def computes_half(model: onnx.ModelProto) -> bool:
     """Whether a graph computes in float16, rather than only stores weights in it."""
-    typed = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    halves = {v.name for v in typed.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
-    return any(node.op_type != "Cast" and not halves.isdisjoint(node.output) for node in model.graph.node)
+    return any(node.op_type != "Cast" and _half_results(node) for node in view.read(model, typed=True).graph)
 
 
-def _float_weights(graph: onnx.GraphProto) -> dict[str, NDArray[np.float32]]:
-    return {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.data_type == TensorProto.FLOAT}
+def _half_results(node: ir.Node) -> list[ir.Value]:
+    return [o for o in node.outputs if o.dtype == ir.DataType.FLOAT16 and not o.is_graph_output()]
 
 
-def _is_layer(node: onnx.NodeProto, weights: Container[str]) -> bool:
+def _is_layer(node: ir.Node) -> bool:
     if node.op_type == "Gather":
-        return node.input[0] in weights
-    return node.op_type in WEIGHTED and any(i in weights for i in node.input)
+        return is_weight(view.operand(node))
+    return node.op_type in WEIGHTED and any(is_weight(value) for value in node.inputs)
 
 
-def _layer_nodes(nodes: list[onnx.NodeProto], names: Collection[str], weights: Container[str]) -> set[int]:
-    """Indices of the layers `names`, each with the addition of its bias where that is a node of its own."""
-    found: set[int] = set()
-    products: set[str] = set()
-    for index, node in enumerate(nodes):
+def _layer_nodes(graph: ir.Graph, names: Collection[str]) -> set[ir.Node]:
+    """The layers `names`, each with the Add of its bias if there is one."""
+    found: set[ir.Node] = set()
+    products: set[ir.Value] = set()
+    for node in graph:
         if node.name in names:
-            found.add(index)
-            products.update(node.output if node.op_type == "MatMul" else ())
-        elif node.op_type == "Add" and products & set(node.input) and any(i in weights for i in node.input):
-            found.add(index)
+            found.add(node)
+            products.update(node.outputs if node.op_type == "MatMul" else ())
+        elif node.op_type == "Add" and products.intersection(node.inputs) and any(map(is_weight, node.inputs)):
+            found.add(node)
     return found
 
 
-def _with_feeders(nodes: list[onnx.NodeProto], kept: set[int], layered: set[int]) -> set[int]:
-    """The nodes `kept` and every node that is of no layer and whose results only they read, directly or not."""
-    readers: dict[str, list[int]] = {}
-    for index, node in enumerate(nodes):
-        for name in node.input:
-            readers.setdefault(name, []).append(index)
+def _with_feeders(graph: ir.Graph, kept: set[ir.Node], layered: set[ir.Node]) -> set[ir.Node]:
+    """The nodes `kept`, and every node outside layers whose results only they read, directly or not."""
     found = set(kept)
-    for index in reversed(range(len(nodes))):
-        read_by = [r for o in nodes[index].output for r in readers.get(o, ())]
-        if read_by and found.issuperset(read_by) and index not in layered:
-            found.add(index)
+    for node in reversed(graph):
+        read_by = [reader for output in node.outputs for reader in view.readers(output)]
+        if read_by and found.issuperset(read_by) and node not in layered:
+            found.add(node)
     return found
 
 
-def _shrunk(full: NDArray[np.float32], exact: bool) -> NDArray[np.float16] | None:
-    """A weight for storage in float16; None where that is no gain, out of range, or not `exact` though it must be."""
+def _shrunk(full: view.Array, exact: bool) -> NDArray[np.float16] | None:
+    """A weight for storage in float16. None if it is a single number, out of range, or not `exact` as wanted."""
     if full.size < 2 or float(np.abs(full).max()) > HALF_MAX:
         return None
     half = full.astype(np.float16)
     return None if exact and not np.array_equal(half.astype(np.float32), full) else half
 
 
-class _Float16Conversion:
-    """One conversion of one graph, in place: decides each node's arithmetic, then puts casts at the borders."""
+def _cast(source: ir.Value, made: str | ir.Value, kind: int, name: str | None = None) -> ir.Node:
+    """A Cast of `source` to `kind` that gives `made`."""
+    target = made if isinstance(made, str) else view.name_of(made)
+    return view.make_node("Cast", [source], made, f"/cast/{target}" if name is None else name, to=kind)
 
-    def __init__(self, graph: onnx.GraphProto, kinds: dict[str, int], spec: StageSpec, keep: Collection[str]) -> None:
-        self.graph, self.kinds, self.spec = graph, kinds, spec
-        self.weights = _float_weights(graph)
-        nodes = list(graph.node)
-        layered = _layer_nodes(nodes, [n.name for n in nodes if _is_layer(n, self.weights)], self.weights)
-        self.kept_layers = _layer_nodes(nodes, keep, self.weights)
-        self.kept = _with_feeders(nodes, self.kept_layers, layered)
-        self.half_values: set[str] = set()
-        self.casts: dict[tuple[str, int], str] = {}
-        self.nodes: list[onnx.NodeProto] = []
-        self.added: dict[str, onnx.TensorProto] = {}
+
+def _casts_to(node: ir.Node, kind: int) -> bool:
+    return node.op_type == "Cast" and node.attributes.get_int("to", 0) == kind
+
+
+class _Float16Conversion:
+    """The conversion of one graph, in place: it chooses each node's arithmetic, then puts casts at the borders."""
+
+    def __init__(self, graph: ir.Graph, spec: StageSpec, keep: Collection[str]) -> None:
+        self.graph, self.spec = graph, spec
+        layered = _layer_nodes(graph, [node.name or "" for node in graph if _is_layer(node)])
+        self.kept_layers = _layer_nodes(graph, keep)
+        self.kept = _with_feeders(graph, self.kept_layers, layered)
+        self.half_values: set[ir.Value] = set()
+        self.casts: dict[tuple[ir.Value, int], ir.Value] = {}
+        self.stored: dict[ir.Value, ir.Value] = {}
 
     def run(self) -> None:
-        outputs = {o.name for o in self.graph.output}
         half_nodes = self._choose()
-        for index, node in enumerate(list(self.graph.node)):
-            half = index in half_nodes
-            for position, name in self._float_inputs(node):
-                kept = index in self.kept_layers and name in self.weights
-                node.input[position] = self._stored(name) if kept else self._as(name, half)
-            if half and node.op_type == "Cast" and self._to(node) == TensorProto.FLOAT:
-                node.attribute[0].i = TensorProto.FLOAT16
-            self.nodes.append(node)
-            for position, name in enumerate(node.output):
-                if half and self.kinds.get(name) == TensorProto.FLOAT:
-                    if name in outputs:
-                        node.output[position] = f"{name}.half"
-                        self.nodes.append(self._cast(f"{name}.half", name, TensorProto.FLOAT))
-                        self.casts[name, TensorProto.FLOAT16] = f"{name}.half"
-                    else:
-                        self.half_values.add(name)
-        self._replace()
-
-    def _choose(self) -> set[int]:
-        """Indices of the nodes that compute in float16."""
-        nodes = list(self.graph.node)
-        tail = self._pixel_tail(nodes)
-        after: set[str] = set()
-        chosen = set()
-        for index, node in enumerate(nodes):
-            if index in self.kept or not (after.intersection(node.input) or _is_layer(node, self.weights)):
+        for node in list(self.graph):
+            half = node in half_nodes
+            for place, value in list(_float_inputs(node)):
+                kept = node in self.kept_layers and is_weight(value)
+                node.replace_input_with(place, self._as_stored(node, value) if kept else self._as(node, value, half))
+            if not half:
                 continue
-            after.update(o for o in node.output if self.kinds.get(o) == TensorProto.FLOAT)
-            used = [self.weights[i] for i in node.input if i in self.weights]
+            if _casts_to(node, TensorProto.FLOAT):
+                node.attributes.add(ir.AttrInt64("to", TensorProto.FLOAT16))
+            floats = [output for output in node.outputs if output.dtype == ir.DataType.FLOAT]
+            self.half_values.update(output for output in floats if not output.is_graph_output())
+            casts = []
+            for output in [output for output in floats if output.is_graph_output()]:
+                made = view.rename_source(output, f"{output.name}.half")
+                casts.append(_cast(output, made, TensorProto.FLOAT))
+                self.casts[made, TensorProto.FLOAT16] = output
+            node.append(casts)
+
+    def _choose(self) -> set[ir.Node]:
+        """The nodes that compute in float16."""
+        tail = self._pixel_tail()
+        after: set[ir.Value] = set()
+        chosen = set()
+        for node in self.graph:
+            if node in self.kept or not (after.intersection(node.inputs) or _is_layer(node)):
+                continue
+            after.update(output for output in node.outputs if output.dtype == ir.DataType.FLOAT)
+            used = [view.array(value) for value in node.inputs if is_weight(value)]
             fits = all(w.size == 0 or float(w.max()) <= HALF_MAX for w in used) and (
                 node.op_type not in WEIGHTED or all(w.size == 0 or float(w.min()) >= -HALF_MAX for w in used)
             )
-            if node.op_type not in FULL_OPS and index not in tail and fits:
-                chosen.add(index)
+            if node.op_type not in FULL_OPS and node not in tail and fits:
+                chosen.add(node)
         return chosen
 
-    def _pixel_tail(self, nodes: list[onnx.NodeProto]) -> set[int]:
-        if self.spec.stage != "render":
-            return set()
-        made_by = {o: i for i, node in enumerate(nodes) for o in node.output}
-        tail: set[int] = set()
-        index = made_by.get(self.spec.outputs[0].name)
-        while index is not None and nodes[index].op_type in PIXEL_OPS:
-            tail.add(index)
-            index = next((made_by[i] for i in nodes[index].input if i in made_by), None)
+    def _pixel_tail(self) -> set[ir.Node]:
+        """The nodes that only turn a renderer's image into pixels."""
+        tail: set[ir.Node] = set()
+        pixels = self.spec.outputs[0].name if self.spec.stage == "render" else None
+        node = next((view.maker(output) for output in self.graph.outputs if output.name == pixels), None)
+        while node is not None and node.op_type in PIXEL_OPS:
+            tail.add(node)
+            node = next((made for made in map(view.maker, node.inputs) if made is not None), None)
         return tail
 
-    def _float_inputs(self, node: onnx.NodeProto) -> Iterator[tuple[int, str]]:
-        fixed = FIXED_INPUTS.get(node.op_type, ())
-        for position, name in enumerate(node.input):
-            if name and position not in fixed and self.kinds.get(name) == TensorProto.FLOAT:
-                yield position, name
-
-    def _as(self, name: str, half: bool) -> str:
-        """The name under which a float value is had in float16 or float32, with a cast where it needs one."""
-        if name in self.weights:
+    def _as(self, node: ir.Node, value: ir.Value, half: bool) -> ir.Value:
+        """A float value in float16 or float32, for `node` to read. A cast stands before the node if it needs one."""
+        name = view.name_of(value)
+        if is_weight(value):
             if not half:
-                return name
-            rounded = np.maximum(self.weights[name], np.float32(MASK_FLOOR)).astype(np.float16)
-            self.added.setdefault(f"{name}.half", numpy_helper.from_array(rounded, f"{name}.half"))
-            return f"{name}.half"
-        if half == (name in self.half_values):
-            return name
+                return value
+            rounded = np.maximum(view.array(value), np.float32(MASK_FLOOR)).astype(np.float16)
+            return view.add_constant(self.graph, f"{name}.half", rounded)
+        if half == (value in self.half_values):
+            return value
         kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
-        if (name, kind) not in self.casts:
-            cast = f"{name}.{'half' if half else 'full'}"
-            source = name
-            if half and self.kinds.get(name) == TensorProto.FLOAT and self._may_overflow(name):
-                source = self._clamped(name)
-            self.nodes.append(self._cast(source, cast, kind))
-            self.casts[name, kind] = cast
-        return self.casts[name, kind]
+        if (value, kind) not in self.casts:
+            source = self._clamped(node, value) if half and _may_overflow(value) else value
+            cast = _cast(source, f"{name}.{'half' if half else 'full'}", kind)
+            node.prepend(cast)
+            self.casts[value, kind] = cast.outputs[0]
+        return self.casts[value, kind]
 
-    def _stored(self, name: str) -> str:
-        """The name of a weight in float32, by way of float16 where that loses nothing."""
-        stored = f"{name}.stored"
-        if stored not in self.added:
-            half = _shrunk(self.weights[name], exact=True)
-            if half is None:
-                return name
-            self.added[stored] = numpy_helper.from_array(half, stored)
-            self.nodes.append(self._cast(stored, f"{name}.full", TensorProto.FLOAT))
-        return f"{name}.full"
+    def _as_stored(self, node: ir.Node, value: ir.Value) -> ir.Value:
+        """A weight in float32, for `node` to read. It is stored in float16 if that loses nothing."""
+        half = _shrunk(view.array(value), exact=True)
+        if half is None or value in self.stored:
+            return self.stored.get(value, value)
+        stored = view.add_constant(self.graph, f"{value.name}.stored", half)
+        cast = _cast(stored, f"{value.name}.full", TensorProto.FLOAT)
+        node.prepend(cast)
+        return self.stored.setdefault(value, cast.outputs[0])
 
-    def _may_overflow(self, name: str) -> bool:
-        """Whether a mask made before the weights holds float32's lowest number (a Where with such a constant)."""
-        maker = next((n for n in self.nodes if name in n.output), None)
-        return maker is not None and any(
-            i in self.weights and self.weights[i].size and float(self.weights[i].min()) < -HALF_MAX for i in maker.input
-        )
+    def _clamped(self, node: ir.Node, value: ir.Value) -> ir.Value:
+        floor = view.add_constant(self.graph, "mask.floor", np.asarray(MASK_FLOOR, dtype=np.float32))
+        clamp = view.make_node("Max", [value, floor], f"{value.name}.clamped", f"/clamp/{value.name}")
+        node.prepend(clamp)
+        return clamp.outputs[0]
 
-    def _clamped(self, name: str) -> str:
-        floor = "mask.floor"
-        self.added.setdefault(floor, numpy_helper.from_array(np.asarray(MASK_FLOOR, dtype=np.float32), floor))
-        self.nodes.append(helper.make_node("Max", [name, floor], [f"{name}.clamped"], name=f"/clamp/{name}"))
-        return f"{name}.clamped"
 
-    @staticmethod
-    def _to(node: onnx.NodeProto) -> int:
-        return next(int(a.i) for a in node.attribute if a.name == "to")
+def _float_inputs(node: ir.Node) -> Iterator[tuple[int, ir.Value]]:
+    fixed = FIXED_INPUTS.get(node.op_type, ())
+    for place, value in enumerate(node.inputs):
+        if value is not None and place not in fixed and value.dtype == ir.DataType.FLOAT:
+            yield place, value
 
-    @staticmethod
-    def _cast(source: str, target: str, kind: int) -> onnx.NodeProto:
-        return helper.make_node("Cast", [source], [target], name=f"/cast/{target}", to=kind)
 
-    def _replace(self) -> None:
-        used = {i for node in self.nodes for i in node.input}
-        kept = [t for t in [*self.graph.initializer, *self.added.values()] if t.name in used]
-        for repeated, values in ((self.graph.node, self.nodes), (self.graph.initializer, kept)):
-            copied = [type(v).FromString(v.SerializeToString()) for v in values]
-            del repeated[:]
-            repeated.extend(copied)
+def _may_overflow(value: ir.Value) -> bool:
+    """Whether a mask made before the weights holds float32's lowest number (a Where with such a constant)."""
+    made = view.maker(value)
+    weights = [view.array(given) for given in made.inputs if is_weight(given)] if made is not None else []
+    return any(weight.size and float(weight.min()) < -HALF_MAX for weight in weights)

@@ -1,27 +1,29 @@
-"""The INT8 variant whose other parts compute in float16 by their own types: for TensorRT that is strongly typed.
+"""The INT8 variant whose other parts compute in float16 by their own types, for a strongly typed TensorRT.
 
-Since 10.12 TensorRT takes the precision of a layer from the graph. In an `int8` graph what is not quantized is float32
-and so runs in float32. Here it is float16, as in the float16 variant, and Q and DQ have float16 scales, which ONNX
-allows from opset 19 on.
+Since 10.12 TensorRT takes the precision of a layer from the graph. In an `int8` graph the parts that are not quantized
+are float32. Here they are float16, as in the float16 variant. Q and DQ have float16 scales, which opset 19 allows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 from t2v_edge.spec import StageSpec
-from t2v_export.graph.clean import Array, check_graph, constants
+from t2v_export.graph import view
+from t2v_export.graph.clean import finished
+from t2v_export.graph.operators import DQ, Q, along, quantized_axis
 from t2v_export.graph.opset import HALF_SCALES, raise_opset
 from t2v_export.precision.float16 import compute_half
 
+FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 LEAST_SCALE = 2.0**-17
-"""Of weights: the least for which float16, whose steps there are 2^-24, is within a half of a level of 127."""
+"""The least scale of weights. Float16's steps there are 2^-24: 127 times the error is within half a level."""
 
 
 @dataclass(frozen=True)
@@ -44,147 +46,105 @@ class _ActivationGrid:
 
 
 def compute_half_int8(model: onnx.ModelProto, spec: StageSpec, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """An `int8` graph with float16 where it computes in float32; what stays float32 in the float16 variant stays so.
+    """An `int8` graph with float16 in place of float32, except where the float16 variant has float32 too.
 
-    `keep`: names of layers not quantized that stay in float32. Weights are rounded anew where float16 cannot hold a
-    scale, so that their product is nearest to what it was. `model` is left as it is. Raises `SpecError` where an
-    operator is not known to be the same in opset 19.
+    `keep`: names of layers not quantized that stay in float32. If float16 cannot hold a scale, weights are rounded
+    again so that the product is nearest. `model` stays as it is. Raises `SpecError` if an operator is not known to be
+    the same in opset 19.
     """
-    plain, weights, grids = _without_grids(raise_opset(model, HALF_SCALES))
-    half = compute_half(plain, spec, keep)
-    _Restorer(half, weights, grids).run()
-    check_graph(half, spec)
-    return half
+    opened = view.read(raise_opset(model, HALF_SCALES))
+    weights, grids = _take_grids(opened.graph)
+    opened = view.read(compute_half(view.write(opened), spec, keep), typed=True)
+    _restore_weights(opened.graph, weights)
+    _restore_grids(opened.graph, grids)
+    return finished(opened, spec)
 
 
 def half_scales(scales: NDArray[np.float32], least: float = LEAST_SCALE) -> NDArray[np.float16]:
-    """The nearest scales that float16 holds, none smaller than `least`."""
+    """The nearest scales in float16, none smaller than `least`."""
     return np.asarray(np.maximum(scales, np.float32(least)).astype(np.float16))
 
 
-def _without_grids(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, _Weight], dict[str, _ActivationGrid]]:
-    """The graph in float32 alone: weights as what they mean, each Q and its DQ as one Identity. By the weight's and by
-    that node's name, what stood there.
+def _take_grids(graph: ir.Graph) -> tuple[dict[str, _Weight], dict[str, _ActivationGrid]]:
+    """Make the graph float32: weights become their values, each Q with its DQ becomes an Identity of the Q's name.
+
+    Returns the former weights by their names, and the former Q and DQ by the names of the Q.
     """
-    graph = model.graph
-    known = constants(graph)
     weights: dict[str, _Weight] = {}
     grids: dict[str, _ActivationGrid] = {}
-    made_by = {o: node for node in graph.node for o in node.output}
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        if node.op_type == "Cast" and node.input[0] in known:
-            _add(graph, known, node.output[0], known[node.input[0]].astype(np.float32))
-        elif node.op_type == "DequantizeLinear" and node.input[0] in known:
-            whole, scales = known[node.input[0]], known[node.input[1]]
-            axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
-            weights[node.output[0]] = _Weight(node.name, whole.astype(np.int8), scales.astype(np.float32), axis)
-            _add(graph, known, node.output[0], (whole * _along(scales, axis, whole.ndim)).astype(np.float32))
-        elif node.op_type == "DequantizeLinear":
-            q = made_by[node.input[0]]
-            grids[q.name] = _ActivationGrid(q.name, node.name, np.float32(known[node.input[1]]))
-            nodes.append(helper.make_node("Identity", [q.input[0]], [node.output[0]], name=q.name))
-        elif node.op_type != "QuantizeLinear":
-            nodes.append(node)
-    _replace(graph, nodes)
-    return model, weights, grids
+    for node in graph:
+        given, made = view.operand(node), node.outputs[0]
+        if node.op_type == "Cast" and view.is_constant(given):
+            view.hold(graph, node, [view.array(given).astype(np.float32)])
+        elif node.op_type == DQ and view.is_constant(given):
+            whole, scales, axis = view.array(given), view.constant(node, 1), quantized_axis(node)
+            weight = _Weight(node.name or "", whole.astype(np.int8), scales.astype(np.float32), axis)
+            weights[view.name_of(made)] = weight
+            view.hold(graph, node, [(whole * along(scales, axis, whole.ndim)).astype(np.float32)])
+        elif (q := view.maker(given, Q)) is not None and node.op_type == DQ:
+            label = q.name or ""
+            grids[label] = _ActivationGrid(label, node.name or "", np.float32(view.constant(node, 1)))
+            new = view.make_node("Identity", [view.operand(q)], "", label)
+            ir.convenience.replace_nodes_and_values(graph, node, [node], [new], [made], new.outputs)
+    view.drop_dead(graph)
+    return weights, grids
 
 
-def _add(graph: onnx.GraphProto, known: dict[str, Array], name: str, value: Array) -> None:
-    known[name] = value
-    graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+def _restore_weights(graph: ir.Graph, weights: Mapping[str, _Weight]) -> None:
+    """Put whole numbers and DQ back, with scales of the type in which each weight is read."""
+    nodes = []
+    given = dict(graph.initializers)
+    for name, weight in weights.items():
+        for held, half in ((name, False), (f"{name}.half", True)):
+            if held not in given or not given[held].uses():
+                continue
+            del graph.initializers[held]
+            whole, scales = _half_weight(weight) if half else (weight.whole, weight.scales)
+            inputs = [
+                view.add_constant(graph, f"{held}.int8", whole),
+                view.add_constant(graph, f"{held}.scale", scales),
+                view.add_constant(graph, f"{name}.zero_point", np.zeros(scales.shape, np.int8)),
+            ]
+            label = f"{weight.node}/half" if half and name in given else weight.node
+            nodes.append(view.make_node(DQ, inputs, held, label, axis=weight.axis))
+            given[held].replace_all_uses_with(nodes[-1].outputs[0])
+    graph.insert_before(graph[0], nodes)
 
 
-def _along(scales: Array, axis: int, rank: int) -> Array:
-    return scales.reshape([-1 if i == axis % rank else 1 for i in range(rank)]) if scales.ndim else scales
+def _half_weight(weight: _Weight) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """The whole numbers and float16 scales whose products are nearest to a weight."""
+    scales = half_scales(weight.scales)
+    ratio = weight.scales.astype(np.float64) / scales.astype(np.float64)
+    rounded = np.rint(weight.whole * along(ratio, weight.axis, weight.whole.ndim))
+    return np.clip(rounded, -127, 127).astype(np.int8), scales
 
 
-def _replace(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    used = {i for node in copied for i in node.input}
-    del graph.node[:]
-    graph.node.extend(copied)
-    for tensor in [t for t in graph.initializer if t.name not in used]:
-        graph.initializer.remove(tensor)
-
-
-class _Restorer:
-    """Puts Q and DQ back, in place, with scales of the type that each place now computes in."""
-
-    def __init__(self, model: onnx.ModelProto, weights: dict[str, _Weight], grids: dict[str, _ActivationGrid]) -> None:
-        typed = onnx.shape_inference.infer_shapes(model)
-        self.kinds = {v.name: v.type.tensor_type.elem_type for v in [*typed.graph.value_info, *typed.graph.input]}
-        self.graph, self.weights, self.grids = model.graph, weights, grids
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.graph.node:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
-        self.given = {t.name: t for t in self.graph.initializer}
-        self.made: dict[str, Array] = {}
-
-    def run(self) -> None:
-        nodes = self._weight_nodes()
-        recast = {
-            reader.output[0]: node.output[0]
-            for node in self.graph.node
-            if node.name in self.grids
-            for reader in self.readers.get(node.output[0], [])
-            if reader.op_type == "Cast"
-        }
-        for node in self.graph.node:
-            if node.name in self.grids:
-                nodes += self._grid_nodes(node)
-            elif node.output[0] not in recast:
-                nodes.append(node)
-        for name, value in self.made.items():
-            self.graph.initializer.append(numpy_helper.from_array(value, name))
-        _replace(self.graph, nodes)
-
-    def _constant(self, name: str, value: Array) -> str:
-        self.made[name] = np.asarray(value)
-        return name
-
-    def _weight_nodes(self) -> list[onnx.NodeProto]:
-        nodes = []
-        for name, weight in self.weights.items():
-            for given, half in ((name, False), (f"{name}.half", True)):
-                if given not in self.given or given not in self.readers:
-                    continue
-                self.graph.initializer.remove(self.given[given])
-                whole, scales = weight.whole, np.asarray(weight.scales)
-                if half:
-                    scales = half_scales(weight.scales)
-                    ratio = weight.scales.astype(np.float64) / scales.astype(np.float64)
-                    rounded = np.rint(whole * _along(ratio, weight.axis, whole.ndim))
-                    whole = np.clip(rounded, -127, 127).astype(np.int8)
-                inputs = [
-                    self._constant(f"{given}.int8", whole),
-                    self._constant(f"{given}.scale", scales),
-                    self._constant(f"{name}.zero_point", np.zeros(scales.shape, np.int8)),
-                ]
-                label = f"{weight.node}/half" if half and name in self.given else weight.node
-                nodes.append(helper.make_node("DequantizeLinear", inputs, [given], name=label, axis=weight.axis))
-        return nodes
-
-    def _grid_nodes(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        """Q as its input is, and a DQ for each type in which it is read: what would be cast is dequantized so."""
-        grid, source, target = self.grids[node.name], node.input[0], node.output[0]
-        kind = self.kinds.get(source, TensorProto.FLOAT)
-        readers = self.readers.get(target, [])
-        wanted = [(target, kind)] if any(r.op_type != "Cast" for r in readers) else []
-        wanted += [(r.output[0], int(r.attribute[0].i)) for r in readers if r.op_type == "Cast"]
+def _restore_grids(graph: ir.Graph, grids: Mapping[str, _ActivationGrid]) -> None:
+    """Put Q and DQ back: Q of its input's type, and in place of casts a DQ for each type in which it is read."""
+    for node in list(graph):
+        grid, source, target = grids.get(node.name or ""), view.operand(node), node.outputs[0]
+        if grid is None:
+            continue
+        kind = FLOAT if source is None or source.dtype is None else source.dtype
+        casts = [reader for reader in view.readers(target) if reader.op_type == "Cast"]
+        wanted = [(target, kind)] if len(casts) < len(view.readers(target)) else []
+        wanted += [(cast.outputs[0], ir.DataType(cast.attributes["to"].as_int())) for cast in casts]
         scale = grid.scale
-        if TensorProto.FLOAT16 in {kind, *(k for _, k in wanted)}:
+        if FLOAT16 in {kind, *(k for _, k in wanted)}:
             scale = np.float32(half_scales(np.asarray(scale), 2.0**-24))
-        named = {
-            TensorProto.FLOAT: (f"{target}.scale", np.asarray(scale, np.float32)),
-            TensorProto.FLOAT16: (f"{target}.scale.half", np.asarray(scale, np.float16)),
-        }
-        zero = self._constant(f"{target}.zero_point", np.asarray(0, np.int8))
-        q = [source, self._constant(*named[kind]), zero]
-        nodes = [helper.make_node("QuantizeLinear", q, [f"{target}.int8"], name=grid.q)]
-        for number, (name, of) in enumerate(wanted):
-            inputs = [f"{target}.int8", self._constant(*named[of]), zero]
+        zero = view.add_constant(graph, f"{target.name}.zero_point", np.asarray(0, np.int8))
+        q = view.make_node(
+            Q, [source, _scale(graph, view.name_of(target), scale, kind), zero], f"{target.name}.int8", grid.q
+        )
+        node.prepend(q)
+        for number, (value, of) in enumerate(wanted):
             label = f"{grid.dq}/{number}" if number else grid.dq
-            nodes.append(helper.make_node("DequantizeLinear", inputs, [name], name=label))
-        return nodes
+            dq = view.make_node(DQ, [q.outputs[0], _scale(graph, view.name_of(target), scale, of), zero], "", label)
+            node.prepend(dq)
+            view.replace(value, dq.outputs[0])
+        graph.remove([node, *casts], safe=True)
+
+
+def _scale(graph: ir.Graph, name: str, scale: np.float32, kind: ir.DataType) -> ir.Value:
+    suffix = ".half" if kind == FLOAT16 else ""
+    return view.add_constant(graph, f"{name}.scale{suffix}", np.asarray(scale, kind.numpy()))

@@ -1,9 +1,9 @@
-"""Rounding that makes good its own errors: each weight takes up what rounding the ones before it did to the outputs.
+"""Rounding that compensates its own errors: each weight takes up the error of the weights rounded before it.
 
-Frantar et al., GPTQ (ICLR 2023), after optimal brain surgery: with the second moments of a layer's inputs, the error of
-one rounded weight is undone as well as the weights not yet rounded can. Inputs of an image are much alike from place to
-place, so that what is left of a flat area's error is small, and a transposed convolution, whose places of a kernel
-belong to different output pixels, draws no grid. Each of these kinds of pixel is a problem of its own here.
+The method is GPTQ (Frantar et al., ICLR 2023), after optimal brain surgery. From the second moments of a layer's inputs
+it knows how the weights not yet rounded best undo the error of a rounded one. Inputs of an image are much alike from
+place to place, so little error is left in flat areas. In a transposed convolution the places of the kernel belong to
+different kinds of output pixel. Each kind is a problem of its own, so that no pattern shows.
 """
 
 from __future__ import annotations
@@ -11,46 +11,47 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from t2v_calibration.ranges import WEIGHT_LEVELS, quantize_weight, weight_scales
-from t2v_export.graph.clean import out_axis
+from t2v_export.graph.operators import out_axis
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.float32]
 Place = tuple[slice, ...]
 
 ROWS = 64
-"""Places of one sample that a layer is looked at: they are much alike, and samples are many."""
+"""Places of one sample at which a layer is observed. They are much alike, and samples are many."""
 
 WAITING = 1024
-"""Places that wait until their moments are added in one product, which reads and writes the moments once."""
+"""Places whose moments are added in one product, which reads and writes the moments once."""
 
 MAX_INPUTS = 4096
-"""That an output sums over; their second moments take 128 MiB then, and the layer is rounded plainly beyond it."""
+"""The most inputs of an output. Their second moments take 128 MiB. A layer with more is rounded plainly."""
 
 DAMPING = 0.01
 BLOCK = 64
 
 
 class Moments:
-    """Second moments of what the layer `node` reads, gathered by `add`; `round` uses them.
+    """Second moments of a layer's inputs, gathered by `add` and used by `round`.
 
-    Its weight falls into parts that never meet in one output: of a transposed convolution, those of one place modulo
-    the stride. `None` from `of` for a layer that this is not made for: grouped, dilated or of more than `MAX_INPUTS`.
+    The weight falls into parts that never meet in one output: in a transposed convolution, one part for each place
+    modulo the stride. `of` gives None for a layer that is grouped, dilated or of more than `MAX_INPUTS`.
     """
 
-    def __init__(self, node: onnx.NodeProto, weight: NDArray[np.float32]) -> None:
+    def __init__(self, node: ir.Node, weight: NDArray[np.float32]) -> None:
         self._node, self._weight = node, weight
         self._parts = [_Part(part, np.zeros((size, size))) for part, size in self._sizes()]
         self._random = np.random.Generator(np.random.PCG64(0))
 
     @classmethod
-    def of(cls, node: onnx.NodeProto, weight: NDArray[np.float32]) -> Moments | None:
-        has = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        plain = has.get("group", 1) == 1 and set(has.get("dilations", [1])) == {1} and not has.get("transA", 0)
+    def of(cls, node: ir.Node, weight: NDArray[np.float32]) -> Moments | None:
+        has = node.attributes
+        plain = has.get_int("group", 1) == 1 and set(has.get_ints("dilations", [1])) == {1}
+        plain = plain and not has.get_int("transA", 0)
         small = weight.size <= MAX_INPUTS * weight.shape[out_axis(node)]
         return cls(node, weight) if plain and small and weight.ndim in (2, 4) else None
 
@@ -60,8 +61,9 @@ class Moments:
             part.add(self._rows(part.place, np.asarray(value, np.float32)))
 
     def round(self, bits: Collection[int]) -> dict[int, NDArray[np.int8]]:
-        """By number of bits the weight as int8, in its own layout, in the scales of `weight_scales`, whose errors it
-        raises.
+        """The weight as int8 in its own layout, by number of bits, in the scales of `weight_scales`.
+
+        Raises `CalibrationError` if a weight is not finite.
         """
         axis = out_axis(self._node)
         scales = {number: weight_scales(self._weight, axis, number) for number in bits}
@@ -78,24 +80,20 @@ class Moments:
         return rounded
 
     def _sizes(self) -> Iterator[tuple[Place, int]]:
-        """The parts of the weight, and how many inputs each sums over."""
+        """The parts of the weight, and the number of inputs that each sums over."""
         if self._weight.ndim == 2:
             yield (slice(None), slice(None)), self._weight.shape[1 - out_axis(self._node)]
         elif self._node.op_type == "Conv":
             yield (slice(None),) * 4, int(np.prod(self._weight.shape[1:]))
         else:
-            down, right = self._strides()
+            down, right = self._node.attributes.get_ints("strides", [1, 1])
             for y in range(min(down, self._weight.shape[2])):
                 for x in range(min(right, self._weight.shape[3])):
                     part = slice(None), slice(None), slice(y, None, down), slice(x, None, right)
                     yield part, int(np.prod(self._weight[part][:, 0].shape))
 
-    def _strides(self) -> tuple[int, int]:
-        found = next((a.ints for a in self._node.attribute if a.name == "strides"), (1, 1))
-        return found[0], found[1]
-
     def _rows(self, part: Place, value: Rows) -> Rows:
-        """What the part's weights meet, (places, inputs), in the weights' order."""
+        """The inputs that the part's weights meet, (places, inputs), in the weights' order."""
         if self._weight.ndim == 2:
             rows = value.reshape(-1, value.shape[-1])
             return rows[self._some(len(rows))]
@@ -107,14 +105,15 @@ class Moments:
             windows = windows[..., ::-1, ::-1]
         down, right = windows.shape[1:3]
         some = self._some(down * right)
-        return windows[:, some // right, some % right].swapaxes(0, 1).reshape(len(some), -1)
+        met: Rows = windows[:, some // right, some % right].swapaxes(0, 1).reshape(len(some), -1)
+        return met
 
     def _some(self, count: int) -> NDArray[np.int64]:
         return self._random.permutation(count)[:ROWS] if count > ROWS else np.arange(count)
 
 
 class _Part:
-    """The weights at `place`, and the second moments of what they meet."""
+    """The weights at `place`, and the second moments of their inputs."""
 
     def __init__(self, place: Place, moments: Array) -> None:
         self.place, self._moments = place, moments
@@ -138,7 +137,7 @@ def _factor(moments: Array) -> Array:
     """Upper triangular; the inverse of the moments, damped, is factor.T @ factor."""
     count = len(moments)
     damped = moments + np.eye(count) * (DAMPING * np.trace(moments) / count + 1e-12)
-    return np.linalg.cholesky(np.linalg.inv(damped)).T
+    return np.asarray(np.linalg.cholesky(np.linalg.inv(damped)).T)
 
 
 def compensated(weight: NDArray[np.floating], factor: Array, scales: Array, levels: int) -> NDArray[np.int8]:

@@ -1,30 +1,26 @@
-"""What of a float32 graph is quantized: its layers, the tensors that share a grid, and what stays in float32."""
+"""The plan of a graph's quantization: its layers, the tensors that share a grid, and the layers left in float32."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 
 import onnx
-from onnx import TensorProto, numpy_helper
+import onnx_ir as ir
 
 from t2v_edge.spec import StageSpec
-from t2v_export.graph.clean import WEIGHTED
-from t2v_export.graph.phases import is_layout
+from t2v_export.graph import view
+from t2v_export.graph.operators import CONVOLUTIONS, WEIGHTED, is_weight
+from t2v_export.graph.phases import MOVES, is_layout
 from t2v_export.recipe import Quantize
-
-CONVOLUTIONS = ("Conv", "ConvTranspose")
-MOVES = ("Transpose", "Reshape", "Slice")
 
 
 @dataclass(frozen=True)
 class QuantizePlan:
-    """What of a graph is quantized.
+    """The layers and tensors of a graph that are quantized, by name.
 
-    `layers`: names of its nodes. `groups`: activation tensors that share one grid, each group ending in the tensors
-    that layers read. `extra`: tensors that `int8-u8` quantizes besides. `kept`: layers left in float32. `added`:
-    of `extra`, those that are summed with another tensor in front of a ReLU, and that tensor.
+    `layers`: nodes in INT8. `kept`: layers left in float32. `groups`: activation tensors that share one grid. `extra`:
+    tensors that `int8-u8` quantizes besides. `added`: pairs of an extra tensor and the one added to it before a ReLU.
     """
 
     layers: tuple[str, ...]
@@ -36,191 +32,187 @@ class QuantizePlan:
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """The end of a renderer: the tensor `made` of unrounded levels, and the nodes behind it, from Clip to Cast."""
+    """The end of a renderer: the tensor `made` of unrounded levels, and the nodes behind it from Clip to Cast."""
 
-    made: str
-    nodes: tuple[onnx.NodeProto, ...]
+    made: ir.Value
+    nodes: tuple[ir.Node, ...]
 
 
-class View:
-    """A float32 graph looked at from all sides; it is not changed."""
+def layers_of(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes of a float32 graph that can be quantized."""
+    return [node for node in graph if node.op_type in WEIGHTED and _has_weight(node)]
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.nodes = list(model.graph.node)
-        self.constants = {t.name: t for t in model.graph.initializer}
-        self.made_by = {o: n for n in self.nodes for o in n.output}
-        self.read_by: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in self.nodes:
-            for name in node.input:
-                self.read_by[name].append(node)
-        self.outputs = {o.name for o in model.graph.output}
 
-    def layers(self) -> list[onnx.NodeProto]:
-        """The nodes with float32 weights that can be quantized."""
-        return [n for n in self.nodes if n.op_type in WEIGHTED and self._has_weight(n)]
+def _has_weight(node: ir.Node) -> bool:
+    if not is_weight(view.operand(node, 1)) or view.is_constant(view.operand(node)):
+        return False
+    has, weight = node.attributes, view.constant(node, 1)
+    plain = not has.get_int("transA", 0) and has.get_float("alpha", 1.0) == has.get_float("beta", 1.0) == 1.0
+    return plain and (node.op_type != "MatMul" or weight.ndim == 2)
 
-    def _has_weight(self, node: onnx.NodeProto) -> bool:
-        weight = self.constants.get(node.input[1])
-        if weight is None or weight.data_type != TensorProto.FLOAT or node.input[0] in self.constants:
-            return False
-        plain = all(a.name != "transA" or a.i == 0 for a in node.attribute) and all(
-            a.name not in ("alpha", "beta") or a.f == 1.0 for a in node.attribute
-        )
-        return plain and (node.op_type != "MatMul" or len(weight.dims) == 2)
 
-    def shared_inputs(self, name: str) -> list[str]:
-        """The tensors that `name` only moves about, so that one grid does for it and them."""
-        node = self.made_by.get(name)
-        if node is None:
-            return []
-        if node.op_type == "Concat":
-            return [i for i in node.input if i not in self.constants]
-        if is_layout(node):
-            return [self.laid_out(name)]
-        nearest = node.op_type == "Resize" and any(a.name == "mode" and a.s == b"nearest" for a in node.attribute)
-        return [node.input[0]] if nearest or node.op_type == "MaxPool" else []
+def shared_inputs(value: ir.Value) -> list[ir.Value]:
+    """The tensors whose elements `value` only moves, so that they can share its grid."""
+    node = view.maker(value)
+    if node is None:
+        return []
+    if node.op_type == "Concat":
+        return [given for given in node.inputs if given is not None and not view.is_constant(given)]
+    if is_layout(node):
+        return [laid_out(value)]
+    nearest = node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") == "nearest"
+    source = view.operand(node)
+    return [source] if source is not None and (nearest or node.op_type == "MaxPool") else []
 
-    def laid_out(self, name: str) -> str:
-        """The phases that become the pixels `name`; `name` itself where it is something else."""
-        while name in self.made_by and is_layout(self.made_by[name]):
-            name = self.made_by[name].input[0]
-        return name
 
-    def pixels(self) -> Pixels | None:
-        """Where the graph's one output is frames: clipped to 0 to 255, perhaps moved about, rounded, cast to uint8."""
-        cast = self.made_by[next(iter(self.outputs))] if len(self.outputs) == 1 else None
-        if cast is None or cast.op_type != "Cast" or cast.attribute[0].i != TensorProto.UINT8:
-            return None
-        rounding = self.made_by.get(cast.input[0])
-        if rounding is None or rounding.op_type != "Round" or self.only_reader(rounding.output[0]) is None:
-            return None
-        moves: list[onnx.NodeProto] = []
-        name = rounding.input[0]
-        while self.only_reader(name) is not None and name in self.made_by and self.made_by[name].op_type in MOVES:
-            moves.insert(0, self.made_by[name])
-            name = moves[0].input[0]
-        clip = self.made_by.get(name)
-        if clip is None or clip.op_type != "Clip" or self.only_reader(name) is None:
-            return None
-        bounds = [self.constants.get(i) for i in clip.input[1:]]
-        if [None if b is None else float(numpy_helper.to_array(b)) for b in bounds] != [0.0, 255.0]:
-            return None
-        return Pixels(clip.input[0], (clip, *moves, rounding, cast))
+def laid_out(value: ir.Value) -> ir.Value:
+    """The phases that a layout turns into the pixels `value`; else `value` itself."""
+    node = view.maker(value)
+    source = view.operand(node) if node is not None and is_layout(node) else None
+    return value if source is None else laid_out(source)
 
-    def only_reader(self, name: str) -> onnx.NodeProto | None:
-        readers = self.read_by.get(name, [])
-        return readers[0] if len(readers) == 1 and name not in self.outputs else None
+
+def pixels_of(graph: ir.Graph) -> Pixels | None:
+    """The end of a graph whose one output is frames: clipped to 0 to 255, perhaps moved, rounded, cast to uint8."""
+    cast = view.maker(graph.outputs[0], "Cast") if len(graph.outputs) == 1 else None
+    if cast is None or cast.attributes["to"].as_int() != ir.DataType.UINT8:
+        return None
+    rounding = _sole_maker(cast, "Round")
+    if rounding is None:
+        return None
+    moves: list[ir.Node] = []
+    while (move := _sole_maker(moves[0] if moves else rounding, *MOVES)) is not None:
+        moves.insert(0, move)
+    clip = _sole_maker(moves[0] if moves else rounding, "Clip")
+    if clip is None or [float(view.array(b)) if view.is_constant(b) else None for b in clip.inputs[1:]] != [0.0, 255.0]:
+        return None
+    made = view.operand(clip)
+    return None if made is None else Pixels(made, (clip, *moves, rounding, cast))
+
+
+def _sole_maker(node: ir.Node, *operators: str) -> ir.Node | None:
+    """The node before another, if nothing else reads its result."""
+    return view.maker(view.operand(node), *operators) if view.only_reader(view.operand(node)) else None
 
 
 def make_plan(model: onnx.ModelProto, spec: StageSpec, options: Quantize) -> QuantizePlan:
-    """Choose the layers and tensors of a stage's float32 graph; nothing is measured for it."""
-    view = View(model)
-    layers = view.layers()
-    names = {n.name for n in layers}
+    """The plan of a stage's float32 graph, from its structure alone."""
+    graph = view.read(model).graph
+    layers = layers_of(graph)
+    names = {_name(node) for node in layers}
     kept = names & set(options.keep)
     if options.keep_first:
-        kept |= _first_dense(view, names, spec)
-    pixels = view.pixels()
+        kept |= _first_dense(graph, names, spec)
+    pixels = pixels_of(graph)
     if options.keep_last:
-        # but not a convolution that gives levels themselves: they are rounded to whole ones anyway
-        kept |= _last(view, names) - {n.name for n in layers if pixels and n.output[0] == pixels.made}
-    chosen = [n for n in layers if n.name not in kept]
-    groups = _groups(view, [n.input[0] for n in chosen])
-    grouped = {t for group in groups for t in group}
-    extra: dict[str, None] = {}
-    added = []
+        # but not a convolution that gives levels: they are rounded to whole numbers anyway
+        kept |= _last(graph, names) - {_name(n) for n in layers if pixels and n.outputs[0] is pixels.made}
+    chosen = [node for node in layers if _name(node) not in kept]
+    groups = _groups([view.operand(node) for node in chosen])
+    grouped = {value for group in groups for value in group}
+    extra: dict[ir.Value, None] = {}
+    added: list[tuple[str, str]] = []
     for node in chosen:
-        if node.op_type in CONVOLUTIONS and (pixels is None or node.output[0] != pixels.made):
-            extra.update(dict.fromkeys(_after(view, node.output[0], grouped)))
-            added += _added(view, node.output[0], extra)
-    order = tuple(n.name for n in layers)
-    named = tuple(n.name for n in chosen), tuple(n for n in order if n in kept)
-    return QuantizePlan(*named, groups, tuple(extra), tuple(added))
+        if node.op_type in CONVOLUTIONS and (pixels is None or node.outputs[0] is not pixels.made):
+            extra.update(dict.fromkeys(_after(node.outputs[0], grouped)))
+            added += _added(node.outputs[0], extra)
+    return QuantizePlan(
+        tuple(_name(node) for node in chosen),
+        tuple(_name(node) for node in layers if _name(node) in kept),
+        tuple(tuple(view.name_of(value) for value in group) for group in groups),
+        tuple(view.name_of(value) for value in extra),
+        tuple(added),
+    )
 
 
-def _first_dense(view: View, layers: Collection[str], spec: StageSpec) -> set[str]:
-    """Dense layers that a float input reaches through no other layer: coordinates and codes lose most, cost least."""
-    reached = {t.name for t in spec.inputs if t.dtype == "float32"}
+def _name(node: ir.Node) -> str:
+    return node.name or ""
+
+
+def _first_dense(graph: ir.Graph, layers: Collection[str], spec: StageSpec) -> set[str]:
+    """Dense layers that a float input reaches through no other layer. Coordinates lose most there, and cost least."""
+    floats = {tensor.name for tensor in spec.inputs if tensor.dtype == "float32"}
+    reached = {value for value in graph.inputs if value.name in floats}
     first = set()
-    for node in view.nodes:
-        if reached.intersection(node.input):
+    for node in graph:
+        if reached.intersection(node.inputs):
             if node.name not in layers:
-                reached.update(node.output)
+                reached.update(node.outputs)
             elif node.op_type in ("Gemm", "MatMul"):
-                first.add(node.name)
+                first.add(_name(node))
     return first
 
 
-def _last(view: View, layers: Collection[str]) -> set[str]:
+def _last(graph: ir.Graph, layers: Collection[str]) -> set[str]:
     """Layers whose result reaches an output of the graph through no other layer."""
-    wanted, last = set(view.outputs), set()
-    for node in reversed(view.nodes):
-        if wanted.intersection(node.output):
+    wanted, last = set(graph.outputs), set()
+    for node in reversed(graph):
+        if wanted.intersection(node.outputs):
             if node.name in layers:
-                last.add(node.name)
+                last.add(_name(node))
             else:
-                wanted.update(i for i in node.input if i)
+                wanted.update(value for value in node.inputs if value is not None)
     return last
 
 
-def _groups(view: View, wanted: list[str]) -> tuple[tuple[str, ...], ...]:
-    group_of: dict[str, list[str]] = {}
+def _groups(wanted: list[ir.Value | None]) -> tuple[tuple[ir.Value, ...], ...]:
+    group_of: dict[ir.Value, list[ir.Value]] = {}
 
-    def join(name: str, group: list[str]) -> None:
-        if name in group_of:
-            other = group_of[name]
+    def join(value: ir.Value, group: list[ir.Value]) -> None:
+        if value in group_of:
+            other = group_of[value]
             if other is not group:
                 group += [member for member in other if member not in group]
                 group_of.update(dict.fromkeys(other, group))
             return
-        group.append(name)
-        group_of[name] = group
-        for source in view.shared_inputs(name):
-            join(source, group_of[name])
+        group.append(value)
+        group_of[value] = group
+        for source in shared_inputs(value):
+            join(source, group_of[value])
 
-    for name in wanted:
-        if name not in group_of:
-            join(name, [])
+    for value in wanted:
+        if value is not None and value not in group_of:
+            join(value, [])
     return tuple(dict.fromkeys(tuple(group) for group in group_of.values()))
 
 
-def _after(view: View, made: str, grouped: Collection[str]) -> list[str]:
-    """What to quantize behind a convolution, so that it gives 8 bits: the ReLU's output where only that reads it, else
-    its own, and the other side of a sum that ends in a quantized tensor.
+def _after(made: ir.Value, grouped: Collection[ir.Value]) -> list[ir.Value]:
+    """The tensors to quantize behind a convolution, so that it gives 8 bits.
+
+    That is the output of a ReLU that alone reads it, else its own output. The other side of a sum that ends in a
+    quantized tensor is added.
     """
-    reader = view.only_reader(made)
-    if reader is not None and reader.op_type == "Relu":
-        made = reader.output[0]
-        reader = None
+    relu, add = view.only_reader(made, "Relu"), view.only_reader(made, "Add")
+    made = relu.outputs[0] if relu is not None else made
     if made in grouped:
         return []
     found = [made]
-    if reader is not None and reader.op_type == "Add":
-        behind = view.only_reader(reader.output[0])
-        sums = {reader.output[0], *(behind.output if behind is not None and behind.op_type == "Relu" else ())}
-        others = [i for i in reader.input if i != made and i not in view.constants]
+    if add is not None:
+        behind = view.only_reader(add.outputs[0], "Relu")
+        sums = {add.outputs[0], *(behind.outputs if behind is not None else ())}
+        others = [
+            value for value in add.inputs if value is not None and value is not made and not view.is_constant(value)
+        ]
         found += others if sums.intersection(grouped) else []
-    return [name for name in found if name not in grouped]
+    return [value for value in found if value not in grouped]
 
 
-def _added(view: View, made: str, extra: Collection[str]) -> list[tuple[str, str]]:
-    """A convolution's output and what is added to it, both quantized, where nothing but a ReLU reads their sum."""
-    add = view.only_reader(made)
-    relu = view.only_reader(add.output[0]) if add is not None and add.op_type == "Add" else None
-    if add is None or relu is None or relu.op_type != "Relu" or made not in extra:
+def _added(made: ir.Value, extra: Collection[ir.Value]) -> list[tuple[str, str]]:
+    """A convolution's output and the tensor added to it, if both are quantized and only a ReLU reads their sum."""
+    add = view.only_reader(made, "Add")
+    if add is None or view.only_reader(add.outputs[0], "Relu") is None or made not in extra:
         return []
-    return [(made, other) for other in add.input if other != made and other in extra]
+    return [(view.name_of(made), view.name_of(other)) for other in add.inputs if other is not made and other in extra]
 
 
 def observed_tensors(model: onnx.ModelProto, plan: QuantizePlan) -> tuple[tuple[str, ...], dict[str, tuple[str, int]]]:
-    """What `quantize` must know: tensors whose histograms it needs, and for each layer its input and channel axis."""
-    view = View(model)
-    sources = {g: [t for t in g if not view.shared_inputs(t)] for g in plan.groups}
-    tensors = dict.fromkeys(t for found in sources.values() for t in found)
+    """The tensors whose histograms `quantize` needs, and by layer its input tensor and channel axis."""
+    opened = view.read(model)
+    values, nodes = view.values_of(opened), {node.name: node for node in opened.graph}
+    tensors = {name: None for group in plan.groups for name in group if not shared_inputs(values[name])}
     tensors.update(dict.fromkeys(plan.extra))
-    nodes = {n.name: n for n in view.nodes}
-    inputs = {}
-    for name in plan.layers:
-        node = nodes[name]
-        inputs[name] = (node.input[0], 1 if node.op_type in CONVOLUTIONS else -1)
+    inputs = {
+        name: (view.name_of(view.operand(nodes[name])), 1 if nodes[name].op_type in CONVOLUTIONS else -1)
+        for name in plan.layers
+    }
     return tuple(tensors), inputs

@@ -1,4 +1,4 @@
-"""What quantization costs, layer by layer: each layer alone in INT8, judged on samples that gave no range."""
+"""Sensitivity of layers to INT8: each layer alone is quantized, and judged on samples that gave no range."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from t2v_calibration.calibration_set import Feeds
 from t2v_edge.engine.base import EngineOptions
 from t2v_edge.engine.registry import open_engine
 from t2v_edge.spec import StageSpec
-from t2v_export.graph.clean import WEIGHTED, out_axis
+from t2v_export.graph import view
+from t2v_export.graph.macs import node_macs
+from t2v_export.graph.operators import WEIGHTED
 from t2v_export.quantize.observe import Observations
 from t2v_export.quantize.plan import QuantizePlan, make_plan
 from t2v_export.quantize.qdq import quantize_unchecked
@@ -24,14 +26,14 @@ from t2v_export.recipe import Quantize
 from t2v_export.verify.difference import ENGINE, frame_psnr
 
 MAX_LAYERS = 64
-"""Layers of a stage that are measured by themselves, those of the most multiply-accumulates; each is a graph to run."""
+"""The most layers of a stage that are measured: those with the most multiply-accumulates. Each needs its own graph."""
 
-VARIANT = "int8-u8"  # whose kernels the engine here has; `int8` differs by its grids, hardly by which layer suffers
+VARIANT = "int8-u8"  # the engine here has its kernels; in `int8` nearly the same layers suffer
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What one layer's INT8 loses: `value`, a PSNR or an error (see `SensitivityMetric`). `macs` of one run."""
+    """The loss of one layer in INT8: `value`, a PSNR or an error (see `SensitivityMetric`). `macs`: of one run."""
 
     layer: str
     value: float
@@ -42,11 +44,11 @@ class Sensitivity:
 
 
 class SensitivityMetric:
-    """How far a graph of a stage is from its float32 graph, on held-out samples of what the stage is fed.
+    """The distance between a graph of a stage and its float32 graph, on held-out inputs of the stage.
 
-    Called with a graph it gives, of render, the mean PSNR of uint8 frames in dB (`key` is ``psnr_db``); of text and
-    motion the root mean square of the difference by that of the output itself, of the worst output (``error``). A
-    motion step is judged by itself, from recorded states.
+    A call with a graph measures it. For render the value is the mean PSNR of uint8 frames in dB (`key` is ``psnr_db``).
+    For text and motion it is that of the worst output: the root mean square of the difference, divided by that of the
+    output (``error``). A motion step is judged by itself, from recorded states.
     """
 
     def __init__(self, model: onnx.ModelProto, spec: StageSpec, samples: Sequence[Feeds]) -> None:
@@ -69,7 +71,7 @@ class SensitivityMetric:
         return bool(options.min_psnr if self.key == "psnr_db" else options.max_error)
 
     def within(self, value: float, options: Quantize) -> bool:
-        """Whether a value keeps the recipe's bound for this stage, where there is one. NaN keeps none."""
+        """Whether a value keeps the recipe's bound for this stage; True without a bound. NaN keeps none."""
         if self.key == "psnr_db":
             return not options.min_psnr or value >= options.min_psnr
         return not options.max_error or value <= options.max_error
@@ -79,7 +81,7 @@ class SensitivityMetric:
         return f"min_psnr {options.min_psnr:g} dB" if self.key == "psnr_db" else f"max_error {options.max_error:g}"
 
     def worst_first(self, found: Sequence[Sensitivity]) -> tuple[Sensitivity, ...]:
-        """The most sensitive layer first; among equals the order stays."""
+        """The layers, the most sensitive first. Equals keep their order."""
         sign = 1 if self.key == "psnr_db" else -1
         return tuple(sorted(found, key=lambda s: sign * s.value if math.isfinite(s.value) else -math.inf))
 
@@ -96,10 +98,11 @@ class SensitivityMetric:
 
 
 def spared_layers(found: Sequence[Sensitivity], share: float) -> tuple[str, ...]:
-    """The first of `found`, the most sensitive layers, that together need at most `share` of the multiply-accumulates
-    of them all: to leave them in float costs next to nothing.
+    """The first of `found` that together need at most `share` of all multiply-accumulates.
+
+    These are the most sensitive layers, and in float they cost next to nothing.
     """
-    room, spared = share * sum(s.macs for s in found), []
+    room, spared = share * sum(s.macs for s in found), list[str]()
     for one in found:
         room -= one.macs
         if room < 0 or len(spared) == len(found) - 1:
@@ -116,7 +119,7 @@ def measure_sensitivity(
     judge: SensitivityMetric,
     advance: Callable[[], object] = lambda: None,
 ) -> tuple[Sensitivity, ...]:
-    """Each layer of the plan alone in INT8, the rest in float32; the most sensitive first, at most `MAX_LAYERS`.
+    """The loss of each layer of the plan alone in INT8, the most sensitive first; at most `MAX_LAYERS`.
 
     `seen`: the observations of the whole plan. `advance` is called after each layer.
     """
@@ -133,18 +136,6 @@ def measure_sensitivity(
 
 
 def layer_macs(model: onnx.ModelProto) -> dict[str, int]:
-    """Multiply-accumulates of one run of each node with weights, by its name."""
-    typed = onnx.shape_inference.infer_shapes(model)
-    sizes = {
-        v.name: math.prod(d.dim_value for d in v.type.tensor_type.shape.dim)
-        for v in [*typed.graph.value_info, *typed.graph.input, *typed.graph.output]
-    }
-    weights = {t.name: t.dims for t in typed.graph.initializer}
-    macs = {}
-    for node in typed.graph.node:
-        if node.op_type in WEIGHTED and node.input[1] in weights:
-            dims = weights[node.input[1]]
-            spread = node.input[0] if node.op_type == "ConvTranspose" else node.output[0]
-            along = 0 if node.op_type == "ConvTranspose" else out_axis(node)
-            macs[node.name] = sizes[spread] * math.prod(dims) // dims[along]
-    return macs
+    """The multiply-accumulates of each node with weights in one run, by its name."""
+    layers = [node for node in view.read(model, typed=True).graph if node.op_type in WEIGHTED]
+    return {node.name or "": node_macs(node) for node in layers if view.is_constant(view.operand(node, 1))}

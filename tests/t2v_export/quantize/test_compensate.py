@@ -9,7 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from t2v_calibration.ranges import quantize_weight, weight_scales
-from t2v_export.graph.clean import out_axis
+from t2v_export.graph.operators import out_axis
+from t2v_export.graph.view import make_node
 from t2v_export.quantize.compensate import Moments, compensated
 from t2v_export.quantize.sensitivity import Sensitivity, spared_layers
 
@@ -52,11 +53,12 @@ def run(node: onnx.NodeProto, weight: np.ndarray, value: np.ndarray) -> np.ndarr
 def test_outputs_are_nearer_than_with_plain_rounding(kind):
     operator, shape, attributes, inputs = LAYERS[kind]
     node = helper.make_node(operator, ["x", "w"], ["y"], **attributes)
+    layer = make_node(operator, [None, None], "y", "/layer", **attributes)
     weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    moments = Moments.of(node, weight)
+    moments = Moments.of(layer, weight)
     for value in inputs(60, 1):
         moments.add(value if operator == "Gemm" else value[None])
-    axis = out_axis(node)
+    axis = out_axis(layer)
     scales = weight_scales(weight, axis, BITS)
     spread = scales.reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
     held = inputs(20, 2)
@@ -78,11 +80,11 @@ def test_inputs_that_have_nothing_to_do_with_each_other_change_nothing():
 
 def test_layers_it_is_not_made_for_are_rounded_plainly():
     weight = np.ones((6, 1, 3, 3), np.float32)
-    assert Moments.of(helper.make_node("Conv", ["x", "w"], ["y"], group=6), weight) is None
-    assert Moments.of(helper.make_node("Conv", ["x", "w"], ["y"], dilations=[2, 2]), weight) is None
+    assert Moments.of(make_node("Conv", [], "y", "", group=6), weight) is None
+    assert Moments.of(make_node("Conv", [], "y", "", dilations=[2, 2]), weight) is None
     huge = np.broadcast_to(np.float32(1), (5000, 2))
-    assert Moments.of(helper.make_node("MatMul", ["x", "w"], ["y"]), huge) is None
-    unseen = Moments.of(helper.make_node("MatMul", ["x", "w"], ["y"]), np.eye(5, dtype=np.float32))
+    assert Moments.of(make_node("MatMul", [], "y", ""), huge) is None
+    unseen = Moments.of(make_node("MatMul", [], "y", ""), np.eye(5, dtype=np.float32))
     assert (unseen.round([8])[8] == 127 * np.eye(5)).all()
 
 

@@ -8,13 +8,24 @@ import pytest
 from onnx import TensorProto, helper
 
 from t2v_edge.spec import StageSpec, TensorSpec
-from t2v_export.graph.clean import constants, levels_graph
+from t2v_export.graph.clean import levels_graph
 from t2v_export.graph.lint import lint, target_of
 from t2v_export.graph.phases import split_phases
 from t2v_export.quantize.observe import observe
 from t2v_export.quantize.plan import make_plan, observed_tensors
 from t2v_export.quantize.qdq import quantize
-from tests.t2v_export.quantize_samples import ALL, SPEC, model_of, nodes_of, quantized, run, run_all, samples, weights
+from tests.t2v_export.quantize_samples import (
+    ALL,
+    SPEC,
+    constants_of,
+    model_of,
+    nodes_of,
+    quantized,
+    run,
+    run_all,
+    samples,
+    weights,
+)
 
 
 def ending(last: str, clip=(0.0, 255.0), moved=True) -> onnx.ModelProto:
@@ -55,7 +66,7 @@ def test_a_convolution_that_gives_levels_ends_in_8_bits_on_the_levels_themselves
     unsigned, signed = (quantized(model, v, options, spec=spec) for v in ("int8-u8", "int8"))
     kinds = [n.op_type for n in unsigned.graph.node]
     assert not {"Round", "Cast", "Clip"} & set(kinds)
-    known, q = constants(unsigned.graph), nodes_of(unsigned)["/q/levels"]
+    known, q = constants_of(unsigned), nodes_of(unsigned)["/q/levels"]
     assert known[q.input[1]] == 1.0 and known[q.input[2]] == 0
     assert [n.op_type for n in signed.graph.node][-2:] == ["Round", "Cast"]  # TensorRT knows uint8 at the border only
     for made, variant in ((unsigned, "int8-u8"), (signed, "int8")):
@@ -97,10 +108,10 @@ def test_a_sum_in_front_of_a_relu_spends_no_levels_on_what_becomes_zero():
     least, lifted = seen.histograms["c1"].low, seen.histograms["bias"].high
     assert least < -1.5 * lifted < 0
     made = quantize(model, spec, plan, seen, ALL, "int8-u8")
-    known = constants(made.graph)
+    known = constants_of(made)
     lowest = -float(known["c1.scale"]) * int(known["c1.zero_point"])
     assert -1.05 * lifted <= lowest <= -0.95 * lifted
-    plain = constants(quantize(model, spec, replace(plan, added=()), seen, ALL, "int8-u8").graph)
+    plain = constants_of(quantize(model, spec, replace(plan, added=()), seen, ALL, "int8-u8"))
     assert known["c1.scale"] < 0.8 * plain["c1.scale"]
     for feeds in samples(4):
         assert np.abs(run(made, feeds) - run(model, feeds)).mean() < 0.03 * np.abs(run(model, feeds)).max()
@@ -112,13 +123,13 @@ def test_phases_are_laid_out_in_8_bits_between_layers():
         helper.make_node("Relu", ["c1"], ["r1"], name="/relu"),
         helper.make_node("Conv", ["r1", "w2"], ["y"], name="/conv", pads=[1] * 4),
     ]
-    constants_of = {"w1": weights(4, 5, 4, 4), "w2": weights(3, 5, 3, 3, seed=1)}
-    model = split_phases(model_of(nodes, constants_of, {"x": [1, 4, 6, 6]}, {"y": [1, 3, 12, 12]}), SPEC)
+    given = {"w1": weights(4, 5, 4, 4), "w2": weights(3, 5, 3, 3, seed=1)}
+    model = split_phases(model_of(nodes, given, {"x": [1, 4, 6, 6]}, {"y": [1, 3, 12, 12]}), SPEC)
     for variant, quantizers in (("int8-u8", {"x", "r1/phases", "r1", "y"}), ("int8", {"x", "r1"})):
         made = quantized(model, variant)
         steps = [n for n in made.graph.node if n.op_type == "QuantizeLinear"]
         assert {n.input[0] for n in steps} == quantizers
-        known = constants(made.graph)
+        known = constants_of(made)
         grids = {n.input[0]: (known[n.input[1]], known[n.input[2]]) for n in steps}
         assert variant == "int8" or grids["r1"] == grids["r1/phases"]
         assert (

@@ -19,7 +19,6 @@ from t2v_export.checkpoint.config import StageConfig
 from t2v_export.commands.export import summary, table
 from t2v_export.errors import AccuracyError
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
-from t2v_export.graph.clean import constants
 from t2v_export.graph.lint import lint, target_of
 from t2v_export.quantize import stage as int8
 from t2v_export.quantize.plan import make_plan
@@ -27,7 +26,18 @@ from t2v_export.quantize.qdq import INT8_VARIANTS
 from t2v_export.quantize.stage import measure_int8
 from t2v_export.recipe import Quantize, parse_recipe
 from t2v_export.verify.difference import StageDifference
-from tests.t2v_export.quantize_samples import ALL, SPEC, model_of, nodes_of, quantized, run, samples, upsampler, weights
+from tests.t2v_export.quantize_samples import (
+    ALL,
+    SPEC,
+    constants_of,
+    model_of,
+    nodes_of,
+    quantized,
+    run,
+    samples,
+    upsampler,
+    weights,
+)
 
 
 @pytest.mark.parametrize("variant", INT8_VARIANTS)
@@ -45,7 +55,7 @@ def test_quantized_graph_is_near_the_float_one_and_lints_clean(variant, method):
 
 def test_signed_variant_has_no_zero_point_but_zero_and_quantizes_only_what_layers_read():
     made = quantized(upsampler(), "int8")
-    known = constants(made.graph)
+    known = constants_of(made)
     steps = [n for n in made.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert steps and all(not known[n.input[2]].any() and known[n.input[2]].dtype == np.int8 for n in steps)
     quantizers = {n.input[0] for n in steps if n.op_type == "QuantizeLinear"}
@@ -55,7 +65,7 @@ def test_signed_variant_has_no_zero_point_but_zero_and_quantizes_only_what_layer
 
 def test_unsigned_variant_starts_at_zero_after_relu_and_keeps_convolutions_in_8_bits():
     made = quantized(upsampler(), "int8-u8")
-    known = constants(made.graph)
+    known = constants_of(made)
     zero = {n.input[0]: known[n.input[2]] for n in made.graph.node if n.op_type == "QuantizeLinear"}
     assert zero["r2"] == 0 and zero["x"] > 0 and zero["r2"].dtype == np.uint8
     assert {"c2", "bias", "y"} <= set(zero) and "c1" not in zero  # relu1's output is quantized, conv1's need not be
@@ -66,7 +76,7 @@ def test_unsigned_variant_starts_at_zero_after_relu_and_keeps_convolutions_in_8_
 def test_scales_are_those_of_numpy_and_shared_across_concat_and_resize():
     fed = samples()
     made = quantized(upsampler(), "int8", fed=fed)
-    known = constants(made.graph)
+    known = constants_of(made)
     scale = {n.input[0]: float(known[n.input[1]]) for n in made.graph.node if n.op_type == "QuantizeLinear"}
     assert scale["both"] == scale["big"] == scale["r1"] == scale["x"]
     model = upsampler()
@@ -104,7 +114,7 @@ def test_weight_scales_run_along_the_outputs(kind):
     fed = samples(shape=(1, 4, 6, 6) if "Conv" in kind else (1, 4))
     made = quantized(model, "int8", replace(ALL, bias_correction=False), fed)
     dequantize = nodes_of(made)["/dq/layer.weight"]
-    known, weight = constants(made.graph), weights(*shape)
+    known, weight = constants_of(made), weights(*shape)
     assert dequantize.attribute[0].i == axis
     wanted = np.abs(weight).max(tuple(i for i in range(weight.ndim) if i != axis)) / 127
     np.testing.assert_allclose(known["layer.weight.scale"], wanted, rtol=1e-6)
@@ -123,7 +133,7 @@ def test_largest_weights_and_inputs_do_not_clip_on_any_processor(kind, engine):
     size = (1, 4, 6, 6) if kind == "Conv" else (1, 4)
     fed = [{"x": np.full(size, value, np.float32)} for value in (0.0, 0.9, 1.0)]
     made = quantized(model, "int8-u8", ALL, fed)
-    assert np.abs(constants(made.graph)["layer.weight.int8"]).max() == 64
+    assert np.abs(constants_of(made)["layer.weight.int8"]).max() == 64
     outputs = tuple(d.dim_value for d in made.graph.output[0].type.tensor_type.shape.dim)
     spec = StageSpec("render", (TensorSpec("x", size),), (TensorSpec("y", outputs),))
     with open_engine(engine, made.SerializeToString(), spec, EngineOptions(threads=1)) as opened:
@@ -132,7 +142,7 @@ def test_largest_weights_and_inputs_do_not_clip_on_any_processor(kind, engine):
 
 def test_weights_have_the_bits_that_the_recipe_says_and_tensorrt_all_8():
     for variant, bits, largest in (("int8-u8", 8, 127), ("int8-u8", 7, 64), ("int8", 7, 127)):
-        known = constants(quantized(upsampler(), variant, replace(ALL, weight_bits=bits)).graph)
+        known = constants_of(quantized(upsampler(), variant, replace(ALL, weight_bits=bits)))
         made = [value for name, value in known.items() if name.endswith("weight.int8")]
         assert len(made) == 4 and all(np.abs(value).max() == largest for value in made)
 
@@ -168,7 +178,7 @@ def test_bias_of_a_matmul_is_corrected_in_the_sum_behind_it():
     model = model_of(nodes, {"w": weight, "b": np.ones(6, np.float32)}, {"x": [1, 4]}, outputs)
     fed = samples(64, (1, 4), mean=5.0)
     made = quantized(model, "int8", ALL, fed)
-    known = constants(made.graph)
+    known = constants_of(made)
     error = known["layer.weight.int8"] * known["layer.weight.scale"] - weight
     mean = np.mean([f["x"][0] for f in fed], axis=0)
     np.testing.assert_allclose(known["add.corrected"], 1 - mean @ error, rtol=1e-5)
@@ -189,6 +199,17 @@ def test_coordinates_and_pixels_stay_in_float_where_the_recipe_says_so():
     assert (plan.layers, plan.kept) == (("/middle",), ("/first", "/last"))
     assert make_plan(model, spec, replace(ALL, keep=("/last",))).kept == ("/last",)
     assert make_plan(model, spec, ALL).kept == ()
+
+
+def test_layers_of_a_module_named_layout_have_grids_of_their_own():
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1"], ["a"], name="/layout/layout.0/Gemm"),
+        helper.make_node("Gemm", ["a", "w2"], ["y"], name="/layout/layout.1/Gemm"),
+    ]
+    given = {"w1": weights(4, 4), "w2": weights(4, 4, seed=1)}
+    model = model_of(nodes, given, {"x": [1, 4]}, {"y": [1, 4]})
+    spec = StageSpec("render", (TensorSpec("x", (1, 4)),), (TensorSpec("y", (1, 4)),))
+    assert make_plan(model, spec, ALL).groups == (("x",), ("a",))
 
 
 def test_lookup_tables_are_stored_in_int8_and_looked_up_alike():

@@ -7,13 +7,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from t2v_edge.spec import StageSpec, TensorSpec
-from t2v_export.graph.clean import constants
 from t2v_export.quantize.observe import observe
 from t2v_export.quantize.plan import make_plan, observed_tensors
 from t2v_export.quantize.qdq import INT8_VARIANTS, quantize
 from t2v_export.quantize.sensitivity import SensitivityMetric
 from t2v_export.quantize.smooth import smooth
 from t2v_export.recipe import Quantize
+from tests.t2v_export.quantize_samples import constants_of
 
 SPEC = StageSpec("text", (TensorSpec("x", (1, 5, 16)),), (TensorSpec("condition", (1, 5, 16)),))
 OPTIONS = Quantize(method="minmax", keep_first=False, keep_last=False)
@@ -71,9 +71,9 @@ def test_smoothing_is_the_same_function_and_leaves_the_input_alone(residual):
 
 
 def test_factors_are_those_of_the_paper():
-    made = constants(smooth(block(), ("/one", "/two"), samples(0), 0.5).graph)
+    made = constants_of(smooth(block(), ("/one", "/two"), samples(0), 0.5))
     model = block()
-    given = constants(model.graph)
+    given = constants_of(model)
     model.graph.output.extend([helper.make_empty_tensor_value_info("n")])
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     largest = np.max([np.abs(session.run(["n"], feeds)[0]).max((0, 1)) for feeds in samples(0)], axis=0)
