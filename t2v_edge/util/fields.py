@@ -18,8 +18,8 @@ T = TypeVar("T")
 class Fields:
     """The values of one message of type `kind`.
 
-    Every getter raises `ProtocolError` for a wrong value. The `optional_` getters, `fraction` and `size` return None
-    if the key is absent or null.
+    Every getter raises `ProtocolError` for a wrong value. The `optional_` getters return None if the key is absent or
+    null.
     """
 
     def __init__(self, kind: str, values: dict[str, Any]) -> None:
@@ -47,13 +47,9 @@ class Fields:
     def wholes(self, name: str, low: int, high: int, most: int) -> tuple[int, ...]:
         """A list of 1 to `most` whole numbers."""
         value = self._values.get(name)
-        if (
-            not isinstance(value, list)
-            or not 1 <= len(value) <= most
-            or not all(_is_whole(item, low, high) for item in value)
-        ):
-            raise self.wrong(name, value, f"a list of 1 to {most} whole numbers, {low} to {high}")
-        return tuple(value)
+        if isinstance(value, list) and 1 <= len(value) <= most and all(_is_whole(item, low, high) for item in value):
+            return tuple(value)
+        raise self.wrong(name, value, f"a list of 1 to {most} whole numbers, {low} to {high}")
 
     def optional_number(self, name: str, low: float, high: float) -> Optional[float]:
         value = self._values.get(name)
@@ -66,7 +62,7 @@ class Fields:
     def number(self, name: str, low: float, high: float) -> float:
         return self._required(name, self.optional_number(name, low, high), f"a number, {low:g} to {high:g}")
 
-    def fraction(self, name: str, low: int, high: int) -> Optional[Fraction]:
+    def optional_fraction(self, name: str, low: int, high: int) -> Optional[Fraction]:
         """An exact rate: a number, or a text such as "30000/1001"."""
         value = self._values.get(name)
         if value is None:
@@ -82,7 +78,10 @@ class Fields:
             raise self.wrong(name, value, f'a number from {low} to {high} of at most six digits, or "30000/1001"')
         return result
 
-    def size(self, name: str, most: int) -> Optional[tuple[int, int]]:
+    def fraction(self, name: str, low: int, high: int) -> Fraction:
+        return self._required(name, self.optional_fraction(name, low, high), f"a number from {low} to {high}")
+
+    def optional_size(self, name: str, most: int) -> Optional[tuple[int, int]]:
         """(width, height)."""
         value = self._values.get(name)
         if value is None:
@@ -91,9 +90,11 @@ class Fields:
             raise self.wrong(name, value, f"[width, height], each 1 to {most}")
         return value[0], value[1]
 
-    def optional_text(self, name: str, most: int) -> Optional[str]:
+    def optional_text(self, name: str, most: int, default: Optional[str] = None) -> Optional[str]:
         value = self._values.get(name)
-        if value is not None and (not isinstance(value, str) or len(value) > most or not _is_unicode(value)):
+        if value is None:
+            return default
+        if not isinstance(value, str) or len(value) > most or not _is_unicode(value):
             raise self.wrong(name, value, f"text of at most {most} characters")
         return value
 
