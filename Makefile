@@ -89,7 +89,7 @@ check: lint types test
 
 # Pages that are written from the code.
 docs: $(STAMP)
-	$(BIN)/python -m t2v_export.recipe.reference docs/recipes.md
+	$(BIN)/python docs/make_recipes.py docs/recipes.md
 
 clean:
 	rm -rf $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

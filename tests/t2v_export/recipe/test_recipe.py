@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from docs.make_recipes import reference
 from t2v_edge.errors import UsageError
 from t2v_export.recipe import Quantize, load_recipe, parse_recipe
 from t2v_export.recipe.options import PASSES, Option
 from t2v_export.recipe.recipe import shipped_recipes
-from t2v_export.recipe.reference import reference
 
 PAGE = Path(__file__).parents[3] / "docs/recipes.md"
 

@@ -1,6 +1,6 @@
 """The recipe reference, docs/recipes.md: every pass and option, written from their descriptions.
 
-`make docs` writes it: ``python -m t2v_export.recipe.reference docs/recipes.md``.
+`make docs` writes it: ``python docs/make_recipes.py docs/recipes.md``.
 """
 
 from __future__ import annotations
