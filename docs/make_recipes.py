@@ -64,7 +64,8 @@ def _pass_section(kind: str, made: type[Pass]) -> str:
 
 
 def _cells(one: Field[Any]) -> Iterator[str]:
-    about, default = Option.of(one), Option.of(one).default
+    about: Option = one.metadata["option"]
+    default = about.default
     yield f"`{one.name}`"
     yield TYPES[type(default)]
     yield f"`{json.dumps(default)}`" if default != {} else "none"

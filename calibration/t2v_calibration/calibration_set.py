@@ -52,14 +52,12 @@ def collect(
     captions: Sequence[str],
     blend_steps: int,
     options: CalibrationOptions = CalibrationOptions(),
-    advance: Callable[[], object] = lambda: None,
 ) -> CalibrationSet:
     """Play streams of the captions, as the runtime does, and keep what each stage is fed.
 
     `run` runs a stage once. Each stream plays `options.steps` base steps from its own draws. It changes its caption in
     mid-run, blending over `blend_steps` with the state carried on. Motion samples are spread evenly over all steps. So
-    are render samples, each at a random place between its step and the next. `advance` is called after each stream. The
-    same seed gives the same set.
+    are render samples, each at a random place between its step and the next. The same seed gives the same set.
 
     Raises `CalibrationError` for no captions and for a stage that gives NaN or infinity, `CaptionError` for a caption
     that cannot be tokenized.
@@ -80,7 +78,6 @@ def collect(
         motion += [steps[i][0] for i in _spread(len(steps), options.motion, index, streams)]
         between = _spread(len(steps) - 1, options.render, index, streams)
         render += [_between(steps[i], steps[i + 1], float(chooser.random())) for i in between]
-        advance()
     samples = {"text": tuple(text), "motion": tuple(motion), "render": tuple(render)}
     return CalibrationSet(samples, _sha256(samples))
 

@@ -72,8 +72,7 @@ class Histogram:
     def merged(self, other: Histogram) -> Histogram:
         """The histogram of both."""
         made = Histogram(min(self.low, other.low), max(self.high, other.high))
-        for part in (self, other):
-            made._grow(part.reach)
+        made._grow(max(self.reach, other.reach))
         for part in (self, other):
             grown = Histogram(reach=part.reach, counts=part.counts.copy())
             grown._grow(made.reach)
@@ -103,11 +102,8 @@ class Histogram:
 def make_grid(low: float, high: float, signed: bool) -> Grid:
     """The grid of a range: symmetric with zero-point 0 where `signed`, else as wide as the range, zero exact in it."""
     low, high = min(low, 0.0), max(high, 0.0)
-    if signed:
-        scale = np.float32(max(-low, high) / 127)
-        return Grid(float(scale) or 1.0, 0, True)
-    scale = np.float32((high - low) / 255)
-    return Grid(float(scale) or 1.0, int(np.clip(np.rint(-low / (float(scale) or 1.0)), 0, 255)), False)
+    scale = float(np.float32(max(-low, high) / 127 if signed else (high - low) / 255)) or 1.0
+    return Grid(scale, 0 if signed else int(np.clip(np.rint(-low / scale), 0, 255)), signed)
 
 
 def choose_grid(

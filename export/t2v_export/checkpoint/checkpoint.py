@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import tokenizers
 import torch
@@ -15,7 +17,7 @@ from torch import nn
 from t2v_edge.errors import CheckpointError
 from t2v_edge.spec import STAGES, StageSpec, TensorSpec, check_stages
 from t2v_edge.util.files import atomic_folder
-from t2v_export.checkpoint.config import CheckpointConfig, parse_config
+from t2v_export.checkpoint.config import CheckpointConfig, StageConfig, parse_config
 from t2v_export.checkpoint.files import folder_sha256, needed_file, plain_file
 from t2v_export.checkpoint.weights import MAX_FILE_BYTES, load_weights, pack_weights, read_weights, tensors_sha256
 from t2v_export.models import build_stage
@@ -63,24 +65,16 @@ def load_checkpoint(path: Path | str, allow_code: bool = False) -> Checkpoint:
     root = Path(path)
     if not root.is_dir():
         raise CheckpointError(f"{root} is not a folder; a checkpoint is a folder with config.json in it")
-    config = parse_config(
-        needed_file(root, "config.json", MAX_CONFIG_BYTES, "is this a checkpoint folder?").read_bytes()
-    )
+    written = needed_file(root, "config.json", MAX_CONFIG_BYTES, "is this a checkpoint folder?")
+    config = parse_config(written.read_bytes())
     for name in EVALUATOR_FILES:
         plain_file(root, name, MAX_FILE_BYTES)
     tokenizer = _read_tokenizer(root)
     modules = {stage: _load_stage(root, config, stage, allow_code) for stage in STAGES}
     card = plain_file(root, "README.md", MAX_CONFIG_BYTES)
-    checkpoint = Checkpoint(
-        config,
-        modules["text"],
-        modules["motion"],
-        modules["render"],
-        tokenizer,
-        card.read_text("utf-8", "replace") if card else "",
-        folder_sha256(root),
-        root.resolve(),
-    )
+    text = card.read_text("utf-8", "replace") if card else ""
+    digest = folder_sha256(root)
+    checkpoint = Checkpoint(config, **modules, tokenizer=tokenizer, card=text, sha256=digest, folder=root.resolve())
     _check_specs(checkpoint)
     return checkpoint
 
@@ -90,19 +84,11 @@ def _load_stage(root: Path, config: CheckpointConfig, stage: str, allow_code: bo
         # transformers opens these by itself: they are checked before it does
         for name in ("config.json", "generation_config.json"):
             plain_file(root, f"encoder/{name}", MAX_CONFIG_BYTES)
-        encoder = read_weights(root, "encoder/model")
-        if encoder is None and config.stages[stage].class_name == "transformers":
+        if read_weights(root, "encoder/model") is None and config.stages[stage].class_name == "transformers":
             raise CheckpointError("encoder/model.safetensors is missing; save the encoder with save_pretrained")
-        del encoder
-    shown = config.stages[stage]
-    module = build_stage(
-        stage,
-        shown.class_name,
-        shown.options,
-        **config.sizes,
-        folder=root / "encoder",
-        code=root if allow_code else None,
-    )
+    name, options = config.stages[stage].class_name, config.stages[stage].options
+    code = root if allow_code else None
+    module = build_stage(stage, name, options, **config.sizes, folder=root / "encoder", code=code)
     own = tuple(getattr(module, "loads_itself", ()))
     tensors = read_weights(root, WEIGHTS[stage])
     if tensors is None:
@@ -195,23 +181,20 @@ def save_loaded(checkpoint: Checkpoint, path: Path | str, dtype: torch.dtype = t
 
 
 def with_stages(
-    checkpoint: Checkpoint, config: CheckpointConfig, modules: Mapping[str, nn.Module], tokenizer: str | None = None
+    checkpoint: Checkpoint,
+    modules: Mapping[str, nn.Module],
+    configs: Mapping[str, StageConfig] = {},
+    tokenizer: str | None = None,
 ) -> Checkpoint:
-    """A new checkpoint with other modules, and the hash of its new content. Stages that are not given stay.
+    """A new checkpoint with other modules and `configs` of stages, and the hash of its new content. The rest stays.
 
     `folder` stays the original one: evaluator and user classes are there. Raises `CheckpointError` and `SpecError` if
     the stages do not fit together.
     """
     tokenizer = checkpoint.tokenizer if tokenizer is None else tokenizer
-    stages = {**checkpoint.modules, **modules}
-    made = replace(
-        checkpoint,
-        config=config,
-        tokenizer=tokenizer,
-        text=stages["text"],
-        motion=stages["motion"],
-        render=stages["render"],
-    )
+    config = replace(checkpoint.config, stages=MappingProxyType({**checkpoint.config.stages, **configs}))
+    stages: dict[str, Any] = {**modules}
+    made = replace(checkpoint, config=config, tokenizer=tokenizer, **stages)
     _check_specs(made)
     digest = hashlib.sha256(_json(config.to_json()))
     for text in (tokenizer, made.card, *_own_code(made).values()):

@@ -51,8 +51,7 @@ class CheckpointConfig:
     @property
     def sizes(self) -> dict[str, int]:
         """What the class of every stage is given."""
-        names = ("condition_size", "motion_size", "height", "width")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("condition_size", "motion_size", "height", "width")}
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -70,12 +69,8 @@ class CheckpointConfig:
     @classmethod
     def from_json(cls, data: Any) -> CheckpointConfig:
         """Read parsed JSON; raises `CheckpointError` naming the first thing that is absent, unknown or out of range."""
-        top = _table(
-            data,
-            "config.json",
-            {"format", "format_version", "name", "video", "condition_size", "motion_size", "stages"},
-            {"blend_steps", "condition_groups"},
-        )
+        needed = {"format", "format_version", "name", "video", "condition_size", "motion_size", "stages"}
+        top = _table(data, "config.json", needed, {"blend_steps", "condition_groups"})
         if top["format"] != FORMAT:
             raise CheckpointError(
                 f"config.json: format is {top['format']!r}, not {FORMAT!r}; is this a checkpoint folder?"

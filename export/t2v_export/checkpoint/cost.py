@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,12 @@ def count_macs(module: nn.Module, spec: StageSpec) -> int:
     `spec` gives the shapes of what the module is fed. Element-wise work (activations, norms, gates) is not counted.
     """
     inputs = example_inputs(spec, next((p.device for p in module.parameters()), torch.device("cpu")))
-    modes = {part: part.training for part in module.modules()}
-    module.eval()  # a count in training would move the running statistics
-    try:
+    with ExitStack() as restored:
+        for part in module.modules():
+            restored.callback(setattr, part, "training", part.training)
+        module.eval()  # a count in training would move the running statistics
         with torch.no_grad(), plain_kernels(), FlopCounterMode(display=False) as counter:
             module(*inputs)
-    finally:
-        for part, training in modes.items():
-            part.training = training
     return int(counter.get_total_flops()) // 2
 
 
@@ -38,12 +36,11 @@ def count_parameters(module: nn.Module) -> int:
 def example_inputs(spec: StageSpec, device: torch.device | str = "cpu") -> list[Tensor]:
     """Inputs of the stage's shapes: integers 1, floats in 0..1, the same at every call."""
     generator = torch.Generator().manual_seed(0)
-    return [
-        (torch.ones(t.shape, dtype=torch.int64) if t.dtype == "int64" else torch.rand(t.shape, generator=generator)).to(
-            device
-        )
+    made = [
+        torch.ones(t.shape, dtype=torch.int64) if t.dtype == "int64" else torch.rand(t.shape, generator=generator)
         for t in spec.inputs
     ]
+    return [tensor.to(device) for tensor in made]
 
 
 @contextmanager

@@ -117,11 +117,7 @@ def pack_weights(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float
                 )
         packed[name] = tensor.contiguous().clone()
     data: bytes = safetensors.torch.save(packed, {"format": "pt", "sha256": tensors_sha256(packed)})
-    return _sorted_metadata(data)
-
-
-def _sorted_metadata(data: bytes) -> bytes:
-    """The same file with its header's metadata in a fixed order: the library writes it in hash order."""
+    # the library writes the header's metadata in hash order; here it gets a fixed one
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -140,11 +136,8 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], shown: str, s
     missing = sorted(set(wanted) - set(tensors) - counters)
     unknown = sorted(set(tensors) - set(wanted))
     if missing or unknown:
-        said = [
-            f"{what} {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}"
-            for what, names in (("lacks", missing), ("has unknown", unknown))
-            if names
-        ]
+        named = (("lacks", missing), ("has unknown", unknown))
+        said = [f"{what} {', '.join(n[:5])}{' and more' if len(n) > 5 else ''}" for what, n in named if n]
         raise CheckpointError(
             f"{shown} {' and '.join(said)}; the class and options of config.json must be those it was trained with"
         )

@@ -51,9 +51,8 @@ def recipe_of(name: str, corpus: str | None) -> Recipe:
     recipe = load_recipe(name)
     if corpus is None:
         return recipe
-    return replace(
-        recipe, passes=tuple(replace(p, corpus=corpus) if isinstance(p, Distill) else p for p in recipe.passes)
-    )
+    passes = tuple(replace(p, corpus=corpus) if isinstance(p, Distill) else p for p in recipe.passes)
+    return replace(recipe, passes=passes)
 
 
 def store_of(args: argparse.Namespace) -> PassStore:

@@ -128,8 +128,7 @@ def run(args: argparse.Namespace) -> int:
         (folder / "report.json").write_bytes(to_bytes(report))
         (folder / "report.html").write_text(make_page(report, measured), "utf-8")
     as_json = json.dumps(without_curves(report), indent=1, ensure_ascii=False)
-    shown = as_json if args.json else to_text(report, str(target))
-    sys.stdout.write(shown + "\n")
+    sys.stdout.write((as_json if args.json else to_text(report, str(target))) + "\n")
     broken = [sentence_of(demand) for demand in report["budget"]["demands"] if not demand["kept"]]
     if broken:
         raise AccuracyError(f"{report['budget']['lane']}: {'; '.join(broken)}; see {target / 'report.html'}")
@@ -143,22 +142,14 @@ def options_of(args: argparse.Namespace) -> CompareOptions:
     evaluator = args.evaluator
     if evaluator is None and args.against is not None and (args.against / "evaluator" / "evaluator.onnx").is_file():
         evaluator = args.against / "evaluator"
+    alike = "against clips seconds drift_runs drift_steps pictures seed engine processes allow_code".split()
     return CompareOptions(
         captions=captions_of(args.captions, args.count),
         evaluator=evaluator,
-        against=args.against,
         judged=args.variant,
-        clips=args.clips,
-        seconds=args.seconds,
-        drift_runs=args.drift_runs,
-        drift_steps=args.drift_steps,
-        pictures=args.pictures,
-        seed=args.seed,
-        engine=args.engine,
-        processes=args.processes,
         timing=not args.no_timing,
-        allow_code=args.allow_code,
         progress=True,
+        **{name: getattr(args, name) for name in alike},
     )
 
 
@@ -174,14 +165,9 @@ def check_target(target: Path) -> None:
     """Check that `target` is free, empty or an older report; raises `BundleError`."""
     from t2v_export.compare.report import FORMAT
 
-    if not target.exists():
-        return
     report = target / "report.json"
-    ours = target.is_dir() and (
-        not any(target.iterdir())
-        or (report.is_file() and f'"format": "{FORMAT}"'.encode() in report.read_bytes()[:4096])
-    )
-    if not ours:
+    written = report.is_file() and f'"format": "{FORMAT}"'.encode() in report.read_bytes()[:4096]
+    if target.exists() and not written and (not target.is_dir() or any(target.iterdir())):
         raise BundleError(f"{target} is not a report of t2v-edge compare and is left alone; give another -o FOLDER")
 
 

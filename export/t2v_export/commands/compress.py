@@ -57,16 +57,14 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"recipe {recipe.name!r} has no pass that makes a checkpoint; export with it instead")
     checkpoint = load_checkpoint(args.checkpoint, args.allow_code)
     device = training_device(args.train_on)
-    made = compress(
-        checkpoint, recipe, PassOptions(args.seed, args.allow_code, store_of(args), device, True, args.only_stage)
-    )
+    options = PassOptions(args.seed, args.allow_code, store_of(args), device, True, args.only_stage)
+    made = compress(checkpoint, recipe, options)
     if args.log:
         write_atomic(args.log, (json.dumps(made.logs, indent=1) + "\n").encode())
     if args.output is not None and args.only_stage is None:
         save_loaded(made.checkpoint, args.output)
     shown = summary(checkpoint, made)
-    text = json.dumps(shown, indent=2) if args.json else table(shown)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write((json.dumps(shown, indent=2) if args.json else table(shown)) + "\n")
     return 0
 
 
@@ -75,16 +73,11 @@ def summary(before: Checkpoint, made: Compressed) -> dict[str, Any]:
     from t2v_edge.spec import STAGES
     from t2v_export.checkpoint.cost import count_macs, count_parameters
 
-    stages = {}
-    for stage in STAGES:
-        counted = [
-            {
-                "parameters": count_parameters(c.modules[stage]),
-                "macs": count_macs(c.modules[stage], c.specs[stage]),
-            }
-            for c in (before, made.checkpoint)
-        ]
-        stages[stage] = {"before": counted[0], "after": counted[1]}
+    stages: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
+    for when, one in (("before", before), ("after", made.checkpoint)):
+        for stage, module in one.modules.items():
+            macs = count_macs(module, one.specs[stage])
+            stages[stage][when] = {"parameters": count_parameters(module), "macs": macs}
     taught = {name: log[-1] for name, log in made.logs.items() if log}
     return {"name": made.checkpoint.config.name, "stages": stages, "taught": taught}
 

@@ -114,11 +114,8 @@ def run(args: argparse.Namespace) -> int:
     from t2v_export.exporter.export import VARIANTS, ExportOptions, export_checkpoint
 
     profile = load_profile(args.device)
-    asked = (
-        tuple(v.strip() for v in args.variants.split(","))
-        if args.variants
-        else tuple(v for v in VARIANTS if v in profile.precisions)
-    )
+    listed = args.variants.split(",") if args.variants else [v for v in VARIANTS if v in profile.precisions]
+    asked = tuple(v.strip() for v in listed)
     if not all(asked):
         raise UsageError(f"--variants {args.variants!r} has an empty name; write for example --variants fp32,fp16")
     recipe = recipe_of(args.recipe, args.corpus) if args.recipe else None
@@ -170,9 +167,8 @@ def summary(exported: Exported) -> dict[str, Any]:
     from t2v_export.exporter.choose import fastest
 
     report = exported.report
-    variants: dict[str, dict[str, Any]] = {}
+    variants: dict[str, dict[str, Any]] = {variant: {} for variant in report["differences"]}
     for variant, stages in report["differences"].items():
-        variants[variant] = {}
         for stage, described in stages.items():
             entry = {**described, "bytes": report["bytes"][variant][stage]}
             if report["float32_layers"].get(variant, {}).get(stage):
@@ -204,10 +200,7 @@ def table(exported: Exported) -> str:
         "variant   stage    size MB  max rel. difference        ms",
     ]
     for variant, stages in shown["variants"].items():
-        for stage in STAGES:
-            if stage not in stages:
-                continue
-            entry = stages[stage]
+        for stage, entry in ((s, stages[s]) for s in STAGES if s in stages):
             latency = f"{entry['latency_ms']:8.3f} {entry['engine']}" if "latency_ms" in entry else f"{'-':>8}"
             mark = " default" if exported.manifest.default[stage] == variant else ""
             mark = " dropped" if "dropped" in entry else mark

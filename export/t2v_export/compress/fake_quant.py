@@ -9,7 +9,8 @@ of its weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from contextlib import ExitStack
+from functools import partial
 from typing import Union
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2v_calibration.ranges import WEIGHT_LEVELS
+from t2v_export.checkpoint.cost import example_inputs
 from t2v_export.models.contract import spec_of
 
 Layer = Union[nn.Conv2d, nn.ConvTranspose2d, nn.Linear]
@@ -55,9 +57,7 @@ class QuantizeAware:
     def __enter__(self) -> QuantizeAware:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.remove()
 
 
@@ -79,7 +79,8 @@ def quantize_aware(
     Recurrent cells stay in float. It works on any device and under autocast. The rounding is computed in float32.
     """
     layers = {name: part for name, part in module.named_modules() if isinstance(part, LAYERS)}
-    first, last = _ends(module, layers, _example(module) if example is None else example)
+    made_up = example_inputs(spec_of(module), next(module.parameters()).device) if example is None else example
+    first, last = _ends(module, layers, made_up)
     skipped = (first if keep_first else set()) | (last if keep_last else set())
     rounding = {}
     for name, layer in layers.items():
@@ -152,48 +153,30 @@ def _rounded(value: Tensor, scale: Tensor) -> Tensor:
     return value + ((value / scale).round() * scale - value).detach()
 
 
-def _example(module: nn.Module) -> list[Tensor]:
-    device = next(module.parameters()).device
-    made = []
-    for tensor in spec_of(module).inputs:
-        whole = tensor.dtype.startswith("int")
-        shape = tensor.shape
-        made.append((torch.ones(shape, dtype=torch.int64) if whole else torch.full(shape, 0.1)).to(device))
-    return made
-
-
 def _ends(module: nn.Module, layers: Mapping[str, nn.Module], example: Sequence[Tensor]) -> tuple[set[str], set[str]]:
     """Names of the first dense layers and of the last layers, from the graph that autograd records of one run."""
     outputs: dict[object, str] = {}  # what made a layer's output -> the layer
     inputs: list[tuple[str, object]] = []
-    handles = []
-    for name, layer in layers.items():
 
-        def record(part: nn.Module, given: tuple[Tensor, ...], made: Tensor, name: str = name) -> None:
-            if isinstance(part, nn.Linear):
-                inputs.append((name, given[0].grad_fn if given[0].grad_fn is not None else given[0]))
-            outputs[made.grad_fn] = name
+    def record(name: str, part: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        if isinstance(part, nn.Linear):
+            inputs.append((name, given[0].grad_fn if given[0].grad_fn is not None else given[0]))
+        outputs[made.grad_fn] = name
 
-        handles.append(layer.register_forward_hook(record))
-    frozen = [p for p in module.parameters() if not p.requires_grad]
-    training = {part: part.training for part in module.modules()}
     feeds = [v.detach().clone().requires_grad_() if v.is_floating_point() else v for v in example]
-    try:
-        module.eval()
-        for parameter in frozen:
+    with torch.enable_grad(), ExitStack() as restored:
+        for name, layer in layers.items():
+            restored.enter_context(layer.register_forward_hook(partial(record, name)))
+        for parameter in (p for p in module.parameters() if not p.requires_grad):
+            restored.callback(parameter.requires_grad_, False)
             parameter.requires_grad_(True)
-        with torch.enable_grad():
-            made = module(*feeds)
+        for part in module.modules():
+            restored.callback(setattr, part, "training", part.training)
+        module.eval()
+        made = module(*feeds)
         ends = [t for t in (made if isinstance(made, (tuple, list)) else (made,)) if t.grad_fn is not None]
         last = {name for end in ends for name in _reached(end.grad_fn, outputs, feeds)[0]}
         first = {name for name, node in inputs if _reached(node, outputs, feeds)[1]}
-    finally:
-        for handle in handles:
-            handle.remove()
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        for part, mode in training.items():
-            part.training = mode
     return first, last
 
 

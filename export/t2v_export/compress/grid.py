@@ -43,7 +43,7 @@ def round_checkpoint(checkpoint: Checkpoint, options: Round) -> Checkpoint:
             raise UsageError(f"round: stage {stage} has no weight matrix of more than {SMALL} numbers; leave it out")
         modules[stage] = copy.deepcopy(checkpoint.modules[stage])
         modules[stage].load_state_dict({n: round_rows(w) if n in large else w for n, w in weights.items()})
-    return with_stages(checkpoint, checkpoint.config, modules)
+    return with_stages(checkpoint, modules)
 
 
 def round_rows(weight: Tensor) -> Tensor:

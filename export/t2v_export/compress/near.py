@@ -29,10 +29,9 @@ def near_words(checkpoint: Checkpoint, captions: Sequence[str], count: int) -> d
     tokenizer.no_padding()
     vocabulary = {i: token for token, i in tokenizer.get_vocab().items() if i < len(table)}
     words = torch.tensor([i for i, t in vocabulary.items() if t.isalpha() and t.isascii() and len(t) > 2])
-    whole = {int(i) for i in words}
     encodings = tokenizer.encode_batch([normalise(caption) for caption in captions])
     seen = {i for encoding in encodings for i in encoding.ids}
-    used = torch.tensor(sorted(whole & seen), dtype=torch.int64)
+    used = torch.tensor(sorted(seen.intersection(words.tolist())), dtype=torch.int64)
     found: dict[str, tuple[str, ...]] = {}
     for some in used.split(1024):
         near = (table[some] @ table[words].T).topk(min(count + 1, len(words)), dim=1).indices
@@ -43,11 +42,9 @@ def near_words(checkpoint: Checkpoint, captions: Sequence[str], count: int) -> d
 
 def replaced(words: Sequence[str], near: Mapping[str, Sequence[str]], share: float, chooser: Random) -> list[str]:
     """The words with about a `share` of them replaced by a near one."""
-    made = []
-    for word in words:
+    made = list(words)
+    for i, word in enumerate(words):
         options = near.get(word.strip().casefold(), ())
         if options and chooser.random() < share:
-            end = word[len(word.rstrip()) :]
-            word = chooser.choice(list(options)) + end
-        made.append(word)
+            made[i] = chooser.choice(list(options)) + word[len(word.rstrip()) :]
     return made

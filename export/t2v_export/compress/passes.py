@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,8 +23,10 @@ from t2v_export.compress.grid import round_checkpoint
 from t2v_export.compress.prune import prune_checkpoint
 from t2v_export.compress.rebuild import rebuild_checkpoint
 from t2v_export.recipe import Distill, Prune, Rebuild, Recipe, Round
-from t2v_export.store import PassStore, content_key
+from t2v_export.store import Files, PassStore, content_key
 
+T = TypeVar("T")
+Log = Sequence[Mapping[str, Any]]
 VERSION = 2
 """Raised whenever a pass makes something else of the same input: results kept by an older toolchain are not found."""
 
@@ -53,7 +56,7 @@ class Compressed:
     """A smaller checkpoint, and the logs of its trainings: by "PASS.STAGE" a list of measurements."""
 
     checkpoint: Checkpoint
-    logs: Mapping[str, Sequence[Mapping[str, Any]]]
+    logs: Mapping[str, Log]
 
 
 def compress(checkpoint: Checkpoint, recipe: Recipe, options: PassOptions = PassOptions()) -> Compressed:
@@ -63,21 +66,26 @@ def compress(checkpoint: Checkpoint, recipe: Recipe, options: PassOptions = Pass
     `CalibrationError` and `TrainingError`.
     """
     current, key = checkpoint, content_key(checkpoint=checkpoint.sha256, seed=options.seed, version=VERSION)
-    logs: dict[str, Sequence[Mapping[str, Any]]] = {}
-    partial = None  # the only stage, once a distill pass has left others out: later results are incomplete
+    logs: dict[str, Log] = {}
+    only = None  # the only stage, once a distill pass has left others out: later results are incomplete
     for number, one in enumerate(recipe.checkpoint_passes, 1):
         if isinstance(one, Distill):
             captions = read_captions(one.captions, one.corpus)
             setup = DistillOptions(checkpoint, current, one, captions, options.seed, options.device, options.progress)
-            current, made = _distill(setup, key, options)
-            logs.update({f"{number}.{stage}": log for stage, log in made.items()})
+            modules = {}
+            for stage in one.stages:
+                if options.only_stage in (None, stage):
+                    modules[stage], logs[f"{number}.{stage}"] = _distilled(setup, stage, key, options.store)
+            current = with_stages(current, modules)
             key = content_key(before=key, options=asdict(one), captions=captions)
             if set(one.stages) - {options.only_stage} and options.only_stage:
-                partial = options.only_stage
+                only = options.only_stage
         else:
             captions = read_captions(one.captions) if isinstance(one, Prune) else ()
             key = content_key(before=key, kind=type(one).__name__, options=asdict(one), captions=captions)
-            current = _kept(content_key(key=key, only=partial), current, one, options)
+            read = partial(_unpacked, before=current, allow_code=options.allow_code)
+            made = partial(_made, current, one, options)
+            current = _kept(options.store, content_key(key=key, only=only), read, made)
     return Compressed(_named(current, recipe, checkpoint), logs)
 
 
@@ -97,36 +105,35 @@ def read_captions(names: Sequence[str], corpus: str = "") -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _make(current: Checkpoint, one: Prune | Rebuild | Round, options: PassOptions) -> Checkpoint:
-    if isinstance(one, Prune):
-        return prune_checkpoint(current, one, options.seed)
-    if isinstance(one, Round):
-        return round_checkpoint(current, one)
-    return rebuild_checkpoint(current, one, options.allow_code)
-
-
-def _kept(key: str, current: Checkpoint, one: Prune | Rebuild | Round, options: PassOptions) -> Checkpoint:
-    """The checkpoint kept under `key`, or what the pass makes, as it is read back: the same in both cases."""
-    kept = options.store.load(key)
+def _kept(store: PassStore, key: str, read: Callable[[Files], T], make: Callable[[], Files]) -> T:
+    """What is read from the files kept under `key`, or from those made now: the same in both cases."""
+    kept = store.load(key)
     if kept is not None:
         try:
-            return _unpacked(kept, current, options.allow_code)
-        except CheckpointError:
+            return read(kept)
+        except (CheckpointError, RuntimeError, KeyError, ValueError):
             pass  # a damaged entry is made again
-    files = _packed(_make(current, one, options))
-    options.store.save(key, files)
-    return _unpacked(files, current, options.allow_code)
+    files = make()
+    store.save(key, files)
+    return read(files)
 
 
-def _packed(checkpoint: Checkpoint) -> dict[str, bytes]:
+def _made(current: Checkpoint, one: Prune | Rebuild | Round, options: PassOptions) -> Files:
+    """The files of the checkpoint that a pass makes."""
+    if isinstance(one, Prune):
+        checkpoint = prune_checkpoint(current, one, options.seed)
+    elif isinstance(one, Round):
+        checkpoint = round_checkpoint(current, one)
+    else:
+        checkpoint = rebuild_checkpoint(current, one, options.allow_code)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "checkpoint"
         save_loaded(checkpoint, folder, torch.float32)
         return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def _unpacked(files: Mapping[str, bytes], before: Checkpoint, allow_code: bool) -> Checkpoint:
-    """Read it; its folder is that of the checkpoint `before` it, where evaluator and code are."""
+def _unpacked(files: Files, before: Checkpoint, allow_code: bool) -> Checkpoint:
+    """Read a checkpoint; its folder is that of the checkpoint `before` it, where evaluator and code are."""
     with tempfile.TemporaryDirectory() as scratch:
         for name, data in files.items():
             path = Path(scratch) / name
@@ -135,54 +142,30 @@ def _unpacked(files: Mapping[str, bytes], before: Checkpoint, allow_code: bool) 
         return replace(load_checkpoint(scratch, allow_code), folder=before.folder)
 
 
-def _distill(
-    setup: DistillOptions, before: str, options: PassOptions
-) -> tuple[Checkpoint, dict[str, list[dict[str, Any]]]]:
-    modules, logs = {}, {}
-    for stage in setup.options.stages:
-        if options.only_stage in (None, stage):
-            modules[stage], logs[stage] = _distilled(setup, stage, before, options.store)
-    return with_stages(setup.student, setup.student.config, modules), logs
-
-
-def _distilled(
-    setup: DistillOptions, stage: str, before: str, store: PassStore
-) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
+def _distilled(setup: DistillOptions, stage: str, before: str, store: PassStore) -> tuple[torch.nn.Module, Log]:
     """A stage's training by its own key, which counts only the options that the stage reads."""
     others = tuple(f"{s}_" for s in STAGES if s != stage)
     unread = {"stages", *(option for s, options in READ_BY.items() if s != stage for option in options)}
     counted = {k: v for k, v in asdict(setup.options).items() if k not in unread and not k.startswith(others)}
     key = content_key(before=before, distill=stage, options=counted, captions=list(setup.captions))
-    student = setup.student.modules[stage]
-    kept = store.load(key)
-    if kept is not None:
-        try:
-            return _trained(student, kept, stage)
-        except (CheckpointError, RuntimeError, KeyError, ValueError):
-            pass  # a damaged entry is made again
-    module, log = distill_stage(setup, stage, store.workplace(key))
-    files = {f"{stage}.safetensors": pack_weights(module.state_dict()), LOG: json.dumps(log).encode()}
-    store.save(key, files)
+    weights = f"{stage}.safetensors"
+
+    def train() -> Files:
+        module, log = distill_stage(setup, stage, store.workplace(key))
+        return {weights: pack_weights(module.state_dict()), LOG: json.dumps(log).encode()}
+
+    def read(files: Files) -> tuple[torch.nn.Module, Log]:
+        """The module as its training left it, rounded to float16 as a checkpoint's weights are; and the log."""
+        with tempfile.TemporaryDirectory() as scratch:
+            (Path(scratch) / weights).write_bytes(files[weights])
+            found = read_weights(Path(scratch), stage)
+        module = copy.deepcopy(setup.student.modules[stage])
+        module.load_state_dict(found or {})
+        return module.eval().requires_grad_(False), json.loads(files[LOG])
+
+    trained = _kept(store, key, read, train)
     store.clear_workplace(key)
-    return _trained(student, files, stage)
-
-
-def _trained(
-    student: torch.nn.Module, files: Mapping[str, bytes], stage: str
-) -> tuple[torch.nn.Module, list[dict[str, Any]]]:
-    """A stage's module as its training left it, rounded to float16 as a checkpoint's weights are; and the log."""
-    module = copy.deepcopy(student)
-    module.load_state_dict(_weights(files, stage))
-    return module.eval().requires_grad_(False), json.loads(files[LOG])
-
-
-def _weights(files: Mapping[str, bytes], stage: str) -> Mapping[str, torch.Tensor]:
-    with tempfile.TemporaryDirectory() as scratch:
-        name = f"{stage}.safetensors"
-        (Path(scratch) / name).write_bytes(files[name])
-        found = read_weights(Path(scratch), stage)
-    assert found is not None
-    return found
+    return trained
 
 
 def _named(checkpoint: Checkpoint, recipe: Recipe, teacher: Checkpoint) -> Checkpoint:
@@ -197,4 +180,4 @@ measured yet: `t2v-edge compare BUNDLE --against CHECKPOINT` does. What follows 
 here too and whose figures are its own.
 
 {teacher.card}"""
-    return with_stages(replace(checkpoint, card=card), replace(checkpoint.config, name=name), {})
+    return with_stages(replace(checkpoint, card=card, config=replace(checkpoint.config, name=name)), {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -39,15 +38,11 @@ def rebuild_checkpoint(checkpoint: Checkpoint, options: Rebuild, allow_code: boo
         else:
             folder, code = checkpoint.folder / "encoder", checkpoint.folder if allow_code else None
             made = build_stage(stage, after.class_name, after.options, **config.sizes, folder=folder, code=code)
-    made.load_state_dict(fitting(old.state_dict(), made.state_dict()), strict=False)
+    new = made.state_dict()
+    fitting = {n: t for n, t in old.state_dict().items() if n in new and new[n].shape == t.shape}
+    made.load_state_dict(fitting, strict=False)
     made = made.float().eval().requires_grad_(False)
-    stages = MappingProxyType({**config.stages, stage: after})
-    return with_stages(checkpoint, replace(config, stages=stages), {stage: made})
-
-
-def fitting(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of `old` whose name and shape are those of `new`."""
-    return {name: value for name, value in old.items() if name in new and new[name].shape == value.shape}
+    return with_stages(checkpoint, {stage: made}, {stage: after})
 
 
 def _encoder(old: TransformersText, changed: Mapping[str, Any]) -> nn.Module:

@@ -70,18 +70,30 @@ def build_stage(
     class, option or value, `SpecError` for a broken contract.
     """
     found = stage_class(stage, class_name, code=code)
-    shared: dict[str, Any] = {
-        "condition_size": condition_size,
-        "motion_size": motion_size,
-        "height": height,
-        "width": width,
-    }
+    shared: dict[str, Any] = {"condition_size": condition_size, "motion_size": motion_size}
+    shared |= {"height": height, "width": width}
     if stage == "text":
         shared["folder"] = folder
-    _check_options(stage, class_name, found, options, shared)
+    # `**_` of a class swallows the shared keywords, not misspellings
+    parameters = inspect.signature(found.__init__).parameters.values()
+    named = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    allowed = sorted(named - set(shared) - {"self", "folder"})
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise CheckpointError(
+            f"stage {stage}: class {class_name!r} has no option {', '.join(map(repr, unknown))}; "
+            f"it takes {', '.join(allowed) or 'none'}"
+        )
     try:
         if class_name in BUILT_IN[stage] and class_name != "transformers":
-            _check_size(stage, found, {**shared, **options})
+            # count without allocating: a config must not be able to exhaust the memory
+            with torch.device("meta"):
+                weights = sum(tensor.numel() for tensor in found(**shared, **options).state_dict().values())
+            if weights > MAX_WEIGHTS:
+                raise CheckpointError(
+                    f"stage {stage}: its options make {weights} weights, at most {MAX_WEIGHTS} are allowed; lower them "
+                    "in config.json"
+                )
         module = found(**shared, **options)
     except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError) as error:
         raise CheckpointError(
@@ -96,29 +108,3 @@ def build_stage(
             "in config.json"
         )
     return module
-
-
-def _check_size(stage: str, found: type[nn.Module], arguments: Mapping[str, Any]) -> None:
-    """Count a built-in's weights without allocating them: a config must not be able to exhaust the memory."""
-    with torch.device("meta"):
-        weights = sum(tensor.numel() for tensor in found(**arguments).state_dict().values())
-    if weights > MAX_WEIGHTS:
-        raise CheckpointError(
-            f"stage {stage}: its options make {weights} weights, at most {MAX_WEIGHTS} are allowed; lower them "
-            "in config.json"
-        )
-
-
-def _check_options(
-    stage: str, class_name: str, found: type[nn.Module], options: Mapping[str, Any], shared: Mapping[str, Any]
-) -> None:
-    """Refuse options that the class does not name: `**_` swallows the shared keywords, not misspellings."""
-    parameters = inspect.signature(found.__init__).parameters.values()
-    named = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)} - {"self"}
-    allowed = sorted(named - set(shared) - {"folder"})
-    unknown = sorted(set(options) - set(allowed))
-    if unknown:
-        raise CheckpointError(
-            f"stage {stage}: class {class_name!r} has no option {', '.join(map(repr, unknown))}; "
-            f"it takes {', '.join(allowed) or 'none'}"
-        )

@@ -6,6 +6,7 @@ TensorRT. A written-out step can be captured in a CUDA graph.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -56,9 +57,21 @@ def make_cell(cell: str, inputs: int, hidden: int) -> GatedCell | MemoryCell:
     return CELLS[cell](inputs, hidden)
 
 
-def cells_of(layers: nn.ModuleList) -> list[GatedCell | MemoryCell]:
-    """The cells of a list of layers made with `make_cell`."""
-    return [cell for cell in layers if isinstance(cell, (GatedCell, MemoryCell))]
+def run_cells(
+    layers: nn.ModuleList, x: Tensor, states: Sequence[Tensor], fused: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """What a stack of cells makes, and its next states; `fused` by torch's kernels, else in plain operators."""
+    following: list[Tensor] = []
+    for cell in layers:
+        assert isinstance(cell, (GatedCell, MemoryCell))
+        first, last = len(following), len(following) + cell.states
+        if fused:
+            made = cell(x, states[first] if cell.states == 1 else states[first:last])
+            following += (made,) if cell.states == 1 else made
+        else:
+            following += cell.step(x, tuple(states[first:last]))
+        x = following[first]
+    return x, following
 
 
 class RecurrentMotion(nn.Module):
@@ -135,11 +148,7 @@ class RecurrentMotion(nn.Module):
             code = noises[-1]
             noises = (*noises[:-1], (code == code.max(dim=1, keepdim=True).values).to(code.dtype))
         x = torch.cat([condition, *noises, *([states[-1]] if self.feedback else [])], dim=1)
-        following: list[Tensor] = []
-        for cell in cells_of(self.cells):
-            first = len(following)
-            following += cell.step(x, states[first : first + cell.states])
-            x = following[first]
+        x, following = run_cells(self.cells, x, states)
         motion = self.project(x)
         if self.output == "tanh":
             motion = torch.tanh(motion)

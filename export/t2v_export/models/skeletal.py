@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from t2v_edge.spec import NoiseSpec, StageSpec, StateSpec
 from t2v_export.models.contract import motion_spec
-from t2v_export.models.recurrent import GatedCell, MemoryCell, cells_of, make_cell
+from t2v_export.models.recurrent import CELLS, make_cell, run_cells
 
 PARENTS = (-1, 0, 1, 2, 3, 0, 5, 6, 7, 0, 9, 10, 9, 12, 13, 9, 15, 16, 14, 17)
 POSE_SIZE = 74
@@ -96,19 +96,10 @@ def to_camera(pose: Tensor, cosine: Tensor, sine: Tensor, place: Tensor) -> Tens
     the prop's ends like joints; presence. The angle is heading plus camera yaw. The place is already turned by the yaw.
     """
     points = torch.cat([pose[..., JOINTS], pose[..., PROP]], -1).unflatten(-1, (22, 3))
-    turned = turn(points, cosine, sine, _HIP_HEIGHT)
-    flat = (turned * _SCALE).flatten(-2)
+    flat = (turn(points, cosine, sine, _HIP_HEIGHT) * _SCALE).flatten(-2)
     angle = place * torch.pi
     floor = torch.cat([torch.sin(angle), torch.cos(angle)], -1)
     return torch.cat([flat[..., :60], floor, flat[..., 60:], pose[..., PRESENCE]], -1)
-
-
-def _run(cell: GatedCell | MemoryCell, x: Tensor, states: tuple[Tensor, ...], *, fused: bool) -> tuple[Tensor, ...]:
-    """One cell, by torch's fused kernel or written out in operators that export plainly."""
-    if not fused:
-        return cell.step(x, states)
-    kept = cell(x, states[0] if cell.states == 1 else states)
-    return (kept,) if cell.states == 1 else tuple(kept)
 
 
 class SkeletalMotion(nn.Module):
@@ -162,6 +153,7 @@ class SkeletalMotion(nn.Module):
         self.embed = nn.Linear(action_size * choices, embedding)
         self.enter = nn.Linear(POSE_SIZE + embedding, hidden)
         self.cells = nn.ModuleList([make_cell(cell, hidden, hidden) for _ in range(layers)])
+        self.states = CELLS[cell].states
         self.leave = nn.Linear(hidden, POSE_SIZE)
         self.register_buffer("mean", torch.zeros(POSE_SIZE))
         self.register_buffer("deviation", torch.ones(POSE_SIZE))
@@ -169,9 +161,8 @@ class SkeletalMotion(nn.Module):
         self.register_buffer("neutral", torch.zeros(POSE_SIZE))
         self.register_buffer("codes", nn.functional.normalize(torch.randn(action_size * choices, style_size), dim=1))
         self.register_buffer("unused", torch.zeros(action_size * choices))
-        to_bones, to_joints = _joint_matrices()
-        self.register_buffer("to_bones", to_bones, persistent=False)
-        self.register_buffer("to_joints", to_joints, persistent=False)
+        for name, matrix in zip(("to_bones", "to_joints"), _joint_matrices()):
+            self.register_buffer(name, matrix, persistent=False)
 
     def set_statistics(self, mean: Tensor, deviation: Tensor, bones: Tensor, neutral: Tensor) -> None:
         """Store `mean`, `deviation` (74,), `bones` (20,) in metres and `neutral` (74,), the first pose, of the data."""
@@ -198,22 +189,17 @@ class SkeletalMotion(nn.Module):
             NoiseSpec("view", (1, 1), "uniform"),
             NoiseSpec("jitter", (1, POSE_SIZE), cadence="step", scale=self.jitter),
         )
-        states = tuple(StateSpec(name, (1, self.hidden)) for name in self.cell_states())
-        return motion_spec(
-            self.condition_size,
-            MOTION_SIZE,
-            noises,
-            states
-            + (
-                StateSpec("pose", (1, POSE_SIZE), "stored", start),
-                StateSpec("place", (1, 2)),
-                StateSpec("heading", (1, 2), "stored", (1.0, 0.0)),
-            ),
+        states = (
+            *(StateSpec(name, (1, self.hidden)) for name in self.cell_states()),
+            StateSpec("pose", (1, POSE_SIZE), "stored", start),
+            StateSpec("place", (1, 2)),
+            StateSpec("heading", (1, 2), "stored", (1.0, 0.0)),
         )
+        return motion_spec(self.condition_size, MOTION_SIZE, noises, states)
 
     def cell_states(self) -> tuple[str, ...]:
         """Names of the cells' states, in order."""
-        letters = ("h", "c")[: cells_of(self.cells)[0].states]
+        letters = ("h", "c")[: self.states]
         if len(self.cells) == 1:
             return letters
         return tuple(f"{letter}{layer}" for layer in range(len(self.cells)) for letter in letters)
@@ -226,11 +212,7 @@ class SkeletalMotion(nn.Module):
         `pose` is the last one in normal units. In training the cells run fused, elsewhere as plain operators.
         """
         x = functional.relu(self.enter(torch.cat([pose, self.embed(self.choose(action, style))], 1)))
-        following: list[Tensor] = []
-        for cell in cells_of(self.cells):
-            first = len(following)
-            following += _run(cell, x, states[first : first + cell.states], fused=self.training)
-            x = following[first]
+        x, following = run_cells(self.cells, x, states, fused=self.training)
         plain = self.leave(x) * self.deviation + self.mean
         joints = project_bones(plain[:, JOINTS].unflatten(1, (20, 3)), self.bones, (self.to_bones, self.to_joints))
         return torch.cat([joints.flatten(1), plain[:, STEP.start :]], 1), tuple(following)

@@ -116,23 +116,15 @@ class TransformersText(PooledText):
         longest = getattr(encoder.config, "max_position_embeddings", None)
         if isinstance(longest, int) and 0 < longest < tokens:
             raise ValueError(f"tokens {tokens}: the encoder has positions for {longest}")
-        self._assemble(encoder, prefix, condition_size, tokens, pooling, queries, groups)
+        options = {"tokens": tokens, "pooling": pooling, "queries": queries, "groups": groups}
+        self._assemble(encoder, prefix, condition_size, options)
 
-    def _assemble(
-        self,
-        encoder: Any,
-        prefix: str,
-        condition_size: int,
-        tokens: int,
-        pooling: str,
-        queries: int,
-        groups: Sequence[int] | None,
-    ) -> None:
-        self.spec: StageSpec = text_spec(tokens, condition_size)
+    def _assemble(self, encoder: Any, prefix: str, condition_size: int, options: Mapping[str, Any]) -> None:
+        self.spec: StageSpec = text_spec(options["tokens"], condition_size)
         self.encoder: Any = encoder  # a transformers model
         self.prefix = prefix
-        self.pooling = Pooling(pooling, encoder.config.hidden_size, queries)
-        self.head = TextHead(self.pooling.size, condition_size, groups)
+        self.pooling = Pooling(options["pooling"], encoder.config.hidden_size, options["queries"])
+        self.head = TextHead(self.pooling.size, condition_size, options["groups"])
 
     def resized(self, settings: Mapping[str, Any], options: Mapping[str, Any]) -> TransformersText:
         """An encoder of the same class with some `settings` changed, and these options; all weights are fresh."""
@@ -144,8 +136,7 @@ class TransformersText(PooledText):
             encoder.pooler = None
         made = type(self).__new__(type(self))
         nn.Module.__init__(made)
-        chosen = {name: options[name] for name in ("tokens", "pooling", "queries", "groups")}
-        made._assemble(encoder.eval(), self.prefix, self.spec.results[0].shape[1], **chosen)
+        made._assemble(encoder.eval(), self.prefix, self.spec.results[0].shape[1], options)
         return made
 
     def save_encoder(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -279,9 +270,8 @@ class RecurrentText(PooledText):
     def pooled(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(batch, tokens) int64 twice -> (batch, hidden); padding leaves the state as it was."""
         x = self.embedding(input_ids)
-        states: tuple[Tensor, ...] = tuple(
-            x.new_zeros(x.shape[0], self.cell.hidden_size) for _ in range(self.cell.states)
-        )
+        size = x.shape[0], self.cell.hidden_size
+        states: tuple[Tensor, ...] = tuple(x.new_zeros(size) for _ in range(self.cell.states))
         for i in range(x.shape[1]):
             present = attention_mask[:, i : i + 1].to(x.dtype)
             states = tuple(old + present * (new - old) for old, new in zip(states, self.cell.step(x[:, i], states)))

@@ -70,12 +70,11 @@ class UpBlock(nn.Module):
         self.skip: nn.Sequential | None = None
         self.second: nn.Sequential | None = None
         if residual:
-            second: list[nn.Module] = [nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=not norm)]
-            self.second = nn.Sequential(*second, *([nn.BatchNorm2d(out_channels)] if norm else []))
+            second = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=not norm)
+            self.second = nn.Sequential(second, *([nn.BatchNorm2d(out_channels)] if norm else []))
             # 1x1 convolution and nearest resize commute: convolving first costs a quarter
-            self.skip = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1), nn.Upsample(scale_factor=2, mode="nearest")
-            )
+            resize = nn.Upsample(scale_factor=2, mode="nearest")
+            self.skip = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), resize)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`bias` (batch, out, 1, 1), where given, is added before the first activation."""
@@ -114,12 +113,10 @@ class ToPixels(nn.Module):
         self, in_channels: int, pixel_range: str = "-1..1", kernel: int = 3, kind: str = "conv", squash: str = "smooth"
     ) -> None:
         super().__init__()
-        if squash not in SQUASHES:
-            raise ValueError(f"squash {squash!r} is not one of {', '.join(SQUASHES)}")
-        if pixel_range not in PIXEL_RANGES:
-            raise ValueError(f"pixel_range {pixel_range!r} is not one of {', '.join(PIXEL_RANGES)}")
-        if kind not in ENDINGS:
-            raise ValueError(f"ending {kind!r} is not one of {', '.join(ENDINGS)}")
+        chosen = ("squash", squash, SQUASHES), ("pixel_range", pixel_range, PIXEL_RANGES), ("ending", kind, ENDINGS)
+        for what, value, known in chosen:
+            if value not in known:
+                raise ValueError(f"{what} {value!r} is not one of {', '.join(known)}")
         if kind == "transpose":
             self.conv: nn.Module = nn.ConvTranspose2d(in_channels, 3, 4, stride=2, padding=1)
         else:
@@ -186,11 +183,7 @@ class UpsampleRenderer(nn.Module):
     ) -> None:
         super().__init__()
         blocks = (min(height, width) // stem).bit_length() - 1 if stem > 0 else -1
-        if blocks < 1 or (height >> blocks << blocks, width >> blocks << blocks, min(height, width)) != (
-            height,
-            width,
-            stem << blocks,
-        ):
+        if blocks < 1 or height % (1 << blocks) or width % (1 << blocks) or min(height, width) != stem << blocks:
             raise ValueError(
                 f"a {width}x{height} frame is not a stem of {stem} doubled some times; use a power-of-two size"
             )
@@ -200,16 +193,13 @@ class UpsampleRenderer(nn.Module):
             )
         widths = [channels[0]] * (blocks + 1 - len(channels)) + list(channels)
         self.pixel_range = pixel_range
-        self.noise_size = noise_size
         self.options_in_full = {"channels": widths}
         noises = (NoiseSpec("content", (1, noise_size)),) if noise_size else ()
         self.spec: StageSpec = render_spec(condition_size, motion_size, height, width, noises)
-        self.stem = Stem(
-            motion_size + condition_size + noise_size, widths[0], height >> blocks, width >> blocks, norm, activation
-        )
-        self.blocks = nn.Sequential(
-            *(UpBlock(before, after, upsample, norm, activation, residual) for before, after in zip(widths, widths[1:]))
-        )
+        inputs, sides = motion_size + condition_size + noise_size, (height >> blocks, width >> blocks)
+        self.stem = Stem(inputs, widths[0], *sides, norm, activation)
+        pairs = zip(widths, widths[1:])
+        self.blocks = nn.Sequential(*(UpBlock(*pair, upsample, norm, activation, residual) for pair in pairs))
         self.to_pixels = ToPixels(widths[-1], pixel_range, squash=squash)
 
     def forward(self, motion: Tensor, condition: Tensor, *noises: Tensor) -> Tensor:

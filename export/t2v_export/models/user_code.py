@@ -44,9 +44,8 @@ def load_user_class(stage: str, reference: str, code: Path | None) -> type[nn.Mo
             exec(compile(source, str(path), "exec"), module.__dict__)
         except Exception as error:
             del sys.modules[name]
-            raise CheckpointError(
-                f"stage {stage}: importing {path.name} failed: {error!r}; correct the file"
-            ) from error
+            said = f"stage {stage}: importing {path.name} failed: {error!r}; correct the file"
+            raise CheckpointError(said) from error
     found = getattr(module, match[2], None)
     if not isinstance(found, type) or not issubclass(found, nn.Module):
         raise CheckpointError(f"stage {stage}: {path.name} has no torch.nn.Module class {match[2]!r}")

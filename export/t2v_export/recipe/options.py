@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Union
 
 from t2v_calibration.ranges import METHODS
@@ -12,11 +12,12 @@ from t2v_edge.spec import STAGES
 CRITERIA = ("magnitude", "taylor", "activation")
 BUDGETS = ("macs", "parameters")
 PRECISIONS = ("bfloat16", "float32")
+CAPTIONS = ("en", "zh")
 
 
 @dataclass(frozen=True)
 class Option:
-    """What a field of a pass may be. The type of its default is its type.
+    """What a field of a pass may be: the ``option`` in the metadata of the field. The type of its default is its type.
 
     `ends`: its lowest and highest value, or empty. `choices`: the words that it takes, or empty for any.
     """
@@ -25,12 +26,6 @@ class Option:
     description: str
     ends: tuple[float, ...]
     choices: tuple[str, ...]
-
-    @classmethod
-    def of(cls, one: Field[Any]) -> Option:
-        """The option that a field was made with."""
-        found: Option = one.metadata["option"]
-        return found
 
 
 def option(default: Any, description: str, *ends: float, choices: tuple[str, ...] = ()) -> Any:
@@ -41,32 +36,8 @@ def option(default: Any, description: str, *ends: float, choices: tuple[str, ...
     return field(default=default, metadata=metadata)
 
 
-def _stages(default: tuple[str, ...], description: str) -> Any:
-    return option(default, description, choices=STAGES)
-
-
-def _captions(description: str) -> Any:
-    return option(("en", "zh"), f"{description} Names of caption sets, or files.")
-
-
-def _samples(default: int, description: str) -> Any:
-    return option(default, description, 1, 20_000)
-
-
 def _kept_share(stage: str) -> Any:
     return option(1.0, f"Share of the {stage} stage's multiply-accumulates to keep. 1 leaves it as it is.", 0.001, 1.0)
-
-
-def _steps(default: int, stage: str) -> Any:
-    return option(default, f"Updates of the {stage} stage.", 1, 10_000_000)
-
-
-def _batch(default: int, stage: str) -> Any:
-    return option(default, f"Batch of the {stage} stage.", 2, 65_536)
-
-
-def _rate(stage: str) -> Any:
-    return option(1e-3, f"Peak learning rate of the {stage} stage (AdamW).", 1e-7, 1.0)
 
 
 def _weight(default: float, description: str) -> Any:
@@ -80,7 +51,7 @@ class Quantize:
     It is the last pass of a recipe. Captions are played to see what each tensor holds.
     """
 
-    stages: tuple[str, ...] = _stages(("text", "render"), "Stages to quantize.")
+    stages: tuple[str, ...] = option(("text", "render"), "Stages to quantize.", choices=STAGES)
     method: str = option("percentile", "How the range of an activation is read from its histogram.", choices=METHODS)
     percentile: float = option(99.99, "Percent of the values that a range holds, for `percentile`.", 50.0, 100.0)
     weight_bits: int = option(7, "Bits of weights in `int8-u8`. With 8, x86 without VNNI clips sums or is slow.", 7, 8)
@@ -98,13 +69,15 @@ class Quantize:
     )
     max_error: float = option(0.0, "Most relative RMS error of text and motion, held likewise. 0: none.", 0.0, 10.0)
     sensitivity: bool = option(True, "Measure what each layer alone loses, and report it.")
-    float_weights: tuple[str, ...] = _stages(
-        (), "Stages whose `int8` graphs hold float32 weights behind Q and DQ: four times the bytes, for TensorRT 8.6."
+    float_weights: tuple[str, ...] = option(
+        (),
+        "Stages whose `int8` graphs hold float32 weights behind Q and DQ: four times the bytes, for TensorRT 8.6.",
+        choices=STAGES,
     )
-    captions: tuple[str, ...] = _captions("Captions to calibrate with.")
-    text_samples: int = _samples(256, "Inputs of the text stage to calibrate with.")
-    motion_samples: int = _samples(512, "Inputs of the motion stage to calibrate with.")
-    render_samples: int = _samples(256, "Inputs of the render stage to calibrate with.")
+    captions: tuple[str, ...] = option(CAPTIONS, "Captions to calibrate with. Names of caption sets, or files.")
+    text_samples: int = option(256, "Inputs of the text stage to calibrate with.", 1, 20_000)
+    motion_samples: int = option(512, "Inputs of the motion stage to calibrate with.", 1, 20_000)
+    render_samples: int = option(256, "Inputs of the render stage to calibrate with.", 1, 20_000)
     steps: int = option(64, "Base steps of each stream that is played.", 2, 10_000)
 
 
@@ -115,7 +88,7 @@ class Prune:
     Importance is judged on streams that are played from captions. A `distill` pass should follow.
     """
 
-    stages: tuple[str, ...] = _stages(STAGES, "Stages to prune.")
+    stages: tuple[str, ...] = option(STAGES, "Stages to prune.", choices=STAGES)
     criterion: str = option(
         "activation",
         "Importance of a unit: squares of its weights (`magnitude`), change of the outputs without it (`taylor`), "
@@ -135,8 +108,8 @@ class Prune:
     vocabulary_size: int = option(0, "Tokens to keep at least. Common ones fill up the number.", 0, 1_000_000)
     round_to: int = option(8, "Widths are multiples of this number.", 1, 256)
     floor: float = option(0.0, "No width falls below this share of what it was.", 0.0, 1.0)
-    captions: tuple[str, ...] = _captions("Captions that units are judged on.")
-    samples: int = _samples(64, "Inputs of each stage that units are judged on.")
+    captions: tuple[str, ...] = option(CAPTIONS, "Captions that units are judged on. Names of caption sets, or files.")
+    samples: int = option(64, "Inputs of each stage that units are judged on.", 1, 20_000)
     widths: Mapping[str, Any] = option(
         {}, "Options to prune to, by stage, such as `render.channels = [64, 32]`. They are cut before the shares apply."
     )
@@ -160,20 +133,20 @@ class Distill:
     It needs captions and noise, and no videos.
     """
 
-    stages: tuple[str, ...] = _stages(STAGES, "Stages to train.")
-    captions: tuple[str, ...] = _captions("Captions to learn from.")
+    stages: tuple[str, ...] = option(STAGES, "Stages to train.", choices=STAGES)
+    captions: tuple[str, ...] = option(CAPTIONS, "Captions to learn from. Names of caption sets, or files.")
     corpus: str = option("", "One more file or set of captions to learn from.")
     near: int = option(0, "Near words that may replace a word of the captions, by the encoder.", 0, 1000)
-    text_steps: int = _steps(2000, "text")
-    text_batch: int = _batch(128, "text")
-    text_rate: float = _rate("text")
-    motion_steps: int = _steps(2000, "motion")
-    motion_batch: int = _batch(128, "motion")
-    motion_rate: float = _rate("motion")
+    text_steps: int = option(2000, "Updates of the text stage.", 1, 10_000_000)
+    text_batch: int = option(128, "Batch of the text stage.", 2, 65_536)
+    text_rate: float = option(1e-3, "Peak learning rate of the text stage (AdamW).", 1e-7, 1.0)
+    motion_steps: int = option(2000, "Updates of the motion stage.", 1, 10_000_000)
+    motion_batch: int = option(128, "Batch of the motion stage.", 2, 65_536)
+    motion_rate: float = option(1e-3, "Peak learning rate of the motion stage (AdamW).", 1e-7, 1.0)
     length: int = option(96, "Base steps of a motion rollout that one update learns from.", 2, 10_000)
-    render_steps: int = _steps(10_000, "render")
-    render_batch: int = _batch(32, "render")
-    render_rate: float = _rate("render")
+    render_steps: int = option(10_000, "Updates of the render stage.", 1, 10_000_000)
+    render_batch: int = option(32, "Batch of the render stage.", 2, 65_536)
+    render_rate: float = option(1e-3, "Peak learning rate of the render stage (AdamW).", 1e-7, 1.0)
     pixel: float = _weight(1.0, "L1 of pixels")
     perceptual: float = _weight(0.5, "features of the teacher's own layers")
     temporal: float = _weight(1.0, "change between two moments of a stream")
@@ -193,7 +166,7 @@ class Round:
     INT8 variants store these weights in a quarter of the bytes.
     """
 
-    stages: tuple[str, ...] = _stages(("motion",), "Stages whose weights are rounded.")
+    stages: tuple[str, ...] = option(("motion",), "Stages whose weights are rounded.", choices=STAGES)
 
 
 Pass = Union[Quantize, Prune, Rebuild, Distill, Round]

@@ -118,7 +118,8 @@ def _fields(made: type[Pass]) -> dict[str, Field[Any]]:
 
 def _checked(one: Field[Any], value: Any, where: str) -> Any:
     """`value` as the field takes it; lists of words become tuples. Raises `UsageError`."""
-    about, default = Option.of(one), Option.of(one).default
+    about: Option = one.metadata["option"]
+    default = about.default
     if isinstance(default, dict):
         if not isinstance(value, dict) or not value:
             raise UsageError(f"{where} is {value!r}, expected a table of the stage's options")

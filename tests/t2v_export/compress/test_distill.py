@@ -76,7 +76,7 @@ def test_motion_student_moves_as_the_teacher_does(teacher):
     pool = torch.rand(8, 6).softmax(1)
     contracts = teacher.specs["motion"], teacher.specs["render"]
     right, made, ignorant = (
-        play(m, *contracts, pool, 6, 32, 40, torch.Generator().manual_seed(5)).motion
+        play(m, *contracts, CaptionConditions(pool, 32, 6, torch.Generator().manual_seed(5)), 40).motion
         for m in (teacher.motion, module, given.student.motion)
     )
     assert (made - right).std() < 0.6 * (ignorant - right).std()

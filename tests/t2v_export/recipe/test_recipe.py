@@ -10,7 +10,7 @@ import pytest
 from docs.make_recipes import reference
 from t2v_edge.errors import UsageError
 from t2v_export.recipe import Quantize, load_recipe, parse_recipe
-from t2v_export.recipe.options import PASSES, Option
+from t2v_export.recipe.options import PASSES
 from t2v_export.recipe.recipe import shipped_recipes
 
 PAGE = Path(__file__).parents[3] / "docs/recipes.md"
@@ -71,7 +71,7 @@ def test_widths_are_a_table(tmp_path):
 @pytest.mark.parametrize("kind", PASSES)
 def test_every_option_is_described_and_its_default_is_one_it_takes(kind):
     for one in fields(PASSES[kind]):
-        about = Option.of(one)
+        about = one.metadata["option"]
         assert about.description.endswith(".") and "|" not in about.description
         assert about.default == getattr(PASSES[kind](), one.name)
         words = about.default if isinstance(about.default, tuple) else (about.default,)

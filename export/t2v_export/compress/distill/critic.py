@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from t2v_export.compress.distill.training import LearningRate
+from t2v_export.compress.distill.training import adamw, set_rate
 
 WIDTHS = (32, 64, 128)
 CROP = 128
@@ -27,15 +27,12 @@ class PairCritic:
             layers += [nn.utils.spectral_norm(nn.Conv2d(before, after, 4, 2, 1)), nn.LeakyReLU(0.2)]
         layers.append(nn.Conv2d(WIDTHS[-1], 1, 3, padding=1))
         self.network = nn.Sequential(*layers).to(device)
-        self._rate = LearningRate(1e-4, device)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=self._rate.given, betas=(0.0, 0.99), capturable=device.type == "cuda"
-        )
+        self.optimizer = adamw(self.network.parameters(), 1e-4, device, betas=(0.0, 0.99))
         self.sides = height, width
         self._rows, self._columns = (torch.arange(min(CROP, side), device=device) for side in self.sides)
 
     def set_rate(self, rate: float) -> None:
-        self._rate.set(rate, self.optimizer)
+        set_rate(self.optimizer, rate)
 
     def move(self, generator: torch.Generator) -> None:
         """Draw another crop."""

@@ -47,31 +47,22 @@ def distill_stage(
     checkpoint is changed. Raises `UsageError` if the two stages differ in inputs or outputs, `TrainingError` if the
     training diverges.
     """
-    _check_alike(setup, stage)
-    device = torch.device(setup.device)
-    torch.manual_seed(setup.seed)
-    _precision(device)
-    trainer = _trainer(setup, stage, device)
-    steps = getattr(setup.options, f"{stage}_steps")
-    trained, log = train(trainer, steps, folder, setup.progress)
-    module = copy.deepcopy(setup.student.modules[stage])  # without the hooks of the trainer
-    module.load_state_dict({n: t.contiguous() for n, t in trained.state_dict().items()})
-    return module.eval().requires_grad_(False), log
-
-
-def _precision(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")
-
-
-def _check_alike(setup: DistillOptions, stage: str) -> None:
     theirs, mine = setup.teacher.specs[stage], setup.student.specs[stage]
     if theirs.noises != mine.noises or theirs.results != mine.results:
         raise UsageError(
             f"distill: the {stage} stages of {setup.teacher.config.name} and {setup.student.config.name} differ in "
             "noises or outputs; change only what lies between them"
         )
+    device = torch.device(setup.device)
+    torch.manual_seed(setup.seed)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    steps = getattr(setup.options, f"{stage}_steps")
+    trained, log = train(_trainer(setup, stage, device), steps, folder, setup.progress)
+    module = copy.deepcopy(setup.student.modules[stage])  # without the hooks of the trainer
+    module.load_state_dict({n: t.contiguous() for n, t in trained.state_dict().items()})
+    return module.eval().requires_grad_(False), log
 
 
 def _trainer(setup: DistillOptions, stage: str, device: torch.device) -> StageTrainer:

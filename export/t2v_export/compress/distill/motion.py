@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from t2v_edge.spec import StageSpec
-from t2v_export.compress.distill.streams import BatchDraws, CaptionConditions, play, run_motion
-from t2v_export.compress.distill.training import LearningRate, UpdateReplay, generators
+from t2v_export.compress.distill.streams import CaptionConditions, play, run_motion, run_streams
+from t2v_export.compress.distill.training import StageTrainer, UpdateReplay, adamw, generators
 from t2v_export.recipe import Distill
 
 STREAM_STEPS = 800
@@ -31,7 +31,7 @@ LED_FIRST, LED_LAST = 0.9, 0.1
 MEASURED_STREAMS, MEASURED_STEPS = 64, 160
 
 
-class MotionTrainer:
+class MotionTrainer(StageTrainer):
     """One update learns from a window of `length` base steps of `motion_batch` streams."""
 
     name = "motion"
@@ -55,44 +55,28 @@ class MotionTrainer:
         theirs = {s.input: s for s in self.spec.states}
         self.shared = [s for s in self.student_spec.states if s.input in theirs and theirs[s.input].shape == s.shape]
         self.generator = generators(device, seed)
-        self.draws = BatchDraws(batch, self.generator)
         self.captions = CaptionConditions(pool, batch, blend_steps, self.generator)
+        self.draws = self.captions.draws
         self.stream_noises = self.draws.noises(self.spec.noises, "stream")
         self.step_noises = {n.input: self.draws.noise(n, self.length) for n in self.spec.noises if n.cadence == "step"}
         self.condition = self.captions.advance(self.length)
         self.theirs, self.mine = self.draws.start(self.spec), self.draws.start(self.student_spec)
         self.led = torch.ones(batch, 1, dtype=torch.bool, device=device)
         self.scale = self._scales()
-        self._rate = LearningRate(self.rate, device)
-        self.optimizer = torch.optim.AdamW(
-            student.parameters(), lr=self._rate.given, betas=(0.9, 0.99), capturable=device.type == "cuda"
-        )
+        self.optimizer = adamw(student.parameters(), self.rate, device, betas=(0.9, 0.99))
         self.loss = torch.zeros((), device=device)
         self._replay = UpdateReplay(self._update, self._changed, device)
 
     def _scales(self) -> dict[str, Tensor]:
         """By output, how much each number changes in a step; at least a twentieth of its whole spread."""
-        generator = generators(self.device, self.seed + 1)
-        draws, captions = BatchDraws(64, generator), CaptionConditions(self.pool, 64, self.blend_steps, generator)
-        stream, states = draws.noises(self.spec.noises, "stream"), draws.start(self.spec)
-        names = ["motion", *(s.output for s in self.shared)]
-        seen: dict[str, list[Tensor]] = {name: [] for name in names}
-        with torch.no_grad():
-            for condition in captions.advance(64):
-                feeds = {"condition": condition, **stream, **draws.noises(self.spec.noises, "step"), **states}
-                made = run_motion(self.teacher, self.spec, feeds)
-                states = {s.input: made[s.output] for s in self.spec.states}
-                for name in names:
-                    seen[name].append(made[name])
+        captions = CaptionConditions(self.pool, 64, self.blend_steps, generators(self.device, self.seed + 1))
+        made = list(run_streams(self.teacher, self.spec, captions, 64))
         scales = {}
-        for name, values in seen.items():
-            all_values = torch.stack(values)
-            change, spread = all_values.diff(dim=0).flatten(0, 1).std(0), all_values.flatten(0, 1).std(0)
+        for name in ("motion", *(s.output for s in self.shared)):
+            values = torch.stack([step[name] for step in made])
+            change, spread = values.diff(dim=0).flatten(0, 1).std(0), values.flatten(0, 1).std(0)
             scales[name] = (change + 0.05 * spread).clamp(min=1e-3)
         return scales
-
-    def set_rate(self, rate: float) -> None:
-        self._rate.set(rate, self.optimizer)
 
     def _changed(self) -> list[Tensor]:
         """The tensors that an update changes, without the optimizer's moments."""
@@ -127,11 +111,8 @@ class MotionTrainer:
         self.led.copy_(some(share)[:, None])
 
     def _update(self) -> None:
-        self.optimizer.zero_grad(set_to_none=False)
         loss, theirs, mine = self._window()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
-        self.optimizer.step()
+        self.descend(loss)
         self.loss.copy_(loss.detach())
         for kept, made in ((self.theirs, theirs), (self.mine, mine)):
             for name, value in made.items():
@@ -151,10 +132,8 @@ class MotionTrainer:
             theirs = {s.input: wanted[s.output] for s in self.spec.states}
             mine = {s.input: made[s.output] for s in self.student_spec.states}
             for state in self.shared:
-                led = torch.where(
-                    _like(self.led[:, 0], wanted[state.output]), wanted[state.output], made[state.output].detach()
-                )
-                theirs[state.input] = mine[state.input] = led
+                old, new = wanted[state.output], made[state.output].detach()
+                theirs[state.input] = mine[state.input] = torch.where(_like(self.led, old), old, new)
         losses = []
         for name, seen in pairs.items():
             made_all, wanted_all = (torch.stack(part) / self.scale[name] for part in zip(*seen))
@@ -169,36 +148,20 @@ class MotionTrainer:
         """
         streams = min(MEASURED_STREAMS, 2 * len(self.led))
         steps = MEASURED_STEPS if self.device.type == "cuda" else min(MEASURED_STEPS, 2 * self.length)
-        made = [
-            play(
-                module,
-                spec,
-                self.render_spec,
-                self.pool,
-                self.blend_steps,
-                streams,
-                steps,
-                generators(self.device, self.seed + 2),
-            ).motion
-            for module, spec in ((student, self.student_spec), (self.teacher, self.spec))
-        ]
+        made = []
+        for module, spec in ((student, self.student_spec), (self.teacher, self.spec)):
+            captions = CaptionConditions(self.pool, streams, self.blend_steps, generators(self.device, self.seed + 2))
+            made.append(play(module, spec, self.render_spec, captions, steps).motion)
         speeds = [m[steps // 2 :].diff(dim=0).abs().mean() for m in made]
         spreads = [m[steps // 2 :].flatten(0, 1).std(0).mean() for m in made]
         return {"speed": float(speeds[0] / speeds[1]), "spread": float(spreads[0] / spreads[1])}
 
     def state(self) -> dict[str, Any]:
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
-            "captions": self.captions.state(),
-            "theirs": self.theirs,
-            "mine": self.mine,
-            "stream_noises": self.stream_noises,
-        }
+        played = {"theirs": self.theirs, "mine": self.mine, "stream_noises": self.stream_noises}
+        return {**super().state(), "captions": self.captions.state(), **played}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
+        super().resume(state)
         self.captions.resume(state["captions"])
         for name in ("theirs", "mine", "stream_noises"):
             for key, value in state[name].items():

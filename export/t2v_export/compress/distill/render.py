@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from t2v_edge.spec import StageSpec
 from t2v_export.compress.distill.critic import PairCritic
-from t2v_export.compress.distill.streams import Trajectories, play
-from t2v_export.compress.distill.training import LearningRate, UpdateReplay, autocast, generators
+from t2v_export.compress.distill.streams import CaptionConditions, Trajectories, play
+from t2v_export.compress.distill.training import StageTrainer, UpdateReplay, adamw, autocast, generators
 from t2v_export.compress.fake_quant import QuantizeAware, quantize_aware
 from t2v_export.recipe import Distill
 
@@ -53,15 +53,16 @@ def image_modules(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, tu
     """Names of the modules that make images (batch, channels, h, w), with (channels, h, w), in the order they run."""
     found: dict[str, tuple[int, int, int]] = {}
 
-    def note(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4:
-                channels, height, width = output.shape[1:]
-                found[name] = channels, height, width
+    def note(name: str, output: Any) -> None:
+        if isinstance(output, Tensor) and output.dim() == 4:
+            channels, height, width = output.shape[1:]
+            found[name] = channels, height, width
 
-        return hook
-
-    handles = [part.register_forward_hook(note(name)) for name, part in module.named_modules() if name]
+    handles = [
+        part.register_forward_hook(lambda _, __, output, name=name: note(name, output))
+        for name, part in module.named_modules()
+        if name
+    ]
     with torch.no_grad():
         module(*inputs)
     for handle in handles:
@@ -81,7 +82,7 @@ def alike(teacher: Mapping[str, tuple[int, int, int]], student: Mapping[str, tup
     return tuple(last.values())
 
 
-class RenderTrainer:
+class RenderTrainer(StageTrainer):
     """One update learns from `render_batch` frames in pairs: two moments of a stream, up to a base step apart.
 
     With a weight of `contrast`, every second pair shows one moment as two captions describe it. If the condition has
@@ -132,14 +133,8 @@ class RenderTrainer:
         self.bridges = nn.ModuleDict(
             {name.replace(".", "/"): nn.Conv2d(mine[name][0], made[name][0], 1) for name in names}
         ).to(device)
-        self._rate = LearningRate(self.rate, device)
-        self.optimizer = torch.optim.AdamW(
-            [*student.parameters(), *self.bridges.parameters()],
-            lr=self._rate.given,
-            betas=(0.9, 0.99),
-            weight_decay=1e-4,
-            capturable=device.type == "cuda",
-        )
+        weights = [*student.parameters(), *self.bridges.parameters()]
+        self.optimizer = adamw(weights, self.rate, device, betas=(0.9, 0.99), weight_decay=1e-4)
         self.critic = PairCritic(device, *self.held_frames.shape[2:]) if self.weights["adversarial"] else None
         self.trajectories: Trajectories | None = None
         self.number = 0
@@ -149,7 +144,7 @@ class RenderTrainer:
         self._replays: dict[tuple[bool, bool], UpdateReplay] = {}
 
     def set_rate(self, rate: float) -> None:
-        self._rate.set(rate, self.optimizer)
+        super().set_rate(rate)
         if self.critic is not None:
             self.critic.set_rate(0.3 * rate)
 
@@ -160,7 +155,8 @@ class RenderTrainer:
 
     def _play(self, pairs: int, generator: torch.Generator) -> Trajectories:
         streams = pairs * STREAMS_PER_PAIR if self.device.type == "cuda" else pairs
-        return play(self.motion, *self.specs, self.pool, self.blend_steps, streams, self.length, generator)
+        captions = CaptionConditions(self.pool, streams, self.blend_steps, generator)
+        return play(self.motion, *self.specs, captions, self.length)
 
     def _contrasts(self, pairs: int) -> int:
         """How many of `pairs`, the last ones, are of one moment and two captions."""
@@ -233,10 +229,7 @@ class RenderTrainer:
         if critic is not None:
             losses["adversarial"] = critic.judge(made)
         total = torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
-        self.optimizer.zero_grad(set_to_none=False)
-        total.backward()
-        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
-        self.optimizer.step()
+        self.descend(total)
         if critic is not None:
             losses["critic"] = critic.learn(made.detach(), wanted)
         self.losses = {name: loss.detach() for name, loss in losses.items()}
@@ -254,13 +247,10 @@ class RenderTrainer:
             losses["contrast"] = contrast(*(t[moments:] for t in (a, b, x, y)))
         if self.bridges:
             with autocast(self.device, self.precision):
-                apart = [
-                    (bridge(self.ours.made[name]) - feature).abs().mean() / feature.abs().mean().clamp(min=1e-3)
-                    for name, bridge, feature in (
-                        (key.replace("/", "."), bridge, self.theirs.made[key.replace("/", ".")])
-                        for key, bridge in self.bridges.items()
-                    )
-                ]
+                apart = []
+                for key, bridge in self.bridges.items():
+                    mine, feature = (features.made[key.replace("/", ".")] for features in (self.ours, self.theirs))
+                    apart.append((bridge(mine) - feature).abs().mean() / feature.abs().mean().clamp(min=1e-3))
             losses["perceptual"] = 0.1 * torch.stack([x.float() for x in apart]).mean()
         return losses
 
@@ -272,11 +262,9 @@ class RenderTrainer:
         relative to the teacher's mean change. `contrast_error`: mean difference from the teacher where two captions
         differ, in the range of pixels.
         """
-        size = 32
-        parts = [student(*rows) for rows in zip(*(t.split(size) for t in self.held))]
+        parts = [student(*rows) for rows in zip(*(t.split(32) for t in self.held))]
         made, wanted = torch.cat(parts).float(), self.held_frames
-        span = 1.0 - self.low
-        error = ((made - wanted) / span).square().mean((1, 2, 3)).clamp(min=1e-10)
+        error = ((made - wanted) / (1.0 - self.low)).square().mean((1, 2, 3)).clamp(min=1e-10)
         psnr = -10 * error.log10()
         (a, b), (x, y) = made.chunk(2), wanted.chunk(2)
         moments = len(a) - self._contrasts(len(a))
@@ -288,18 +276,13 @@ class RenderTrainer:
         return figures
 
     def state(self) -> dict[str, Any]:
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "bridges": self.bridges.state_dict(),
-            "critic": self.critic.state() if self.critic else None,
-            "rounding": self.rounding.state_dict() if self.rounding else None,
-            "generator": self.generator.get_state(),
-            "number": self.number,
-            "played_from": self._played_from,
-        }
+        critic = self.critic.state() if self.critic else None
+        rounding = self.rounding.state_dict() if self.rounding else None
+        parts = {"bridges": self.bridges.state_dict(), "critic": critic, "rounding": rounding}
+        return {**super().state(), **parts, "number": self.number, "played_from": self._played_from}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        super().resume(state)
         self.bridges.load_state_dict(state["bridges"])
         if self.critic is not None:
             self.critic.resume(state["critic"])
@@ -326,11 +309,11 @@ class Groups:
         """The groups whose first two values make a difference; None where none does. `differ` takes a pair (2, C)."""
         even = (1 / self._counts)[self._group]
         zero, one = (torch.full((1,), v, device=even.device) for v in (0, 1))
-        used = [
-            g
-            for g in self.used.tolist()
-            if differ(torch.cat([self._named(even[None], torch.full_like(zero, g), v) for v in (zero, one)]))
-        ]
+
+        def drawn(group: int) -> bool:
+            return differ(torch.cat([self._named(even[None], torch.full_like(zero, group), v) for v in (zero, one)]))
+
+        used = [group for group in self.used.tolist() if drawn(group)]
         return Groups(self.sizes, even.device, used) if used else None
 
     def apart(self, conditions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -359,9 +342,8 @@ def contrast(a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 def near_edges(frames: Tensor) -> Tensor:
     """Weights (batch, 1, h, w) of frames (batch, 3, h, w): 1, and 1 + `EDGE_WEIGHT` within some 4 pixels of an edge."""
-    edges = functional.pad((frames.diff(dim=3).abs()).amax(1, keepdim=True), (0, 1)) + functional.pad(
-        (frames.diff(dim=2).abs()).amax(1, keepdim=True), (0, 0, 0, 1)
-    )
+    along, down = (frames.diff(dim=axis).abs().amax(1, keepdim=True) for axis in (3, 2))
+    edges = functional.pad(along, (0, 1)) + functional.pad(down, (0, 0, 0, 1))
     coarse = functional.max_pool2d((edges > EDGE).float(), 4, ceil_mode=True)
     wide = functional.interpolate(functional.max_pool2d(coarse, 3, 1, 1), scale_factor=4.0, mode="nearest")
     return 1.0 + EDGE_WEIGHT * wide[..., : frames.shape[2], : frames.shape[3]]

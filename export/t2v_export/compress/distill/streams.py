@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,8 +38,7 @@ class BatchDraws:
 
     def start(self, motion: StageSpec) -> dict[str, Tensor]:
         """Start states by graph input name, each (streams, ...)."""
-        states = {}
-        device = self.generator.device
+        states, device = {}, self.generator.device
         for state in motion.states:
             shape = (self.count, *state.shape[1:])
             if state.start == "normal":
@@ -56,10 +55,12 @@ class CaptionConditions:
     """The conditions of `count` streams, each with its caption changes: `advance(steps)` gives the next ones.
 
     `pool` (captions, C). A change blends in over `blend_steps` from where the condition is, as `clock.Blend` does.
+    `draws` are what else the streams draw.
     """
 
     def __init__(self, pool: Tensor, count: int, blend_steps: int, generator: torch.Generator) -> None:
         self.pool, self.blend_steps, self.generator = pool, max(1, blend_steps), generator
+        self.draws = BatchDraws(count, generator)
         self.switching = torch.arange(count, device=pool.device) >= STEADY_SHARE * count
         self.target = self._draw(count)
         self.start = self.target.clone()
@@ -114,24 +115,23 @@ def run_motion(module: nn.Module, spec: StageSpec, feeds: Mapping[str, Tensor]) 
 
 
 @torch.no_grad()
+def run_streams(
+    module: nn.Module, spec: StageSpec, captions: CaptionConditions, steps: int
+) -> Iterator[dict[str, Tensor]]:
+    """What a motion module makes at each of `steps` base steps of new streams, and the ``condition`` it was given."""
+    draws = captions.draws
+    stream_noises, states = draws.noises(spec.noises, "stream"), draws.start(spec)
+    for condition in captions.advance(steps):
+        feeds = {"condition": condition, **stream_noises, **draws.noises(spec.noises, "step"), **states}
+        made = run_motion(module, spec, feeds)
+        states = {s.input: made[s.output] for s in spec.states}
+        yield {**made, "condition": condition}
+
+
 def play(
-    module: nn.Module,
-    motion: StageSpec,
-    render: StageSpec,
-    pool: Tensor,
-    blend_steps: int,
-    streams: int,
-    steps: int,
-    generator: torch.Generator,
+    module: nn.Module, motion: StageSpec, render: StageSpec, captions: CaptionConditions, steps: int
 ) -> Trajectories:
-    """Play `streams` streams of `steps` base steps, captions drawn from `pool` (captions, C), changes in mid-run."""
-    draws = BatchDraws(streams, generator)
-    captions = CaptionConditions(pool, streams, blend_steps, generator)
-    stream_noises, states = draws.noises(motion.noises, "stream"), draws.start(motion)
-    conditions, motions = captions.advance(steps), []
-    for condition in conditions:
-        noises = draws.noises(motion.noises, "step")
-        made = run_motion(module, motion, {"condition": condition, **stream_noises, **noises, **states})
-        states = {s.input: made[s.output] for s in motion.states}
-        motions.append(made["motion"])
-    return Trajectories(torch.stack(motions), conditions, draws.noises(render.noises, "stream"))
+    """Play streams of `steps` base steps, with the changes of their `captions` in mid-run."""
+    made = [(step["motion"], step["condition"]) for step in run_streams(module, motion, captions, steps)]
+    motions, conditions = (torch.stack(part) for part in zip(*made))
+    return Trajectories(motions, conditions, captions.draws.noises(render.noises, "stream"))

@@ -6,7 +6,6 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from t2v_edge.bundle.tokenizer import CaptionTokenizer
-from t2v_export.compress.distill.training import autocast, generators
+from t2v_export.compress.distill.training import StageTrainer, autocast, generators
 from t2v_export.compress.near import replaced
 from t2v_export.recipe import Distill
 
@@ -104,7 +103,7 @@ def tokens(tokenizer: CaptionTokenizer, captions: Sequence[str]) -> tuple[Tensor
     return ids, mask
 
 
-class TextTrainer:
+class TextTrainer(StageTrainer):
     """Divergence from the teacher's probabilities in each group; without groups the squared error."""
 
     name = "text"
@@ -140,19 +139,12 @@ class TextTrainer:
         self.generator = generators(device, seed)
         self.optimizer = torch.optim.AdamW(student.parameters(), lr=self.rate, betas=(0.9, 0.98), weight_decay=0.01)
 
-    def set_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
     def step(self, progress: float) -> Mapping[str, Tensor]:
         index = torch.randint(len(self.bank), (self.batch,), generator=self.generator, device=self.device)
         ids, mask, condition = self.bank.rows(index)
         with autocast(self.device, self.precision):
             loss = self.loss(self.student, ids, mask, condition)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
-        self.optimizer.step()
+        self.descend(loss)
         return {"loss": loss.detach()}
 
     def loss(self, student: nn.Module, ids: Tensor, mask: Tensor, condition: Tensor) -> Tensor:
@@ -176,10 +168,3 @@ class TextTrainer:
             "held_loss": float(self.loss(student, ids, mask, condition)),
             "error": float((made - condition).abs().amax(1).mean()),
         }
-
-    def state(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
-
-    def resume(self, state: Mapping[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])

@@ -8,9 +8,9 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,28 +25,40 @@ AVERAGE = 0.999
 WARM_UP = 200
 
 
-class StageTrainer(Protocol):
+class StageTrainer:
     """One stage's training: `step` does one update of `student`, `measure` compares it with the teacher."""
 
     name: str
     student: nn.Module
     rate: float
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
 
     def step(self, progress: float) -> Mapping[str, Tensor]:
         """One update at `progress` 0 to 1 of the training; losses by name."""
-        ...
+        raise NotImplementedError
 
     def measure(self, student: nn.Module) -> Mapping[str, float]:
         """How near `student` is to the teacher, on inputs that are never trained on."""
-        ...
+        raise NotImplementedError
 
-    def set_rate(self, rate: float) -> None: ...
+    def set_rate(self, rate: float) -> None:
+        set_rate(self.optimizer, rate)
+
+    def descend(self, loss: Tensor) -> None:
+        """Change the weights by the gradient of a loss."""
+        self.optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+        self.optimizer.step()
 
     def state(self) -> dict[str, Any]:
         """All that changes while it trains, but for the student and its average."""
-        ...
+        return {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
 
-    def resume(self, state: Mapping[str, Any]) -> None: ...
+    def resume(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
 
 
 class Average:
@@ -54,17 +66,15 @@ class Average:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        pairs = list(zip(_floats(self.module), _floats(module)))
-        self._mine, self._its = [a for a, _ in pairs], [b for _, b in pairs]
+        self._mine, self._its = (
+            [t for t in (*part.parameters(), *part.buffers()) if t.is_floating_point()]
+            for part in (self.module, module)
+        )
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Average after a step. Early steps weigh more, so that the start is forgotten."""
         torch._foreach_lerp_(self._mine, self._its, 1 - min(AVERAGE, (1 + step) / (10 + step)))
-
-
-def _floats(module: nn.Module) -> list[Tensor]:
-    return [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
 
 
 def rate_at(progress: float, step: int) -> float:
@@ -88,15 +98,8 @@ def train(
     spent = log[-1]["seconds"] if log else 0.0
     began = saved = time.monotonic()
     every = max(1, steps // LOG_POINTS)
-    with tqdm(
-        total=steps,
-        initial=done,
-        desc=f"distill {trainer.name}",
-        unit="step",
-        file=sys.stderr,
-        disable=None if progress else True,
-        leave=False,
-    ) as bar:
+    title, hidden = f"distill {trainer.name}", None if progress else True
+    with tqdm(total=steps, initial=done, desc=title, unit="step", file=sys.stderr, disable=hidden, leave=False) as bar:
         while done < steps:
             trainer.student.train()
             trainer.set_rate(trainer.rate * rate_at(done / steps, done))
@@ -127,13 +130,8 @@ def _figures(
 
 
 def _save(trainer: StageTrainer, average: Average, log: list[dict[str, Any]], done: int, file: Path) -> None:
-    state = {
-        "done": done,
-        "log": json.dumps(log),
-        "student": trainer.student.state_dict(),
-        "average": average.module.state_dict(),
-        "lesson": trainer.state(),
-    }
+    student, averaged = trainer.student.state_dict(), average.module.state_dict()
+    state = {"done": done, "log": json.dumps(log), "student": student, "average": averaged, "lesson": trainer.state()}
     with atomic_file(file) as temporary:
         torch.save(state, temporary)
 
@@ -190,19 +188,17 @@ class UpdateReplay:
         return run
 
 
-class LearningRate:
-    """A learning rate that an optimizer inside a CUDA graph sees change."""
+def adamw(parameters: Iterable[Tensor], rate: float, device: torch.device, **options: Any) -> torch.optim.AdamW:
+    """AdamW for an update inside a CUDA graph, which sees the learning rate change."""
+    on_gpu = device.type == "cuda"
+    given = torch.tensor(rate, device=device) if on_gpu else rate
+    return torch.optim.AdamW(parameters, lr=given, capturable=on_gpu, **options)
 
-    def __init__(self, rate: float, device: torch.device) -> None:
-        self.value = rate
-        self.given: Tensor | float = torch.tensor(rate, device=device) if device.type == "cuda" else rate
 
-    def set(self, rate: float, optimizer: torch.optim.Optimizer) -> None:
-        self.value = rate
-        if isinstance(self.given, Tensor):
-            self.given.fill_(rate)
-        for group in optimizer.param_groups:
-            group["lr"] = rate if not isinstance(self.given, Tensor) else self.given
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        old, device = group["lr"], group["params"][0].device  # a rate that was read from a file is not on a GPU yet
+        group["lr"] = old.to(device).fill_(rate) if isinstance(old, Tensor) else rate
 
 
 def generators(device: torch.device, seed: int) -> torch.Generator:

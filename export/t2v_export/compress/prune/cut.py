@@ -39,9 +39,7 @@ def cut(
     design: Design, widths: Sequence[WidthOption], values: Sequence[int], removed: Removed
 ) -> tuple[nn.Module, StageConfig]:
     """The smaller module and its config. Raises `UsageError` where the class cannot be built that small."""
-    numbers: dict[Path, int] = {}
-    for width, value in zip(widths, values):
-        numbers |= width.values(value)
+    numbers = {p: value * s for width, value in zip(widths, values) for p, s in zip(width.paths, width.scale)}
     return load_cut(design, numbers, removed), design.stage_config(numbers)
 
 
@@ -52,8 +50,9 @@ def load_cut(design: Design, numbers: Mapping[Path, int], removed: Removed) -> n
         made = design.build(numbers)
         made.load_state_dict(state, strict=True)
     except Exception as error:  # a user's class may fail in any way
+        shown = ", ".join(f"{'.'.join(map(str, path))} = {value}" for path, value in numbers.items())
         raise UsageError(
-            f"stage {design.stage}: its class cannot be built with {_shown(numbers)}: {error}; leave "
+            f"stage {design.stage}: its class cannot be built with {shown}: {error}; leave "
             f"{design.stage}_keep at 1, or prune with another round_to"
         ) from error
     return made
@@ -93,14 +92,9 @@ def check_cut(
     names = {s.output: s.input for s in old.states}
     for spec, before, after in zip(new.outputs, outputs, small if isinstance(small, tuple) else (small,)):
         before = keep(names.get(spec.name, spec.name), before, removed)
-        if before.shape != after.shape or float((before - after).abs().max()) > TOLERANCE * max(
-            1.0, float(before.abs().max())
-        ):
+        most = TOLERANCE * max(1.0, float(before.abs().max()))
+        if before.shape != after.shape or float((before - after).abs().max()) > most:
             raise UsageError(
                 f"stage {stage}: {spec.name} changes when unused units are taken out: the class computes with its "
                 f"widths in a way that pruning does not follow; leave {stage}_keep at 1 and rebuild it smaller instead"
             )
-
-
-def _shown(numbers: Mapping[Path, int]) -> str:
-    return ", ".join(f"{'.'.join(map(str, path))} = {value}" for path, value in numbers.items())

@@ -46,10 +46,6 @@ class WidthOption:
         first, *rest = self.paths[0]
         return f"{first}" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
 
-    def values(self, value: int) -> dict[Path, int]:
-        """The numbers to build with for a `value`."""
-        return {path: value * scale for path, scale in zip(self.paths, self.scale)}
-
 
 class Design:
     """A stage's class with all its options, defaults included.
@@ -63,23 +59,18 @@ class Design:
         self.options = _full_options(type(module), config.stages[stage].options)
         # a class whose options say several widths at once may say them one by one
         self.options |= dict(getattr(module, "options_in_full", {}))
-        self.encoder = isinstance(module, TransformersText)
         self.settings: dict[str, Any] = module.encoder.config.to_dict() if isinstance(module, TransformersText) else {}
 
     def numbers(self) -> dict[Path, int]:
         """Every whole number of the options, by path."""
-        found = dict(_numbers(self.options))
-        return found | {(ENCODER, *path): value for path, value in _numbers(self.settings)}
+        return dict(_numbers(self.options)) | {(ENCODER, *p): value for p, value in _numbers(self.settings)}
 
     def stage_config(self, values: Mapping[Path, int]) -> StageConfig:
         """The stage's config with these numbers; options that stay at their defaults are not named."""
         options = _changed(self.options, {p: v for p, v in values.items() if p[0] != ENCODER})
-        named = self.config.stages[self.stage].options
-        defaults = _full_options(type(self.module), {})
-        return StageConfig(
-            self.config.stages[self.stage].class_name,
-            {k: v for k, v in options.items() if k in named or v != defaults.get(k)},
-        )
+        stage, defaults = self.config.stages[self.stage], _full_options(type(self.module), {})
+        named = {k: v for k, v in options.items() if k in stage.options or v != defaults.get(k)}
+        return StageConfig(stage.class_name, named)
 
     def build(self, values: Mapping[Path, int], device: str = "cpu") -> nn.Module:
         """A module with these numbers and fresh weights, in evaluation mode, without gradients."""
@@ -133,11 +124,7 @@ def _numbers(options: Mapping[str, Any]) -> Iterator[tuple[Path, int]]:
 def _changed(options: Mapping[str, Any], values: Mapping[Path, int]) -> dict[str, Any]:
     made = copy.deepcopy(dict(options))
     for (name, *rest), value in values.items():
-        if rest:
-            made[name] = list(made[name])
-            made[name][rest[0]] = value
-        else:
-            made[name] = value
+        made[name] = [value if i == rest[0] else v for i, v in enumerate(made[name])] if rest else value
     return made
 
 
@@ -206,24 +193,21 @@ def _width_option(
         if smaller is None:
             continue
         after = shapes(smaller)
-        if set(after) != set(before) or not _same_contract(spec_of(design.module), spec_of(smaller)):
+        if set(after) != set(before) or _but_for_sizes(spec_of(design.module)) != _but_for_sizes(spec_of(smaller)):
             return None
         lost = {place: before[place] - after[place] for place in before if before[place] != after[place]}
         if not lost or any(v < 0 or v % step for v in lost.values()):
             return None
         lost = {place: v // step for place, v in lost.items()}
-        return _explain(paths, scale, value, families, lost, before)
+        chosen = _explain(value, families, lost, before)
+        return WidthOption(paths, scale, value, chosen, lost) if chosen else None
     return None
 
 
 def _explain(
-    paths: tuple[Path, ...],
-    scale: tuple[int, ...],
-    value: int,
-    families: tuple[Family, ...],
-    lost: Mapping[Place, int],
-    before: Mapping[Place, int],
-) -> WidthOption | None:
+    value: int, families: tuple[Family, ...], lost: Mapping[Place, int], before: Mapping[Place, int]
+) -> tuple[tuple[Family, int], ...]:
+    """The families, with units of each, whose places lose just that much; empty if none do."""
     chosen: list[tuple[Family, int]] = []
     explained = dict.fromkeys(lost, 0)
     for family in families:
@@ -238,14 +222,11 @@ def _explain(
         chosen.append((family, units))
         for place, at in family.places.items():
             if place not in explained:
-                return None
+                return ()
             explained[place] += units * at.shape[1]
-    if not chosen or explained != dict(lost):
-        return None
-    return WidthOption(paths, scale, value, tuple(chosen), lost)
+    return tuple(chosen) if explained == dict(lost) else ()
 
 
-def _same_contract(old: StageSpec, new: StageSpec) -> bool:
-    """Whether two contracts differ at most in the sizes of their states."""
-    names = [(s.name, s.start) for s in old.states] == [(s.name, s.start) for s in new.states]
-    return (old.feeds, old.results, old.noises) == (new.feeds, new.results, new.noises) and names
+def _but_for_sizes(spec: StageSpec) -> tuple[object, ...]:
+    """A contract without the sizes of its states."""
+    return spec.feeds, spec.results, spec.noises, [(s.name, s.start) for s in spec.states]

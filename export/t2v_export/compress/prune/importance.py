@@ -36,12 +36,10 @@ def score_families(
     reads falls back to magnitude.
     """
     weights = {k: v.double() for k, v in module.state_dict().items() if v.is_floating_point() and v.ndim > 0}
-    shares: Mapping[Place, Tensor] = {}
-    if criterion == "activation":
-        shares = _energies(module, spec, trace, weights, samples)
     if criterion == "taylor":
         changes = _changes(module, spec, trace, samples, seed)
         return [_or_magnitude(change, family, weights) for change, family in zip(changes, trace.families)]
+    shares = _energies(module, spec, trace, weights, samples) if criterion == "activation" else {}
     scores = []
     for family in trace.families:
         read = [shares[place][at].sum(1) for place, at in family.places.items() if place in shares]

@@ -68,11 +68,9 @@ class Labels(TorchDispatchMode):
     def add_weight(self, name: str, tensor: Tensor) -> None:
         """Make the atoms of a parameter or stored buffer."""
         vectors = [self.atoms.add((name, axis), size) for axis, size in enumerate(tensor.shape)]
-        if tensor.ndim < 2:
-            self.tags[tensor] = Tag(tuple(vectors) or (torch.zeros((), dtype=torch.int64),), False, name)
-            return
         shape = tuple(tensor.shape)
-        self.tags[tensor] = Tag(tuple(along(v, i, shape) for i, v in enumerate(vectors)), True, name)
+        axes = [along(vector, axis, shape) for axis, vector in enumerate(vectors)]
+        self.tags[tensor] = Tag(tuple(axes) or (torch.zeros((), dtype=torch.int64),), tensor.ndim > 1, name)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -138,7 +136,7 @@ class Labels(TorchDispatchMode):
     def _label(self, func: Any, name: str, args: Any, kwargs: Any, results: list[Tensor]) -> None:
         tensors = [a for a in flat([args, kwargs]) if isinstance(a, Tensor)]
         if name in MOVES:
-            self._move(func, args, kwargs, results)
+            self._move(func, args, kwargs, tensors, results)
         elif name in ("index", "index_select"):
             self._pick(name, func, args, kwargs, results[0])
         elif name == "embedding":
@@ -148,10 +146,7 @@ class Labels(TorchDispatchMode):
         elif name in ("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution"):
             self._convolve(args, results[0])
         elif name in NORMS:
-            made = self.labels(args[0])
-            for other in (a for a in args[1:5] if isinstance(a, Tensor)):
-                made = self.meet([made, along(self.labels(other), 1, tuple(results[0].shape))], results[0].shape)
-            self._set(results[0], made)
+            self._set(results[0], self._scaled(args[0], args[1:5], results[0], 1))
         elif name in ("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm"):
             self._normalise(args, results[0])
         elif name in ("native_group_norm", "group_norm"):
@@ -162,7 +157,7 @@ class Labels(TorchDispatchMode):
                 self.atoms.freeze(labels)
             self._set(results[0], labels)
         elif name in REDUCTIONS:
-            self._reduce(name, func, args, kwargs, results)
+            self._reduce(name, args, kwargs, results)
         elif name in POOLS:
             self._pool(args[0], results)
         elif name.startswith("new_") or not tensors:
@@ -173,8 +168,11 @@ class Labels(TorchDispatchMode):
         else:
             for tensor in tensors:
                 self.atoms.freeze(self.labels(tensor))
-            for result in results:
-                self._set(result, torch.full((), FIXED).expand(result.shape))
+            self._fix(*results)
+
+    def _fix(self, *results: Tensor) -> None:
+        for result in results:
+            self._set(result, torch.full((), FIXED).expand(result.shape))
 
     def _set(self, tensor: Tensor, labels: Tensor) -> None:
         for axis in range(labels.ndim):  # repetitions are kept as such, which makes everything after them cheap
@@ -182,8 +180,7 @@ class Labels(TorchDispatchMode):
                 labels = labels.narrow(axis, 0, 1).expand(labels.shape)
         self.tags[tensor] = Tag((labels,))
 
-    def _move(self, func: Any, args: Any, kwargs: Any, results: list[Tensor]) -> None:
-        tensors = [a for a in flat([args, kwargs]) if isinstance(a, Tensor)]
+    def _move(self, func: Any, args: Any, kwargs: Any, tensors: list[Tensor], results: list[Tensor]) -> None:
         tags = [self.tags.get(t) for t in tensors]
         if len(tensors) == 1 and tags[0] is not None and tags[0].weight:
             by_axis = [flat(replay(func, args, kwargs, {id(tensors[0]): labels})) for labels in tags[0].axes]
@@ -214,7 +211,7 @@ class Labels(TorchDispatchMode):
     def _look_up(self, table: Tensor, ids: Tensor, result: Tensor) -> None:
         tag = self.tags.get(table)
         if tag is None or not tag.weight:
-            self._set(result, torch.full((), FIXED).expand(result.shape))
+            self._fix(result)
             return
         if self.ids is not None and ids.untyped_storage().data_ptr() == self.ids.untyped_storage().data_ptr():
             self.tables.append(tag.name)
@@ -291,7 +288,7 @@ class Labels(TorchDispatchMode):
             self.atoms.freeze(channels)
             for axis in tag.axes if tag is not None else ():
                 self.atoms.freeze(axis)
-            self._set(result, torch.full((), FIXED).expand(result.shape))
+            self._fix(result)
             self.calls.append(TracedProduct(_convolution_macs(x, weight, result, transposed), ()))
             return
         enter, leave = (0, 1) if transposed else (1, 0)
@@ -317,18 +314,21 @@ class Labels(TorchDispatchMode):
         self.atoms.unify(rows, rows.amax(1, keepdim=True).expand(rows.shape))
         return rows.amax(1)
 
+    def _scaled(self, x: Tensor, others: Any, result: Tensor, axis: int | None = None) -> Tensor:
+        """The labels of `x` joined with those of what scales or shifts it: vectors along `axis` where that is given."""
+        labels, shape = self.labels(x), tuple(result.shape)
+        for other in (self.labels(tensor) for tensor in others if isinstance(tensor, Tensor)):
+            labels = self.meet([labels, other if axis is None else along(other, axis, shape)], shape)
+        return labels
+
     def _normalise(self, args: Any, result: Tensor) -> None:
-        labels = self.labels(args[0])
-        for other in (a for a in args[2:4] if isinstance(a, Tensor)):
-            labels = self.meet([labels, self.labels(other)], result.shape)
+        labels = self._scaled(args[0], args[2:4], result)
         self._over(labels, list(range(-len(args[1]), 0)))
         self._set(result, labels)
 
     def _normalise_groups(self, args: Any, result: Tensor) -> None:
         x, groups = args[0], args[6] if len(args) > 6 else args[1]
-        labels = self.labels(x)
-        for other in (a for a in args[1:3] if isinstance(a, Tensor)):
-            labels = self.meet([labels, along(self.labels(other), 1, tuple(result.shape))], result.shape)
+        labels = self._scaled(x, args[1:3], result, 1)
         if groups == 1:
             self._over(labels, list(range(1, labels.ndim)))
         elif groups != x.shape[1]:
@@ -342,7 +342,7 @@ class Labels(TorchDispatchMode):
             self.atoms.mark_inexact(labels)
         return varied
 
-    def _reduce(self, name: str, func: Any, args: Any, kwargs: Any, results: list[Tensor]) -> None:
+    def _reduce(self, name: str, args: Any, kwargs: Any, results: list[Tensor]) -> None:
         labels = self.labels(args[0])
         dims = args[1] if len(args) > 1 and name not in ("norm", "linalg_vector_norm") else kwargs.get("dim")
         axes = list(range(labels.ndim)) if dims is None else [dims] if isinstance(dims, int) else list(dims)
@@ -350,14 +350,13 @@ class Labels(TorchDispatchMode):
             self._compute([args[0], args[1]], results)
             return
         varied = self._over(labels, axes) if name != "sum" else any(varies(labels, axis) for axis in axes)
+        if varied or not axes:
+            self._fix(*results)
+            return
+        for axis in axes:
+            labels = labels.narrow(axis, 0, 1)
         for result in results:
-            if varied or not axes:
-                self._set(result, torch.full((), FIXED).expand(result.shape))
-                continue
-            kept = labels
-            for axis in axes:
-                kept = kept.narrow(axis, 0, 1)
-            self._set(result, kept.reshape(result.shape))
+            self._set(result, labels.reshape(result.shape))
 
     def _pool(self, x: Tensor, results: list[Tensor]) -> None:
         axis = 1 if x.ndim == results[0].ndim and x.ndim > 2 else 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -40,26 +39,20 @@ def prune_layers(checkpoint: Checkpoint, count: int, samples: Sequence[Feeds]) -
         trials = [[i for i in kept if i != out] for out in kept]
         kept = min(trials, key=lambda trial: float((_pooled(module, name, trial, batches) - wanted).square().mean()))
     design = Design("text", checkpoint.config, module)
-    number = next(p for p in design.numbers() if p[0] == ENCODER and p[1] in _layer_names(module))
+    aliases = module.encoder.config.attribute_map  # what the config may call the number of layers
+    names = {"num_hidden_layers", aliases.get("num_hidden_layers", "num_hidden_layers")}
+    number = next(p for p in design.numbers() if p[0] == ENCODER and p[1] in names)
     made = design.build({number: count})
     made.load_state_dict(_renamed(module, name, kept))
-    stages = {**checkpoint.config.stages, "text": design.stage_config({})}
-    return with_stages(checkpoint, replace(checkpoint.config, stages=stages), {"text": made})
+    return with_stages(checkpoint, {"text": made}, {"text": design.stage_config({})})
 
 
 def _layers(module: TransformersText) -> tuple[str, nn.ModuleList]:
     wanted = getattr(module.encoder.config, "num_hidden_layers", None)
-    lists = [(name, part) for name, part in module.encoder.named_modules() if isinstance(part, nn.ModuleList)]
-    found = [(name, part) for name, part in lists if len(part) == wanted]
-    if not found:
-        raise UsageError("text_layers: the encoder's layers are not one list; leave it at 0")
-    return found[0]
-
-
-def _layer_names(module: TransformersText) -> set[str]:
-    """What the config calls the number of layers."""
-    config = module.encoder.config
-    return {"num_hidden_layers", config.attribute_map.get("num_hidden_layers", "num_hidden_layers")}
+    for name, part in module.encoder.named_modules():
+        if isinstance(part, nn.ModuleList) and len(part) == wanted:
+            return name, part
+    raise UsageError("text_layers: the encoder's layers are not one list; leave it at 0")
 
 
 def _pooled(module: TransformersText, name: str, kept: Sequence[int], batches: Sequence[Sequence[Tensor]]) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from t2v_calibration.captions import load_captions
 from t2v_edge.errors import UsageError
 from t2v_edge.spec import STAGES
 from t2v_export.checkpoint.checkpoint import Checkpoint, with_stages
+from t2v_export.checkpoint.config import StageConfig
 from t2v_export.checkpoint.cost import count_macs, count_parameters
 from t2v_export.checkpoint.tokenizer import caption_tokenizer
 from t2v_export.compress.prune.cut import check_cut, choose_units, cut
@@ -43,14 +43,12 @@ class _Stage:
     samples: Sequence[Feeds]
 
 
-def prune_checkpoint(
-    checkpoint: Checkpoint, options: Prune, seed: int = 0, advance: Callable[[], object] = lambda: None
-) -> Checkpoint:
+def prune_checkpoint(checkpoint: Checkpoint, options: Prune, seed: int = 0) -> Checkpoint:
     """A smaller checkpoint, as `options` ask. The given one is not changed.
 
     Vocabulary, unused positions and encoder layers go first. Then widths: those that are named, the stages' shares, and
-    the budget of all stages. The same seed gives the same checkpoint. `advance` is called after each stage that was
-    made narrower. Raises `UsageError` if a stage cannot be pruned as asked, with the reason and the remedy.
+    the budget of all stages. The same seed gives the same checkpoint. Raises `UsageError` if a stage cannot be pruned
+    as asked, with the reason and the remedy.
     """
     captions = [caption for name in options.captions for caption in load_captions(name)]
     made = checkpoint
@@ -58,7 +56,8 @@ def prune_checkpoint(
         made = prune_vocabulary(made, captions, options.vocabulary_near, options.vocabulary_size)
     if "text" in options.stages:
         made = prune_positions(made, captions)
-    wanted = _shares(options)
+    shares = {stage: getattr(options, f"{stage}_keep") for stage in STAGES if stage in options.stages}
+    wanted = {stage: share for stage, share in shares.items() if share < 1}
     if not wanted and not options.text_layers and not options.widths and options.total_keep == 1:
         return made
     samples = _samples(made, captions, options, seed)
@@ -69,20 +68,11 @@ def prune_checkpoint(
             raise UsageError(f"widths: {stage!r} is not a stage of this pass; those are {', '.join(options.stages)}")
         opened = _open(made, stage, options, samples[stage], seed)
         made = _cut(made, [opened], [asked_widths(opened.widths, asked)])
-        advance()
     for stage, share in wanted.items():
         made = _narrow(made, checkpoint, (stage,), options, samples, seed, share)
-        advance()
     if options.total_keep < 1:
         made = _narrow(made, checkpoint, options.stages, options, samples, seed, options.total_keep)
-        advance()
     return made
-
-
-def _shares(options: Prune) -> dict[str, float]:
-    """The stages to be narrowed on their own, and what to keep of each."""
-    found = {"text": options.text_keep, "motion": options.motion_keep, "render": options.render_keep}
-    return {stage: found[stage] for stage in STAGES if stage in options.stages and found[stage] < 1}
 
 
 def _samples(
@@ -110,7 +100,8 @@ def _narrow(
 ) -> Checkpoint:
     """Cut the widths of some stages so that together they keep `share` of what they cost in `before`."""
     measure = options.budget if len(names) > 1 else "macs"
-    weights = {name: _weight(checkpoint, name) if len(names) > 1 and measure == "macs" else 1 for name in names}
+    runs = checkpoint.config.fps if len(names) > 1 and measure == "macs" else 1  # in a second of video; text once
+    weights = {name: 1 if name == "text" else runs for name in names}
     goal = share * sum(_cost(before, name, measure) * weights[name] for name in names)
     stages = [_open(checkpoint, name, options, samples[name], seed, measure, weights[name]) for name in names]
     if not any(stage.widths.options for stage in stages):
@@ -147,21 +138,18 @@ def _open(
     scores = score_families(module, spec, trace, options.criterion, samples, seed) if found else []
     by_family = {id(family): score for family, score in zip(trace.families, scores)}
     of_options = tuple(tuple(by_family[id(family)] for family, _ in one.families) for one in found)
-    products = (
-        tuple(TracedProduct(call.macs * weight, call.places) for call in trace.calls)
-        if measure == "macs"
-        else tuple(
-            TracedProduct(parameter.numel(), tuple((key, axis) for axis in range(parameter.ndim)))
-            for key, parameter in module.named_parameters()
-        )
-    )
+    if measure == "macs":
+        products = [TracedProduct(call.macs * weight, call.places) for call in trace.calls]
+    else:
+        counted = [(p.numel(), tuple((key, axis) for axis in range(p.ndim))) for key, p in module.named_parameters()]
+        products = [TracedProduct(*one) for one in counted]
     widths = Widths(name, found, of_options, products, trace.sizes, options.round_to, options.floor)
     return _Stage(design, trace, widths, samples)
 
 
 def _cut(checkpoint: Checkpoint, stages: Sequence[_Stage], values: Sequence[Sequence[int]]) -> Checkpoint:
     modules: dict[str, nn.Module] = {}
-    configs = dict(checkpoint.config.stages)
+    configs: dict[str, StageConfig] = {}
     for stage, chosen in zip(stages, values):
         name, widths = stage.design.stage, stage.widths
         if tuple(chosen) == widths.start:
@@ -169,16 +157,9 @@ def _cut(checkpoint: Checkpoint, stages: Sequence[_Stage], values: Sequence[Sequ
         removed = choose_units(widths.options, widths.scores, chosen)
         modules[name], configs[name] = cut(stage.design, widths.options, chosen, removed)
         check_cut(stage.design.module, modules[name], stage.trace, removed, stage.samples[:CHECKED], name)
-    return with_stages(checkpoint, replace(checkpoint.config, stages=MappingProxyType(configs)), modules)
+    return with_stages(checkpoint, modules, configs)
 
 
 def _cost(checkpoint: Checkpoint, name: str, measure: str) -> int:
     module = checkpoint.modules[name]
-    if measure == "parameters":
-        return count_parameters(module)
-    return count_macs(module, spec_of(module))
-
-
-def _weight(checkpoint: Checkpoint, name: str) -> int:
-    """How often a stage runs for a second of video; text once."""
-    return 1 if name == "text" else checkpoint.config.fps
+    return count_parameters(module) if measure == "parameters" else count_macs(module, spec_of(module))

@@ -28,7 +28,7 @@ class Widths:
     stage: str
     options: tuple[WidthOption, ...]
     scores: tuple[tuple[Tensor, ...], ...]
-    products: tuple[TracedProduct, ...]
+    products: Sequence[TracedProduct]
     sizes: Mapping[Place, int]
     round_to: int
     floor: float = 0.0
@@ -41,7 +41,12 @@ class Widths:
     @cached_property
     def _losses(self) -> tuple[tuple[Tensor, ...], ...]:
         """For each family, minus the logarithm of the share of importance that its best n units hold, by n."""
-        return tuple(tuple(_losses(score) for score in of) for of in self.scores)
+
+        def by_count(score: Tensor) -> Tensor:
+            held = torch.cat([torch.zeros(1, dtype=score.dtype), score.sort(descending=True).values.cumsum(0)])
+            return -held.clamp(1e-12, 1).log()
+
+        return tuple(tuple(by_count(score) for score in of) for of in self.scores)
 
     def loss(self, index: int, value: int) -> float:
         """What an option loses at a value: minus the logarithm of the importance that is left.
@@ -61,10 +66,7 @@ class Widths:
                 lost[place] = lost.get(place, 0) + each * (option.value - value)
         total = 0.0
         for call in self.products:
-            share = 1.0
-            for place in call.places:
-                share *= 1 - lost.get(place, 0) / self.sizes[place]
-            total += call.macs * share
+            total += call.macs * math.prod(1 - lost.get(place, 0) / self.sizes[place] for place in call.places)
         return total
 
     def lower(self, index: int, value: int) -> int | None:
@@ -79,11 +81,6 @@ class Widths:
             return None
         step = _step(self.options[index], self.round_to)
         return min(value // step * step + step, self.options[index].value)
-
-
-def _losses(score: Tensor) -> Tensor:
-    held = torch.cat([torch.zeros(1, dtype=score.dtype), score.sort(descending=True).values.cumsum(0)])
-    return -held.clamp(1e-12, 1).log()
 
 
 def asked_widths(stage: Widths, asked: Mapping[str, Any]) -> list[int]:

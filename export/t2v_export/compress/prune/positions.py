@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -31,9 +30,8 @@ def prune_positions(checkpoint: Checkpoint, captions: Sequence[str]) -> Checkpoi
     ids, mask = tokens(caption_tokenizer(checkpoint), captions[:SAMPLES])
     fed = list(zip(ids.split(1), mask.split(1)))
     fed.append(_longest(fed))
-    read = _last_rows(module, fed)
     by_token = set(trace_stage(module, spec_of(module)).tables)
-    for name, last in read.items():
+    for name, last in _last_rows(module, fed).items():
         design = Design("text", checkpoint.config, checkpoint.text, checkpoint.folder / "encoder")
         table = f"{name}.weight"
         rows = checkpoint.text.get_parameter(table).shape[0]
@@ -43,8 +41,7 @@ def prune_positions(checkpoint: Checkpoint, captions: Sequence[str]) -> Checkpoi
         made = load_cut(design, {path: last + 1}, {(table, 0): torch.arange(last + 1, rows)})
         if any(not torch.equal(run_torch(made, i)[0], run_torch(module, i)[0]) for i in fed):
             continue  # relative positions share their rows out by how many there are
-        stages = {**checkpoint.config.stages, "text": design.stage_config({path: last + 1})}
-        checkpoint = with_stages(checkpoint, replace(checkpoint.config, stages=stages), {"text": made})
+        checkpoint = with_stages(checkpoint, {"text": made}, {"text": design.stage_config({path: last + 1})})
     return checkpoint
 
 

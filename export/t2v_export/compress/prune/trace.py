@@ -41,7 +41,8 @@ def trace_stage(module: nn.Module, spec: StageSpec) -> Trace:
     mode = Labels(atoms)
     for name, tensor in {**dict(module.named_parameters()), **_stored_buffers(module)}.items():
         mode.add_weight(name, tensor)
-    inputs, states = example_inputs(spec), {s.input: s for s in spec.states}
+    inputs, states = example_inputs(spec), {s.input for s in spec.states}
+    fed = {tensor.name: value for tensor, value in zip(spec.inputs, inputs)}
     for given, value in zip(spec.inputs, inputs):
         labels = torch.full(given.shape, FIXED)
         if given.name in states:
@@ -60,11 +61,9 @@ def trace_stage(module: nn.Module, spec: StageSpec) -> Trace:
         if state is None:
             atoms.freeze(labels)
         else:
-            value = inputs[[t.name for t in spec.inputs].index(state.input)]
-            mode.meet([labels, mode.labels(value)], made.shape)
-    _join_starts(module, spec, mode, dict(zip((t.name for t in spec.inputs), inputs)))
-    sizes = {place: size for place, size in atoms.sizes.items()}
-    return Trace(find_families(atoms), frozenset(mode.readers), tuple(mode.calls), tuple(mode.tables), sizes)
+            mode.meet([labels, mode.labels(fed[state.input])], made.shape)
+    _join_starts(module, spec, mode, fed)
+    return Trace(find_families(atoms), frozenset(mode.readers), tuple(mode.calls), tuple(mode.tables), atoms.sizes)
 
 
 def _stored_buffers(module: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ sides of a residual sum. `FIXED` is what cannot leave: a number of the stage's i
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -26,9 +27,7 @@ class Atoms:
     def __init__(self) -> None:
         self.parent = torch.arange(2)
         self.starts: list[int] = []
-        self.places: list[Place] = []
         self.sizes: dict[Place, int] = {}
-        self.first: dict[Place, int] = {}
         self.touched: set[Place] = set()
         self.inexact: set[int] = set()
 
@@ -37,8 +36,7 @@ class Atoms:
         first = len(self.parent)
         self.parent = torch.cat([self.parent, torch.arange(first, first + size)])
         self.starts.append(first)
-        self.places.append(place)
-        self.sizes[place], self.first[place] = size, first
+        self.sizes[place] = size
         return torch.arange(first, first + size)
 
     def roots(self, labels: Tensor) -> Tensor:
@@ -47,10 +45,7 @@ class Atoms:
 
     def place_of(self, label: int) -> Place | None:
         """The place an atom was made for."""
-        if label <= FIXED:
-            return None
-        index = int(torch.searchsorted(torch.tensor(self.starts), label, right=True)) - 1
-        return self.places[index]
+        return list(self.sizes)[bisect_right(self.starts, label) - 1] if label > FIXED else None
 
     def unify(self, left: Tensor, right: Tensor) -> None:
         """Make one unit of the atoms at equal positions of two tensors of one shape; `NONE` joins nothing."""
@@ -58,8 +53,7 @@ class Atoms:
         differ = (left != right) & (left != NONE) & (right != NONE)
         if not bool(differ.any()):
             return
-        pairs = torch.unique(torch.stack([left[differ], right[differ]], 1), dim=0).tolist()
-        self._join(pairs)
+        self._join(torch.unique(torch.stack([left[differ], right[differ]], 1), dim=0).tolist())
 
     def freeze(self, labels: Tensor) -> None:
         """Make the atoms of a tensor `FIXED`."""
@@ -110,19 +104,13 @@ class Family:
         """The number of units."""
         return next(iter(self.places.values())).shape[0]
 
-    @property
-    def name(self) -> str:
-        """The first weight whose outputs they are."""
-        return next(iter(self.places))[0]
-
 
 def find_families(atoms: Atoms) -> tuple[Family, ...]:
     """The units that may be pruned, those that lie in the same places together."""
     units: dict[int, dict[Place, list[int]]] = {}
-    for place in atoms.places:
+    for (place, size), first in zip(atoms.sizes.items(), atoms.starts):
         if place not in atoms.touched:
             continue
-        first, size = atoms.first[place], atoms.sizes[place]
         for index, root in enumerate(atoms.parent[first : first + size].tolist()):
             if root > FIXED:
                 units.setdefault(root, {}).setdefault(place, []).append(index)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tokenizers
@@ -53,16 +52,14 @@ def prune_vocabulary(checkpoint: Checkpoint, captions: Sequence[str], near: int 
         raise UsageError(f"stage text: its table has {rows} rows for {whole} tokens; keep vocabulary = false")
     gone = torch.ones(rows, dtype=torch.bool)
     gone[kept] = False
-    removed = {(table, 0): gone.nonzero()[:, 0]}
     numbers: dict[Path, int] = {path: len(kept)}
     places = {old: new for new, old in enumerate(kept)}
     for other, value in design.numbers().items():
         if other[0] == ENCODER and len(other) == 2 and str(other[1]).endswith("_token_id"):
             numbers[other] = places.get(value, 0)
-    module = load_cut(design, numbers, removed)
-    stages = {**checkpoint.config.stages, "text": design.stage_config(numbers)}
-    config = replace(checkpoint.config, stages=stages)
-    return with_stages(checkpoint, config, {"text": module}, _renumbered(checkpoint.tokenizer, places))
+    module = load_cut(design, numbers, {(table, 0): gone.nonzero()[:, 0]})
+    configs, renumbered = {"text": design.stage_config(numbers)}, _renumbered(checkpoint.tokenizer, places)
+    return with_stages(checkpoint, {"text": module}, configs, renumbered)
 
 
 def kept_tokens(tokenizer_json: str, captions: Sequence[str], pad_id: int) -> list[int]:
@@ -88,18 +85,18 @@ def kept_tokens(tokenizer_json: str, captions: Sequence[str], pad_id: int) -> li
     kept.update(i for token, i in vocabulary.items() if len(token.removeprefix(prefix) if prefix else token) == 1)
     for encoding in tokenizer.encode_batch([normalise(caption) for caption in captions]):
         kept.update(encoding.ids)
-    kept.update(_template_ids(data.get("post_processor")))
+    for part in _processors(data.get("post_processor")):
+        kept.update(i for special in part.get("special_tokens", {}).values() for i in special["ids"])
+        kept.update(part[name][1] for name in ("sep", "cls") if name in part)
     return sorted(kept)
 
 
-def _template_ids(processor: Any) -> set[int]:
-    """Ids that a post-processor names."""
-    found: set[int] = set()
-    for part in (processor or {}).get("processors", ()):
-        found |= _template_ids(part)
-    for special in (processor or {}).get("special_tokens", {}).values():
-        found |= set(special["ids"])
-    return found | {processor[k][1] for k in ("sep", "cls") if processor and k in processor}
+def _processors(processor: Any) -> Iterator[dict[str, Any]]:
+    """A post-processor and those inside of it, none for None."""
+    if processor:
+        yield processor
+        for part in processor.get("processors", ()):
+            yield from _processors(part)
 
 
 def _renumbered(tokenizer_json: str, places: dict[int, int]) -> str:
@@ -116,27 +113,20 @@ def _renumbered(tokenizer_json: str, places: dict[int, int]) -> str:
         token["id"] = places[token["id"]]
     if data.get("padding"):
         data["padding"]["pad_id"] = places[data["padding"]["pad_id"]]
-    _renumber_template(data.get("post_processor"), places)
+    for part in _processors(data.get("post_processor")):
+        for special in part.get("special_tokens", {}).values():
+            special["ids"] = [places[i] for i in special["ids"]]
+        for name in {"sep", "cls"}.intersection(part):
+            part[name][1] = places[part[name][1]]
     text = json.dumps(data, ensure_ascii=False)
     tokenizers.Tokenizer.from_str(text)
     return text
 
 
-def _renumber_template(processor: Any, places: dict[int, int]) -> None:
-    for part in (processor or {}).get("processors", ()):
-        _renumber_template(part, places)
-    for special in (processor or {}).get("special_tokens", {}).values():
-        special["ids"] = [places[i] for i in special["ids"]]
-    for name in ("sep", "cls"):
-        if processor and name in processor:
-            processor[name][1] = places[processor[name][1]]
-
-
 def _table(design: Design) -> tuple[Path, str, int]:
     """The number that sizes the table of tokens, the table's name, and its rows."""
-    tables = trace_stage(design.module, spec_of(design.module)).tables
     before = shapes(design.module)
-    for table in tables:
+    for table in trace_stage(design.module, spec_of(design.module)).tables:
         rows = before[table, 0]
         path = row_option(design, table, rows)
         if path is not None:
