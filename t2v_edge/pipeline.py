@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from fractions import Fraction
-from types import TracebackType
 from typing import Any, Optional, Union
 
 import numpy.typing as npt
@@ -17,9 +16,10 @@ from t2v_edge.play.condition import Condition
 from t2v_edge.play.model import Model
 from t2v_edge.play.stream import FrameStream, StreamOptions
 from t2v_edge.spec import Arrays
+from t2v_edge.util.closing import Closing
 
 
-class Pipeline:
+class Pipeline(Closing):
     """A model and the streams of it. Threads and streams may share it. Close it, or use it as a context manager.
 
     `model`: what the streams stand on. `manifest`: the bundle's. `variants`: stage -> the variant loaded. `engines`:
@@ -151,11 +151,3 @@ class Pipeline:
     def close(self) -> None:
         """Free the engines. Live streams of this pipeline are closed; other streams end with `EngineError`."""
         self.model.close()
-
-    def __enter__(self) -> Pipeline:
-        return self
-
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.close()

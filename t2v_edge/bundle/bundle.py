@@ -30,6 +30,7 @@ from t2v_edge.bundle.manifest import (
 from t2v_edge.bundle.onnx_check import GraphSummary, read_graph
 from t2v_edge.errors import BundleError
 from t2v_edge.spec import StageSpec, TensorSpec
+from t2v_edge.util.closing import Closing
 from t2v_edge.util.files import atomic_file, atomic_folder
 
 __all__ = ["Bundle", "FileEntry", "GraphEntry", "Manifest", "TokenizerSpec", "VideoSpec", "write_bundle"]
@@ -37,7 +38,7 @@ __all__ = ["Bundle", "FileEntry", "GraphEntry", "Manifest", "TokenizerSpec", "Vi
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
-class Bundle:
+class Bundle(Closing):
     """A verified bundle, in a folder or a zip. Use it as a context manager, or `close` it.
 
     Opening checks the manifest, the list of files, and the size and SHA-256 of each. `graph` checks the hash again and
@@ -160,12 +161,6 @@ class Bundle:
 
     def close(self) -> None:
         self._archive.close()
-
-    def __enter__(self) -> Bundle:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def check_graph(summary: GraphSummary, spec: StageSpec, entry: GraphEntry) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Optional, Protocol, TypeVar
+from typing import Any, Optional, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from t2v_edge.bundle.draws import Draws
 from t2v_edge.errors import EngineError, UsageError
 from t2v_edge.spec import Arrays, StageSpec
+from t2v_edge.util.closing import Closing
 
 MAX_THREADS = 256
 MAX_PARALLEL = 8
@@ -22,7 +22,6 @@ MAX_PARALLEL = 8
 
 Vector = npt.NDArray[np.float32]
 Pixels = npt.NDArray[Any]
-_Opened = TypeVar("_Opened", bound="Engine")
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Player(Protocol):
     def close(self) -> None: ...
 
 
-class Engine(ABC):
+class Engine(Closing):
     """A loaded graph. Several threads may call `run`. Close the engine, or use it as a context manager.
 
     `name`: the engine's. `spec`: the stage's contract. `parallel`: calls at the same time that finish more in all than
@@ -107,18 +106,6 @@ class Engine(ABC):
         numbers. smoothing: of motion, 0 to below 1. Raises `EngineError`.
         """
         return None
-
-    @abstractmethod
-    def close(self) -> None:
-        """Free the engine. May be called often."""
-
-    def __enter__(self: _Opened) -> _Opened:
-        return self
-
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.close()
 
 
 def check_feeds(feeds: Arrays, spec: StageSpec) -> None:

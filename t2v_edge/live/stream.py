@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING, Callable, Optional, Union
 
 from t2v_edge.bundle.draws import check_seed
@@ -27,6 +26,7 @@ from t2v_edge.live.waiting import SystemClock, WaitClock
 from t2v_edge.play.condition import Condition
 from t2v_edge.play.model import Model
 from t2v_edge.spec import STAGES
+from t2v_edge.util.closing import Closing
 from t2v_edge.util.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["LiveOptions", "LiveStats", "LiveStream", "SystemClock", "WaitClock"]
 
 
-class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
+class LiveStream(Closing, Iterator[Frame], AsyncIterator[Frame]):
     """Frames in real time. Made by `Pipeline.live`.
 
     A thread makes each frame just before it is due. Iterating gives the frame when it is due, never before. One
@@ -222,14 +222,6 @@ class LiveStream(Iterator[Frame], AsyncIterator[Frame]):
             with self._changed:
                 self._waiters.pop(changed, None)
                 self._core.leave(self._time.now())
-
-    def __enter__(self) -> LiveStream:
-        return self
-
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.close()
 
     # The render thread.
 

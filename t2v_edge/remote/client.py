@@ -20,12 +20,13 @@ from t2v_edge.errors import ClientError
 from t2v_edge.remote.async_client import AsyncClient, Rate
 from t2v_edge.remote.live_frame import LiveFrame
 from t2v_edge.remote.protocol import Error, State, Stats, Welcome
+from t2v_edge.util.closing import Closing
 
 __all__ = ["AsyncClient", "Client", "LiveFrame"]
 T = TypeVar("T")
 
 
-class Client:
+class Client(Closing):
     """An `AsyncClient` on its own thread. Any thread may call its methods, also while another reads frames."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, thread: threading.Thread, inner: AsyncClient) -> None:
@@ -129,12 +130,6 @@ class Client:
         if not self._loop.is_closed():
             self._do(self._inner.close())
             _end(self._loop, self._thread)
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
         if self._loop.is_closed():

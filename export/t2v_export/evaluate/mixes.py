@@ -14,6 +14,7 @@ from t2v_edge.engine.registry import Engine, EngineOptions, open_engine
 from t2v_edge.errors import UsageError
 from t2v_edge.play.model import Model
 from t2v_edge.spec import STAGES, StageSpec
+from t2v_edge.util.closing import Closing
 
 EXACT, DEFAULT, AGAINST = "fp32", "default", "against"
 
@@ -66,7 +67,7 @@ def mix_called(name: str, mixes: Sequence[VariantMix], default: str) -> VariantM
     return known[name]
 
 
-class EnginePool:
+class EnginePool(Closing):
     """Engines loaded on first use, each graph once, and pipelines made of them; a context manager.
 
     engine: a name of `registry.ENGINES`. threads: CPU threads of an operator, None for the engine's choice.
@@ -100,12 +101,6 @@ class EnginePool:
             graph, spec = bundle.graph(variant, stage), bundle.manifest.stages[stage]
             self._engines[key] = self._stack.enter_context(open_engine(self._engine, graph, spec, self._options))
         return self._engines[key]
-
-    def __enter__(self) -> EnginePool:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the engines."""
