@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -67,9 +67,6 @@ class TensorSpec:
             elements <= MAX_ELEMENTS, f"tensor {self.name}: {elements} elements, at most {MAX_ELEMENTS} are allowed"
         )
 
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TensorSpec:
         return cls(data["name"], tuple(data["shape"]), data["dtype"])
@@ -102,9 +99,6 @@ class NoiseSpec:
     @property
     def input(self) -> str:
         return f"noise.{self.name}"
-
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "shape": list(self.shape)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> NoiseSpec:
@@ -140,9 +134,6 @@ class StateSpec:
     @property
     def output(self) -> str:
         return f"next.{self.name}"
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "shape": list(self.shape), "start": self.start, "value": list(self.value)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StateSpec:
@@ -187,13 +178,7 @@ class StageSpec:
         return self.results + tuple(TensorSpec(s.output, s.shape) for s in self.states)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "stage": self.stage,
-            "feeds": [t.to_json() for t in self.feeds],
-            "results": [t.to_json() for t in self.results],
-            "noises": [n.to_json() for n in self.noises],
-            "states": [s.to_json() for s in self.states],
-        }
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StageSpec:

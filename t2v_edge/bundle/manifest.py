@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Optional
 
 from t2v_edge.errors import BundleError, SpecError
@@ -88,13 +88,8 @@ class VideoSpec:
     colour_range: str = "full"
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "height": self.height,
-            "width": self.width,
-            "fps": self.fps,
-            "colour_range": self.colour_range,
-            "blend_steps": self.blend_steps,
-        }
+        after = {"colour_range": self.colour_range, "blend_steps": self.blend_steps}
+        return {"height": self.height, "width": self.width, "fps": self.fps, **after}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> VideoSpec:
@@ -114,9 +109,6 @@ class TokenizerSpec:
     file: str
     tokens: int
     pad_id: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {"file": self.file, "tokens": self.tokens, "pad_id": self.pad_id}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TokenizerSpec:
@@ -182,9 +174,6 @@ class FileEntry:
 
     sha256: str
     bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {"sha256": self.sha256, "bytes": self.bytes}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FileEntry:
@@ -277,11 +266,11 @@ class Manifest:
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
             "video": self.video.to_json(),
-            "tokenizer": self.tokenizer.to_json(),
+            "tokenizer": asdict(self.tokenizer),
             "stages": {stage: self.stages[stage].to_json() for stage in STAGES},
             "variants": {v: {s: g.to_json() for s, g in graphs.items()} for v, graphs in self.variants.items()},
             "default": {stage: self.default[stage] for stage in STAGES},
-            "files": {name: entry.to_json() for name, entry in sorted(self.files.items())},
+            "files": {name: asdict(entry) for name, entry in sorted(self.files.items())},
             "golden": self.golden,
             "device": self.device,
             "condition_groups": list(self.condition_groups),

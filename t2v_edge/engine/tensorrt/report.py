@@ -64,14 +64,8 @@ class BuildReport:
     total_s: float
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "engine": self.engine,
-            "version": self.version,
-            "gpu": dict(vars(self.gpu)),
-            "settings": self.settings.to_json(),
-            "total_s": self.total_s,
-            "stages": {stage: result.to_json() for stage, result in self.stages.items()},
-        }
+        stages = {stage: result.to_json() for stage, result in self.stages.items()}
+        return {**vars(self), "gpu": dict(vars(self.gpu)), "settings": self.settings.to_json(), "stages": stages}
 
     def to_text(self) -> str:
         lines = [
