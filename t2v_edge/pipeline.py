@@ -9,7 +9,8 @@ from typing import Any, Optional, Union
 
 import numpy.typing as npt
 
-from t2v_edge.engine.registry import AUTO, EngineOptions
+from t2v_edge.engine.base import EngineOptions
+from t2v_edge.engine.registry import AUTO
 from t2v_edge.live.options import LATEST, LiveOptions
 from t2v_edge.live.stream import LiveStream
 from t2v_edge.play.condition import Condition

@@ -147,16 +147,8 @@ class SpeechCaptions:
         return events
 
     def _event(self, text: str, final: bool) -> CaptionEvent:
-        return CaptionEvent(
-            self._name,
-            self._segment,
-            self._revision,
-            text,
-            final,
-            self._begun / self.sample_rate,
-            self._heard / self.sample_rate,
-            self._clock(),
-        )
+        start_s, end_s = self._begun / self.sample_rate, self._heard / self.sample_rate
+        return CaptionEvent(self._name, self._segment, self._revision, text, final, start_s, end_s, self._clock())
 
 
 def listen(file: PcmFile, speech: SpeechCaptions) -> Iterator[CaptionEvent]:

@@ -30,19 +30,9 @@ MAX_GPUS = 64
 MAX_TEXT = 200
 
 PACKAGES = (
-    "t2v-edge",
-    "numpy",
-    "tokenizers",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "cuda-python",
-    "cuda-bindings",
-    "tensorrt",
-    "tensorrt-rtx",
-    "opencv-python-headless",
-    "av",
-)
+    "t2v-edge numpy tokenizers onnxruntime onnxruntime-gpu openvino cuda-python "
+    "cuda-bindings tensorrt tensorrt-rtx opencv-python-headless av"
+).split()
 """Python packages whose versions are reported."""
 
 _DPKG = re.compile(r"nvidia-jetpack|nvidia-l4t-core|libnvinfer\d+|python3-libnvinfer|cuda-cudart-\d+-\d+")

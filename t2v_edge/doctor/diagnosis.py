@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Optional, Union
 
 from t2v_edge.bundle.bundle import Bundle
@@ -52,7 +52,7 @@ class Diagnosis:
         return {
             "can_run": self.can_run,
             "engines": list(self.engines),
-            "findings": [finding.to_json() for finding in self.findings],
+            "findings": [asdict(finding) for finding in self.findings],
             "bundle": self.bundle,
             "golden": [trial.to_json() for trial in self.trials],
             "device": guess_profile(self.system),

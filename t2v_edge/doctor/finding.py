@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Optional
+from dataclasses import dataclass
+from typing import Optional
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -16,6 +16,3 @@ class Finding:
     level: str
     what: str
     remedy: Optional[str] = None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)

@@ -11,7 +11,8 @@ from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.bundle.golden import Golden, GoldenDifference, Tolerance
 from t2v_edge.bundle.tokenizer import CaptionTokenizer
 from t2v_edge.doctor.finding import FAIL, OK, WARN, Finding
-from t2v_edge.engine.registry import BUILT, Engine, EngineOptions, available_engines, is_installed, open_engine
+from t2v_edge.engine.base import Engine, EngineOptions
+from t2v_edge.engine.registry import BUILT, available_engines, is_installed, open_engine
 from t2v_edge.engine.tensorrt.api import RUNS
 from t2v_edge.errors import CaptionError, EngineError
 from t2v_edge.spec import STAGES

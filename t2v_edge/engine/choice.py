@@ -12,7 +12,8 @@ from typing import Any, Optional
 
 import numpy as np
 
-from t2v_edge.engine.registry import AUTO, ENGINES, Engine, EngineOptions, available_engines, check_engine, open_engine
+from t2v_edge.engine.base import Engine, EngineOptions
+from t2v_edge.engine.registry import AUTO, ENGINES, available_engines, check_engine, open_engine
 from t2v_edge.errors import BundleError, EngineError
 from t2v_edge.spec import Arrays, StageSpec
 from t2v_edge.util.cache import cache_folder

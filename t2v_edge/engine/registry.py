@@ -11,19 +11,6 @@ from t2v_edge.engine.tensorrt.api import MODULES, REMEDIES, installed
 from t2v_edge.errors import EngineError, UsageError
 from t2v_edge.spec import StageSpec
 
-__all__ = [
-    "AUTO",
-    "BUILT",
-    "ENGINES",
-    "Engine",
-    "EngineOptions",
-    "available_engines",
-    "check_engine",
-    "fallback_engines",
-    "is_installed",
-    "open_engine",
-]
-
 AUTO = "auto"
 """The name for the engine that `t2v_edge.engine.choice` finds fastest here, stage by stage."""
 

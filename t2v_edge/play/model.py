@@ -19,9 +19,9 @@ from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.bundle.draws import Draws
 from t2v_edge.bundle.manifest import Manifest
 from t2v_edge.bundle.tokenizer import CaptionTokenizer, TokenizedCaption, normalise
-from t2v_edge.engine.base import Player
+from t2v_edge.engine.base import Engine, EngineOptions, Player
 from t2v_edge.engine.choice import open_stage
-from t2v_edge.engine.registry import AUTO, BUILT, Engine, EngineOptions, check_engine, is_installed
+from t2v_edge.engine.registry import AUTO, BUILT, check_engine, is_installed
 from t2v_edge.engine.tensorrt.cache import any_built
 from t2v_edge.errors import EngineError, UsageError
 from t2v_edge.play.condition import Condition, settle_condition

@@ -24,35 +24,17 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 from t2v_edge.errors import ClientError, ProtocolError
 from t2v_edge.play.clock import exact
+from t2v_edge.remote import protocol
 from t2v_edge.remote.frame_header import FrameHeader
 from t2v_edge.remote.live_frame import LiveFrame
 from t2v_edge.remote.options import ClientOptions
-from t2v_edge.remote.protocol import (
-    CLOSE_CODES,
-    MAX_PAYLOAD_BYTES,
-    Bye,
-    Caption,
-    ClientMessage,
-    Control,
-    Error,
-    Hello,
-    ServerMessage,
-    Settings,
-    Showing,
-    State,
-    Stats,
-    StatsRequest,
-    Welcome,
-    read_server,
-    write,
-)
 
 _LOG = logging.getLogger(__name__)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 8.0
 _TEMPORARY = ("capacity", "stopping", "internal")
 _TEMPORARY_STATUS = (429, 502, 503, 504)
 _ERRORS = 16
-_NOTHING = Settings()
+_NOTHING = protocol.Settings()
 Rate = Union[int, float, Fraction, str, None]
 T = TypeVar("T")
 C = TypeVar("C", bound="AsyncClient")
@@ -70,8 +52,8 @@ class AsyncClient:
 
     def __init__(self, options: ClientOptions) -> None:
         self.options = options
-        self.errors: deque[Error] = deque(maxlen=_ERRORS)
-        self.welcome: Welcome
+        self.errors: deque[protocol.Error] = deque(maxlen=_ERRORS)
+        self.welcome: protocol.Welcome
         self._settings = options.settings
         self._socket: Any = None
         self._reader: Optional[asyncio.Task[None]] = None
@@ -84,9 +66,9 @@ class AsyncClient:
         self._text = ""
         self._segment = -1
         self._revision = 0
-        self._last: Optional[Caption] = None
-        self._states: deque[asyncio.Future[State]] = deque()
-        self._stats: deque[asyncio.Future[Stats]] = deque()
+        self._last: Optional[protocol.Caption] = None
+        self._states: deque[asyncio.Future[protocol.State]] = deque()
+        self._stats: deque[asyncio.Future[protocol.Stats]] = deque()
 
     @classmethod
     async def connect(
@@ -107,7 +89,7 @@ class AsyncClient:
 
         Raises `ClientError` if there is no server, `ProtocolError` if the server refuses the session.
         """
-        settings = Settings(None if fps is None else exact(fps, "fps"), size, seed, format, quality)
+        settings = protocol.Settings(None if fps is None else exact(fps, "fps"), size, seed, format, quality)
         client = cls(ClientOptions(url, token, settings, tls, timeout_s, retry_s))
         await client._retry(client._open)
         client._reader = asyncio.ensure_future(client._run())
@@ -124,19 +106,19 @@ class AsyncClient:
             self._revision += 1
         else:
             self._segment, self._revision = self._segment + 1, 0
-        self._last = Caption(self._segment, self._revision, text, final)
+        self._last = protocol.Caption(self._segment, self._revision, text, final)
         await self._send(self._last, later=True)
 
-    async def pause(self) -> State:
+    async def pause(self) -> protocol.State:
         """Pause. After this returns, no frame comes until `resume`."""
         return await self._control("pause")
 
-    async def resume(self) -> State:
+    async def resume(self) -> protocol.State:
         return await self._control("resume")
 
-    async def reset(self, seed: Optional[int] = None) -> State:
+    async def reset(self, seed: Optional[int] = None) -> protocol.State:
         """Start the motion again from the beginning, with `seed` if it is given."""
-        return await self._control("reset", Settings(seed=seed))
+        return await self._control("reset", protocol.Settings(seed=seed))
 
     async def set(
         self,
@@ -145,14 +127,14 @@ class AsyncClient:
         size: Optional[tuple[int, int]] = None,
         format: Optional[str] = None,
         quality: Optional[int] = None,
-    ) -> State:
+    ) -> protocol.State:
         """Change settings and return all of them. Raises `ProtocolError` if the server cannot."""
         rate = None if fps is None else exact(fps, "fps")
-        return await self._control("set", Settings(rate, size, None, format, quality))
+        return await self._control("set", protocol.Settings(rate, size, None, format, quality))
 
-    async def stats(self) -> Stats:
+    async def stats(self) -> protocol.Stats:
         """The server's figures of this session."""
-        return await self._ask(StatsRequest(), self._stats)
+        return await self._ask(protocol.StatsRequest(), self._stats)
 
     async def frames(self) -> AsyncIterator[LiveFrame]:
         """Frames as they come, until the client is closed or the server stops.
@@ -188,7 +170,7 @@ class AsyncClient:
             await asyncio.gather(self._reader, return_exceptions=True)
         if self._socket is not None:
             try:
-                await asyncio.wait_for(self._socket.send(write(Bye("done"))), 1)
+                await asyncio.wait_for(self._socket.send(protocol.write(protocol.Bye("done"))), 1)
                 await self._socket.close()
             except (ConnectionClosed, asyncio.TimeoutError):
                 pass
@@ -213,7 +195,7 @@ class AsyncClient:
                 compression=None,
                 open_timeout=options.timeout_s,
                 close_timeout=1,
-                max_size=MAX_PAYLOAD_BYTES + 65536,
+                max_size=protocol.MAX_PAYLOAD_BYTES + 65536,
                 max_queue=4,
                 **more,
             )
@@ -228,17 +210,17 @@ class AsyncClient:
                 "start t2v-edge serve there, or correct the address"
             ) from error
         try:
-            await socket.send(write(Hello(token=options.token, settings=self._settings)))
-            first = read_server(await asyncio.wait_for(socket.recv(), options.timeout_s))
-            if isinstance(first, Error):
+            await socket.send(protocol.write(protocol.Hello(token=options.token, settings=self._settings)))
+            first = protocol.read_server(await asyncio.wait_for(socket.recv(), options.timeout_s))
+            if isinstance(first, protocol.Error):
                 raise ProtocolError(first.code, first.message, first.remedy)
-            if not isinstance(first, Welcome):
+            if not isinstance(first, protocol.Welcome):
                 problem = f"the server's first message is a {first.type}"
                 raise ProtocolError("hello", problem, "connect to t2v-edge serve")
             if self._paused:
-                await socket.send(write(Control("pause")))
+                await socket.send(protocol.write(protocol.Control("pause")))
             if self._last is not None:
-                await socket.send(write(self._last))
+                await socket.send(protocol.write(self._last))
         except (asyncio.TimeoutError, ConnectionClosed) as error:
             socket.transport.abort()
             raise ClientError(f"{options.url} gave no welcome ({error or 'in time'}); try again") from error
@@ -286,28 +268,28 @@ class AsyncClient:
                     self._take_frame(data)
                     continue
                 try:
-                    message = read_server(data)
+                    message = protocol.read_server(data)
                 except ProtocolError as error:
                     if error.code != "unknown_type":
                         raise
                     continue  # a message of a later version
-                if isinstance(message, Bye):
+                if isinstance(message, protocol.Bye):
                     why = why or ProtocolError("stopping", message.reason or "the server says goodbye", "connect again")
-                elif isinstance(message, Error) and message.fatal:
+                elif isinstance(message, protocol.Error) and message.fatal:
                     why = ProtocolError(message.code, message.message, message.remedy)
                 else:
                     self._take(message)
         except ConnectionClosed:
             pass
         except ProtocolError as error:  # the server breaks the protocol
-            await self._socket.close(CLOSE_CODES.get(error.code, 1002), error.code)
+            await self._socket.close(protocol.CLOSE_CODES.get(error.code, 1002), error.code)
             why = error
         return why or self._why_closed()
 
     def _why_closed(self) -> Union[ClientError, ProtocolError]:
         """The reason in the close frame. Older versions of websockets drop the messages not read before it."""
         code, colon, message = (self._socket.protocol.close_reason or "").partition(": ")
-        if colon and code in CLOSE_CODES:
+        if colon and code in protocol.CLOSE_CODES:
             return ProtocolError(code, message, "connect again")
         return ClientError(f"the connection to {self.options.url} is lost; connect again")
 
@@ -318,39 +300,39 @@ class AsyncClient:
             self._frame = LiveFrame(header, payload, self._text)
             self._changed.set()
 
-    def _take(self, message: ServerMessage) -> None:
-        if isinstance(message, Showing):
+    def _take(self, message: protocol.ServerMessage) -> None:
+        if isinstance(message, protocol.Showing):
             self._text = message.text
-        elif isinstance(message, State):
+        elif isinstance(message, protocol.State):
             self._paused = message.paused
             self._settings = message.settings
             self._newest = max(self._newest, message.generation)
             if self._frame is not None and (message.paused or self._frame.header.generation < self._newest):
                 self._frame = None
             _answer(self._states, message)
-        elif isinstance(message, Stats):
+        elif isinstance(message, protocol.Stats):
             _answer(self._stats, message)
-        elif isinstance(message, Error):
+        elif isinstance(message, protocol.Error):
             if message.code == "bad_value" and self._states:
                 _refuse(self._states, ProtocolError(message.code, message.message, message.remedy))
             else:
                 self.errors.append(message)
                 _LOG.warning("%s; %s", message.message, message.remedy)
 
-    async def _send(self, message: ClientMessage, later: bool = False) -> None:
+    async def _send(self, message: protocol.ClientMessage, later: bool = False) -> None:
         """Send a message. later: if the connection is lost, the message can wait for the next one."""
         if self._ended is not None or self._closed:
             raise ClientError(f"there is no connection to {self.options.url}; connect again") from self._ended
         try:
-            await self._socket.send(write(message))
+            await self._socket.send(protocol.write(message))
         except ConnectionClosed as error:
             if not (later and self.options.retry_s):
                 raise ClientError(f"the connection to {self.options.url} is lost; connect again") from error
 
-    async def _control(self, action: str, settings: Settings = _NOTHING) -> State:
-        return await self._ask(Control(action, settings), self._states)
+    async def _control(self, action: str, settings: protocol.Settings = _NOTHING) -> protocol.State:
+        return await self._ask(protocol.Control(action, settings), self._states)
 
-    async def _ask(self, message: ClientMessage, waiters: deque[asyncio.Future[T]]) -> T:
+    async def _ask(self, message: protocol.ClientMessage, waiters: deque[asyncio.Future[T]]) -> T:
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         waiters.append(answer)
         try:

@@ -54,21 +54,9 @@ class Client(Closing):
         thread = threading.Thread(target=loop.run_forever, name="t2v-edge-client", daemon=True)
         thread.start()
         try:
-            inner = asyncio.run_coroutine_threadsafe(
-                AsyncClient.connect(
-                    url,
-                    token=token,
-                    fps=fps,
-                    size=size,
-                    seed=seed,
-                    format=format,
-                    quality=quality,
-                    tls=tls,
-                    timeout_s=timeout_s,
-                    retry_s=retry_s,
-                ),
-                loop,
-            ).result()
+            asked: Any = {"fps": fps, "size": size, "seed": seed, "format": format, "quality": quality}
+            opening = AsyncClient.connect(url, token=token, tls=tls, timeout_s=timeout_s, retry_s=retry_s, **asked)
+            inner = asyncio.run_coroutine_threadsafe(opening, loop).result()
         except BaseException:
             _end(loop, thread)
             raise

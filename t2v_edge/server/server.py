@@ -19,17 +19,7 @@ from websockets.exceptions import ConnectionClosed
 
 from t2v_edge.errors import ProtocolError, ServerError
 from t2v_edge.live.stats import LiveCounts
-from t2v_edge.remote.protocol import (
-    CLOSE_CODES,
-    MAX_MESSAGE_BYTES,
-    Bye,
-    Error,
-    Hello,
-    Settings,
-    negotiate,
-    read_client,
-    write,
-)
+from t2v_edge.remote import protocol
 from t2v_edge.server.access import Access
 from t2v_edge.server.limits import Limits
 from t2v_edge.server.metrics import CONTENT_TYPE, Labels, Metrics, frame_gauges, process_gauges
@@ -55,7 +45,7 @@ class ServerOptions:
     mjpeg_port: also serve MJPEG over HTTP there. 0 for any free port, None for no MJPEG.
     """
 
-    settings: Settings
+    settings: protocol.Settings
     access: Access = Access()
     port: int = 8765
     tls: Optional[ssl.SSLContext] = None
@@ -73,7 +63,11 @@ class LiveServer:
     """
 
     def __init__(
-        self, open_stream: Callable[[Settings], PlayableStream], bundle: str, base_fps: Fraction, options: ServerOptions
+        self,
+        open_stream: Callable[[protocol.Settings], PlayableStream],
+        bundle: str,
+        base_fps: Fraction,
+        options: ServerOptions,
     ) -> None:
         self.options = options
         self.metrics = Metrics()
@@ -107,7 +101,7 @@ class LiveServer:
                 compression=None,
                 server_header=None,
                 process_request=only_reading(self._answer),
-                max_size=MAX_MESSAGE_BYTES,
+                max_size=protocol.MAX_MESSAGE_BYTES,
                 max_queue=4,
                 write_limit=1,
                 open_timeout=limits.hello_s,
@@ -235,7 +229,7 @@ class LiveServer:
                 gauges[key] = gauges.get(key, 0) + value
         return self.metrics.to_text({**gauges, **frame_gauges(counts, unsent), **process_gauges()})
 
-    def _open(self, settings: Settings) -> PlayableStream:
+    def _open(self, settings: protocol.Settings) -> PlayableStream:
         stream = self._open_stream(settings)
         stream.tell_times(self.metrics.time)
         return stream
@@ -284,15 +278,15 @@ class LiveServer:
             data = await asyncio.wait_for(socket.recv(), self.options.limits.hello_s)
         except asyncio.TimeoutError as error:
             raise ProtocolError("hello", "no hello came in time", "send it first") from error
-        hello = read_client(data)
-        if not isinstance(hello, Hello):
+        hello = protocol.read_client(data)
+        if not isinstance(hello, protocol.Hello):
             raise ProtocolError("hello", f"the first message is a {hello.type}", "send a hello first")
         if not socket.t2v_known and not self.options.access.knows(hello.token):
             raise ProtocolError("token", "the token is missing or wrong", "send the server's token in hello")
-        version = negotiate(hello.versions)
+        version = protocol.negotiate(hello.versions)
         return self.admit(socket, hello.settings), version
 
-    def admit(self, socket: Any, asked: Settings) -> Session:
+    def admit(self, socket: Any, asked: protocol.Settings) -> Session:
         """A new session. It holds its place from here on. Raises `ProtocolError`."""
         if self._stopping:
             raise _STOPPING
@@ -325,15 +319,15 @@ class LiveServer:
         for text in texts:
             await socket.send(text)
         if why.code == BYE:
-            await socket.send(write(Bye("done")))
+            await socket.send(protocol.write(protocol.Bye("done")))
             await socket.close(1000)
             return
         if why.code == _STOPPING.code:
-            await socket.send(write(Bye(why.message)))
+            await socket.send(protocol.write(protocol.Bye(why.message)))
         else:
             # The connection closes after this error, even if its code is not a fatal one elsewhere.
-            await socket.send(write(replace(Error.of(why), fatal=True)))
-        await socket.close(CLOSE_CODES.get(why.code, 1008), f"{why.code}: {why.message}"[:100])
+            await socket.send(protocol.write(replace(protocol.Error.of(why), fatal=True)))
+        await socket.close(protocol.CLOSE_CODES.get(why.code, 1008), f"{why.code}: {why.message}"[:100])
 
     def _close_pools(self) -> None:
         if self._services is not None:

@@ -15,23 +15,8 @@ from websockets.exceptions import ConnectionClosed
 from t2v_edge.captions.merger import CaptionEvent, CaptionMerger
 from t2v_edge.errors import CaptionError, ProtocolError, T2VError, UsageError
 from t2v_edge.live.stats import LiveCounts
+from t2v_edge.remote import protocol
 from t2v_edge.remote.frame_header import FrameHeader
-from t2v_edge.remote.protocol import (
-    Bye,
-    Caption,
-    Control,
-    Error,
-    Hello,
-    ServerMessage,
-    Settings,
-    Showing,
-    State,
-    Stats,
-    StatsRequest,
-    Welcome,
-    read_client,
-    write,
-)
 from t2v_edge.server.encode import encode
 from t2v_edge.server.limits import Limits, RateLimit
 from t2v_edge.server.metrics import EventRate, Metrics
@@ -59,7 +44,7 @@ class SharedServices:
     callers: threads that run captions and controls.
     """
 
-    open_stream: Callable[[Settings], PlayableStream]
+    open_stream: Callable[[protocol.Settings], PlayableStream]
     encoders: Executor
     callers: Executor
     limits: Limits
@@ -84,7 +69,7 @@ class Session:
     depths: what waits before each stage.
     """
 
-    def __init__(self, socket: Any, name: str, services: SharedServices, settings: Settings) -> None:
+    def __init__(self, socket: Any, name: str, services: SharedServices, settings: protocol.Settings) -> None:
         self.name = name
         self._socket = socket
         self._services = services
@@ -115,7 +100,7 @@ class Session:
         tasks: list[asyncio.Future[Any]] = []
         try:
             await self._playback.open()
-            self._queue(Welcome(version, self.name, bundle, base_fps, self._playback.settings))
+            self._queue(protocol.Welcome(version, self.name, bundle, base_fps, self._playback.settings))
             tasks = [asyncio.ensure_future(work) for work in (self._receive(), self._send(), self._take_captions())]
             ends: list[asyncio.Future[Any]] = [self._end, self._playback.failed]
             await asyncio.wait([*ends, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -171,24 +156,26 @@ class Session:
                 remedy = "send captions as they change, and not more often"
                 raise ProtocolError("too_fast", f"more than {most:g} messages a second came", remedy)
             try:
-                await self._handle(read_client(data))
+                await self._handle(protocol.read_client(data))
             except T2VError as error:
                 self._refuse(error)
 
-    async def _handle(self, message: Union[Hello, Caption, Control, StatsRequest, Bye]) -> None:
-        if isinstance(message, Caption):
+    async def _handle(
+        self, message: Union[protocol.Hello, protocol.Caption, protocol.Control, protocol.StatsRequest, protocol.Bye]
+    ) -> None:
+        if isinstance(message, protocol.Caption):
             self._accept(message)
-        elif isinstance(message, Control):
+        elif isinstance(message, protocol.Control):
             await self._playback.control(message)
-            self._queue(State(self._playback.paused, self._playback.generation, self._playback.settings))
-        elif isinstance(message, StatsRequest):
+            self._queue(protocol.State(self._playback.paused, self._playback.generation, self._playback.settings))
+        elif isinstance(message, protocol.StatsRequest):
             self._queue(self._stats())
-        elif isinstance(message, Bye):
+        elif isinstance(message, protocol.Bye):
             raise ProtocolError(BYE, "the client is done", "connect again")
         else:
             raise ProtocolError("hello", "a second hello came", "connect again for a new session")
 
-    def _accept(self, caption: Caption) -> None:
+    def _accept(self, caption: protocol.Caption) -> None:
         now = self._loop.time()
         self._captions += 1
         self._services.metrics.count("t2v_captions_total")
@@ -231,7 +218,7 @@ class Session:
         generation = await self._playback.show(wanted.text)
         if generation > before or not (self._awaited or self._latencies):
             self._awaited.append((generation, wanted.received_s))
-        self._queue(Showing(generation, wanted.segment, wanted.revision, wanted.text))
+        self._queue(protocol.Showing(generation, wanted.segment, wanted.revision, wanted.text))
 
     # Messages and frames to the client.
 
@@ -289,21 +276,21 @@ class Session:
         self.stop(ProtocolError("too_slow", "the client does not read what it is sent", "read faster, or ask for less"))
         self._socket.transport.abort()
 
-    def _queue(self, message: ServerMessage) -> None:
-        if not self._outbox.put_text(write(message)):
+    def _queue(self, message: protocol.ServerMessage) -> None:
+        if not self._outbox.put_text(protocol.write(message)):
             self._abort()
 
     def _refuse(self, error: T2VError) -> None:
         """Report a refusal to the client. Raise it if it ends the session."""
         refusal = _refusal(error)
-        if refusal.code == BYE or Error.of(refusal).fatal:
+        if refusal.code == BYE or protocol.Error.of(refusal).fatal:
             raise refusal from error
         self._services.metrics.count("t2v_refused_total", code=refusal.code)
-        self._queue(Error.of(refusal))
+        self._queue(protocol.Error.of(refusal))
 
-    def _stats(self) -> Stats:
+    def _stats(self) -> protocol.Stats:
         latency = Latency.of(list(self._latencies))
-        return Stats(
+        return protocol.Stats(
             self._loop.time() - self._start_s,
             self.fps,
             self._sent,

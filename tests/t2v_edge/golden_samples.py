@@ -8,7 +8,8 @@ import numpy as np
 
 from t2v_edge.bundle.draws import Draws
 from t2v_edge.bundle.tokenizer import CaptionTokenizer
-from t2v_edge.engine.registry import EngineOptions, open_engine
+from t2v_edge.engine.base import EngineOptions
+from t2v_edge.engine.registry import open_engine
 
 CAPTIONS = ("a person is walking", "一个人 running", "dancing")
 STEPS, FRAME_STEPS, SEED = 6, (0, 5), 7

@@ -163,23 +163,11 @@ def _measure(
                 options.seed,
                 lambda: bar.update(len(setting.mixes)),
             )
-    by_kind = {
-        kind: tuple(result for (job, _), result in zip(work, done) if job is kind)
+    read, played, free = (
+        tuple(result for (job, _), result in zip(work, done) if job is kind)
         for kind in (tasks.read_caption, clips.play_clip, drift.run_free)
-    }
-    return Comparison(
-        options,
-        setting,
-        default,
-        judged,
-        evaluator,
-        by_kind[tasks.read_caption],
-        by_kind[clips.play_clip],
-        by_kind[drift.run_free],
-        costs,
-        latencies,
-        memory,
     )
+    return Comparison(options, setting, default, judged, evaluator, read, played, free, costs, latencies, memory)
 
 
 def _plan(

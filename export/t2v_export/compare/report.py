@@ -292,27 +292,13 @@ def judge(report: Mapping[str, Any], budget: CompareBudget, mix: str) -> Json:
                 "--evaluator FOLDER and --captions FILE.jsonl"
             )
         drop = 0.0 - pair["accuracy"]["all"]["points"] if pair else 0.0
-        demands.append(
-            {
-                "what": "drop_points",
-                "limit": budget.max_drop,
-                "found": drop,
-                "baseline": report["against"] or EXACT,
-                "kept": drop <= budget.max_drop + 1e-9,
-            }
-        )
+        kept, of = drop <= budget.max_drop + 1e-9, report["against"] or EXACT
+        demands.append({"what": "drop_points", "limit": budget.max_drop, "found": drop, "baseline": of, "kept": kept})
     if budget.min_psnr is not None:
         pair = pair_of(report, mix, EXACT)
         found = pair["frames"][clips.ALONE]["psnr_db"]["mean"] if pair else 100.0
-        demands.append(
-            {
-                "what": "psnr_db",
-                "limit": budget.min_psnr,
-                "found": found,
-                "baseline": EXACT,
-                "kept": found >= budget.min_psnr,
-            }
-        )
+        kept = found >= budget.min_psnr
+        demands.append({"what": "psnr_db", "limit": budget.min_psnr, "found": found, "baseline": EXACT, "kept": kept})
     return {"lane": mix, "demands": demands, "kept": all(d["kept"] for d in demands)}
 
 

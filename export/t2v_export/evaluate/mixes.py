@@ -10,7 +10,8 @@ from pathlib import Path
 from t2v_edge import Pipeline
 from t2v_edge.bundle.bundle import Bundle, Manifest
 from t2v_edge.bundle.tokenizer import CaptionTokenizer
-from t2v_edge.engine.registry import Engine, EngineOptions, open_engine
+from t2v_edge.engine.base import Engine, EngineOptions
+from t2v_edge.engine.registry import open_engine
 from t2v_edge.errors import UsageError
 from t2v_edge.play.model import Model
 from t2v_edge.spec import STAGES, StageSpec

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from t2v_edge.engine.base import EngineOptions
+from t2v_edge.engine.base import Engine, EngineOptions
 from t2v_edge.engine.choice import agree
-from t2v_edge.engine.registry import Engine, available_engines, open_engine
+from t2v_edge.engine.registry import available_engines, open_engine
 from t2v_edge.errors import EngineError
 from t2v_edge.spec import Arrays, StageSpec
 from t2v_export.verify.reference import ReferenceRollout

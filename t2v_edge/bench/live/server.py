@@ -57,16 +57,9 @@ async def serving(bundle: Path, arguments: Sequence[str], token: Optional[str]) 
     environment = os.environ if token is None else {**os.environ, TOKEN_VARIABLE: token}
     with tempfile.TemporaryFile() as log:
         # A new session: Ctrl-C then reaches only this process, which stops the server itself.
+        command = [sys.executable, "-m", "t2v_edge", "serve", str(bundle), "--port", "0", "--json", *arguments]
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "t2v_edge",
-            "serve",
-            str(bundle),
-            "--port",
-            "0",
-            "--json",
-            *arguments,
+            *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,

@@ -20,7 +20,8 @@ import numpy as np
 
 from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.bundle.golden import Golden
-from t2v_edge.engine.registry import Engine, EngineOptions, fallback_engines, open_engine
+from t2v_edge.engine.base import Engine, EngineOptions
+from t2v_edge.engine.registry import fallback_engines, open_engine
 from t2v_edge.engine.tensorrt.api import RUNS, BuildSettings, TensorRt, find_api
 from t2v_edge.engine.tensorrt.cache import EngineCache
 from t2v_edge.engine.tensorrt.cuda import find_gpu

@@ -11,7 +11,8 @@ from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.bundle.draws import Draws
 from t2v_edge.bundle.golden import Golden
 from t2v_edge.bundle.tokenizer import CaptionTokenizer
-from t2v_edge.engine.registry import EngineOptions, is_installed, open_engine
+from t2v_edge.engine.base import EngineOptions
+from t2v_edge.engine.registry import is_installed, open_engine
 from t2v_edge.spec import STAGES
 
 CAPTIONS = ("a person is playing basketball", "一个人正在打篮球", "a woman is dancing")

@@ -34,9 +34,6 @@ class EngineAttempt:
     psnr_db: Optional[float] = None
     median_ms: Optional[float] = None
 
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
-
 
 @dataclass(frozen=True)
 class StageResult:
@@ -49,7 +46,7 @@ class StageResult:
     tried: tuple[EngineAttempt, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "tried": [t.to_json() for t in self.tried]}
+        return {**vars(self), "tried": [dict(vars(t)) for t in self.tried]}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.bundle.golden import Golden, GoldenDifference, Tolerance
-from t2v_edge.engine.registry import EngineOptions, open_engine
+from t2v_edge.engine.base import EngineOptions
+from t2v_edge.engine.registry import open_engine
 from t2v_edge.errors import BundleError, EngineError
 from t2v_edge.spec import STAGES
 from tests.t2v_edge.golden_samples import CAPTIONS, STEPS, golden_arrays, pack

@@ -15,7 +15,8 @@ from t2v_edge.device.system import System
 from t2v_edge.doctor.diagnosis import diagnose
 from t2v_edge.doctor.finding import FAIL, OK, WARN
 from t2v_edge.doctor.trial import EngineOpener, installed_engines
-from t2v_edge.engine.registry import BUILT, EngineOptions, available_engines, open_engine
+from t2v_edge.engine.base import EngineOptions
+from t2v_edge.engine.registry import BUILT, available_engines, open_engine
 from t2v_edge.errors import EngineError
 from t2v_edge.spec import STAGES
 from tests.t2v_edge.fake_gpu import FakeCuda, install

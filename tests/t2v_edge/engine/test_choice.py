@@ -9,8 +9,9 @@ import pytest
 from t2v_edge.cli import main
 from t2v_edge.engine import choice
 from t2v_edge.engine import registry as engine
+from t2v_edge.engine.base import EngineOptions
 from t2v_edge.engine.choice import open_stage, read_choice
-from t2v_edge.engine.registry import EngineOptions, available_engines
+from t2v_edge.engine.registry import available_engines
 from t2v_edge.errors import EngineError
 from t2v_edge.pipeline import Pipeline
 from t2v_edge.util.cache import VARIABLE

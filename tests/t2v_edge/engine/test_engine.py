@@ -9,7 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from t2v_edge.engine import registry as engine
-from t2v_edge.engine.registry import ENGINES, EngineOptions, available_engines, open_engine
+from t2v_edge.engine.base import EngineOptions
+from t2v_edge.engine.registry import ENGINES, available_engines, open_engine
 from t2v_edge.engine.tensorrt import api as trt
 from t2v_edge.errors import EngineError, UsageError
 from t2v_edge.pipeline import Pipeline

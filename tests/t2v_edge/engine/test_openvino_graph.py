@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from t2v_edge.engine.registry import EngineOptions, open_engine
+from t2v_edge.engine.base import EngineOptions
+from t2v_edge.engine.registry import open_engine
 from t2v_edge.spec import StageSpec, TensorSpec
 
 rewriting = pytest.importorskip("t2v_edge.engine.openvino", reason="pip install 't2v-edge[openvino]'")

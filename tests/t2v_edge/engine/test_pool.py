@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from t2v_edge.engine.base import EngineOptions
 from t2v_edge.engine.pool import BorrowPool
-from t2v_edge.engine.registry import EngineOptions, is_installed, open_engine
+from t2v_edge.engine.registry import is_installed, open_engine
 from t2v_edge.errors import EngineError, UsageError
 from tests.t2v_edge.live_device import in_thread
 

@@ -31,17 +31,8 @@ def compared(report: Json, names: MixNames) -> str:
                 count(mix["parameters"]["total"]),
             ]
         )
-    head = [
-        "",
-        *STAGES,
-        *(f"{s}<br>MB" for s in STAGES),
-        "in all<br>MB",
-        "smaller<br>than FP32",
-        "render<br>MACs",
-        "all<br>MACs",
-        "param-<br>eters",
-    ]
-    inside = table(head, rows)
+    figures = "in all<br>MB|smaller<br>than FP32|render<br>MACs|all<br>MACs|param-<br>eters".split("|")
+    inside = table(["", *STAGES, *(f"{s}<br>MB" for s in STAGES), *figures], rows)
     if any(mix["filled_with_fp32"] for mix in report["lanes"].values()):
         inside += '<p class="small">* The variant has no graph of this stage; FP32 stands in for it.</p>'
     uncounted = [

@@ -29,30 +29,18 @@ def accuracy(report: Json, names: MixNames) -> str:
         return ""
     slots = [s for s, entry in report["lanes"][EXACT]["accuracy"].items() if entry["count"]]
     rows = [[names.mark(name), *(percent(report["lanes"][name]["accuracy"][s]) for s in slots)] for name in judged]
-    rows.append(
-        [
-            "chance",
-            *(
-                plain(100 * report["lanes"][EXACT]["chance"][s], 1) if s in report["lanes"][EXACT]["chance"] else NONE
-                for s in slots
-            ),
-        ]
-    )
+    chance = report["lanes"][EXACT]["chance"]
+    rows.append(["chance", *(plain(100 * chance[s], 1) if s in chance else NONE for s in slots)])
     labels = {"all": "all, together"}
     named = {s: report["lanes"][EXACT]["accuracy"][s]["count"] for s in slots}
     head = ["percent right", *(f"{escape(labels.get(s, s))}<br>n = {n}" for s, n in named.items())]
     pairs = [p for p in report["pairs"] if "accuracy" in p]
     tests = [[names.pair(p), *_test_cells(p["accuracy"]["all"])] for p in pairs]
-    inside = table(head, rows) + table(
-        [
-            "all named attributes together",
-            "difference, points<br>(95 % interval)",
-            "only it<br>right",
-            "only baseline<br>right",
-            "McNemar<br>p",
-        ],
-        tests,
+    together = (
+        "all named attributes together|difference, points<br>(95 % interval)|only it<br>right|only baseline<br>right|"
+        "McNemar<br>p"
     )
+    inside = table(head, rows) + table(together.split("|"), tests)
     plots = []
     for baseline in dict.fromkeys(p["baseline"] for p in pairs):
         groups = [
@@ -112,18 +100,8 @@ def frames(report: Json, names: MixNames) -> str:
                 )
     if not rows:
         return ""
-    head = [
-        "",
-        "",
-        "PSNR dB<br>mean",
-        "<br>5th pct",
-        "<br>lowest",
-        "SSIM<br>mean",
-        "<br>5th pct",
-        "<br>lowest",
-        "error<br>levels",
-        "equal<br>frames",
-    ]
+    low = "<br>5th pct|<br>lowest"
+    head = f"||PSNR dB<br>mean|{low}|SSIM<br>mean|{low}|error<br>levels|equal<br>frames".split("|")
     fps = report["video"]["fps"]
     plots = []
     for mode, label in ((clips.ALONE, "Render alone"), (clips.WHOLE, "Whole stream")):
@@ -180,17 +158,8 @@ def temporal(report: Json, names: MixNames) -> str:
                         signed(found["flicker_change_percent"], 1, " %"),
                     ]
                 )
-    inside = table(
-        [
-            "",
-            "",
-            "warping error<br>levels of 255",
-            "against<br>baseline",
-            "flicker<br>levels of 255",
-            "against<br>baseline",
-        ],
-        rows,
-    )
+    change = "<br>levels of 255|against<br>baseline"
+    inside = table(f"||warping error{change}|flicker{change}".split("|"), rows)
     return section(
         "temporal",
         "Do frames hang together?",
@@ -226,15 +195,10 @@ def drift(report: Json, names: MixNames) -> str:
     curves = [curve for p in pairs if (curve := p["drift"].get("state") or p["drift"].get("motion"))]
     windows = curves[0]["windows"] if curves else {"early": ["early"], "late": ["late"]}
     early, late = ("–".join(map(str, bounds)) for bounds in windows.values())
-    head = [
-        "",
-        f"state error<br>steps {early}",
-        f"<br>steps {late}",
-        "late /<br>early",
-        f"motion error<br>steps {late}",
-        "motion<br>speed",
-        "motion<br>spread",
-    ]
+    head = (
+        f"|state error<br>steps {early}|<br>steps {late}|late /<br>early|motion error<br>steps {late}|"
+        "motion<br>speed|motion<br>spread"
+    ).split("|")
     inside = f'<div class="plots">{"".join(plots)}</div>' + names.key() + table(head, rows)
     steps = sorted({int(s) for p in pairs for s in p["drift"].get("psnr_db_after_steps", {})})
     if steps:
