@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from t2v_edge.remote.async_client import AsyncClient
 from t2v_edge.remote.client import Client
-from t2v_edge.remote.live_frame import LiveFrame
+from t2v_edge.remote.frame import LiveFrame
 from t2v_edge.remote.options import ClientOptions
 
 __all__ = ["AsyncClient", "Client", "ClientOptions", "LiveFrame"]

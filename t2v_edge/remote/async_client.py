@@ -25,8 +25,8 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from t2v_edge.errors import ClientError, ProtocolError
 from t2v_edge.play.clock import exact
 from t2v_edge.remote import protocol
+from t2v_edge.remote.frame import LiveFrame
 from t2v_edge.remote.frame_header import FrameHeader
-from t2v_edge.remote.live_frame import LiveFrame
 from t2v_edge.remote.options import ClientOptions
 
 _LOG = logging.getLogger(__name__)

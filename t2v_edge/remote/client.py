@@ -18,7 +18,7 @@ from typing import Any, Optional, TypeVar
 
 from t2v_edge.errors import ClientError
 from t2v_edge.remote.async_client import AsyncClient, Rate
-from t2v_edge.remote.live_frame import LiveFrame
+from t2v_edge.remote.frame import LiveFrame
 from t2v_edge.remote.protocol import Error, State, Stats, Welcome
 from t2v_edge.util.closing import Closing
 

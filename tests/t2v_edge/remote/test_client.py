@@ -15,8 +15,8 @@ from websockets.asyncio.server import serve
 from t2v_edge.errors import ClientError, ProtocolError, UsageError
 from t2v_edge.remote.async_client import AsyncClient
 from t2v_edge.remote.client import Client
+from t2v_edge.remote.frame import LiveFrame
 from t2v_edge.remote.frame_header import FrameHeader
-from t2v_edge.remote.live_frame import LiveFrame
 from t2v_edge.remote.protocol import Error, Settings, Showing, Welcome, read_client, write
 from t2v_edge.server.access import Access
 from t2v_edge.server.limits import Limits
