@@ -54,8 +54,9 @@ demo: $(STAMP) $(BUNDLE)/manifest.json
 	  -o $(OUT)/demo.mp4 --sheet $(OUT)/demo.png
 	@echo "$(OUT)/demo.mp4 and $(OUT)/demo.png are done"
 
+# Each process loads torch, so there are four at most.
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 # The page and the examples in headless Chromium. What npm installs goes into $(OUT)/web.
 WEB := $(OUT)/web
