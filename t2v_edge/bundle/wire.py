@@ -1,18 +1,24 @@
-"""A bounded reader of protobuf's wire format (https://protobuf.dev/programming-guides/encoding/). It copies no data."""
+"""A bounded reader of protobuf's wire format (https://protobuf.dev/programming-guides/encoding/). It copies only texts.
+
+Parsers differ in what they skip, cut off or merge. So only what all of them read alike is accepted: numbers of no
+needless bytes, known fields of their wire type, and singular fields once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple
 
-MAX_FIELDS = 2_000_000
+MAX_FIELDS = 500_000
+"""Fields and packed numbers of a file. The largest graph that we made has 5,816."""
+MAX_BYTES = (1 << 31) - 1
+"""Bytes of a message. Protobuf reads no larger one."""
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _SIZES = {FIXED64: 8, FIXED32: 4}
+_WIRES = {"int32": VARINT, "int64": VARINT, "double": FIXED64, "float": FIXED32}
 
-Value = Union[int, memoryview]
-"""A varint's number, or a view of any other value's bytes."""
-Fields = dict[int, list[Value]]
-"""The values of a message by field number, in order."""
+Fields = dict[int, list[Any]]
+"""The values of a message by field number, in order: numbers, texts, and views of the bytes of any other kind."""
 
 
 class WireError(ValueError):
@@ -26,8 +32,37 @@ class Field(NamedTuple):
     """One field of a message. at: where its value starts in the message's bytes."""
 
     number: int
-    value: Value
+    value: Any
     at: int
+
+
+class Kind(NamedTuple):
+    """What a field holds. slot: a singular field's number; fields that exclude each other share one."""
+
+    type: str
+    wire: int
+    repeated: bool
+    slot: int
+
+
+class Schema:
+    """The fields of a message by type, such as ``Schema("NodeProto", text="1* 2* 3")``. A star marks a repeated field.
+
+    The types are int32, int64, float, double, text, bytes, message, and pair for a message of two texts. Fields of
+    `oneof` exclude each other.
+    """
+
+    def __init__(self, name: str, oneof: tuple[int, ...] = (), **types: str) -> None:
+        self.name = name
+        self.kinds: dict[int, Kind] = {}
+        for kind, items in types.items():
+            for item in items.split():
+                number = int(item.rstrip("*"))
+                slot = 0 if number in oneof else number
+                self.kinds[number] = Kind(kind, _WIRES.get(kind, BYTES), item.endswith("*"), slot)
+
+
+_PAIR = Schema("StringStringEntryProto", text="1 2")
 
 
 class WireReader:
@@ -36,105 +71,106 @@ class WireReader:
     def __init__(self) -> None:
         self._read = 0
 
-    def fields(self, message: Value) -> Iterator[Field]:
-        """The fields of a message in order. Raises `WireError`."""
-        view, at = view_of(message), 0
-        while at < len(view):
-            self._read += 1
-            if self._read > MAX_FIELDS:
-                raise WireError(f"the ONNX file has more than {MAX_FIELDS} fields", "simplify the graph")
-            key, at = varint(view, at)
-            number, wire = key >> 3, key & 7
+    def fields(self, message: memoryview, schema: Schema) -> Iterator[Field]:
+        """The fields of a message in order. A varint's value is a number, any other a view. Raises `WireError`."""
+        at, seen = 0, set()
+        if len(message) > MAX_BYTES:
+            raise WireError(f"the ONNX file has more than {MAX_BYTES} bytes", "simplify the graph")
+        while at < len(message):
+            self._count()
+            tag, at = varint(message, at)
+            number, wire = tag >> 3, tag & 7
+            kind = schema.kinds.get(number)
+            if kind is None:
+                raise WireError(f"the ONNX file has the unsupported field {number} in a {schema.name}")
+            if wire != kind.wire and not (kind.repeated and wire == BYTES):
+                raise WireError(f"the ONNX file is damaged (wire type {wire} of field {number} in a {schema.name})")
+            if not kind.repeated and kind.slot in seen:
+                alike = "" if kind.slot else " or beside another"
+                raise WireError(f"the ONNX file is damaged (field {number} stands 2 times{alike} in a {schema.name})")
+            seen.add(kind.slot)
+            value: Any = None
             if wire == VARINT:
-                value, end = varint(view, at)
-                yield Field(number, value, at)
-                at = end
-                continue
-            if wire == BYTES:
-                size, at = varint(view, at)
-            elif wire in _SIZES:
-                size = _SIZES[wire]
+                start = at
+                value, at = varint(message, at)
             else:
-                raise WireError("the ONNX file is damaged (unknown wire type)")
-            if size > len(view) - at or number == 0:
-                raise WireError("the ONNX file is truncated or damaged")
-            yield Field(number, view[at : at + size], at)
-            at += size
+                size, start = varint(message, at) if wire == BYTES else (_SIZES[wire], at)
+                at = start + size
+                if at > len(message):
+                    raise WireError("the ONNX file is truncated or damaged")
+                value = message[start:at]
+            yield Field(number, value, start)
 
-    def message(self, message: Value) -> Fields:
-        """The values of a message by field number. Raises `WireError`."""
+    def message(self, message: memoryview, schema: Schema) -> Fields:
+        """The values of a message by field number. Pairs are checked and left empty. Raises `WireError`."""
         found: Fields = {}
-        for number, value, _ in self.fields(message):
-            found.setdefault(number, []).append(value)
+        for number, value, _ in self.fields(message, schema):
+            kind, values = schema.kinds[number], found.setdefault(number, [])
+            if kind.type == "text":
+                values.append(_text(value))
+            elif kind.type == "pair":
+                self.message(value, _PAIR)
+            elif kind.wire == VARINT:
+                values.extend(self._packed(value, kind) if isinstance(value, memoryview) else [_signed(value, kind)])
+            elif len(value) % _SIZES.get(kind.wire, 1):
+                raise WireError("the ONNX file is damaged (ragged floats)")
+            else:
+                values.append(value)
         return found
+
+    def _packed(self, values: memoryview, kind: Kind) -> Iterator[int]:
+        at = 0
+        while at < len(values):
+            self._count()
+            value, at = varint(values, at)
+            yield _signed(value, kind)
+
+    def _count(self) -> None:
+        self._read += 1
+        if self._read > MAX_FIELDS:
+            raise WireError(f"the ONNX file has more than {MAX_FIELDS} fields", "simplify the graph")
 
 
 def varint(view: memoryview, at: int) -> tuple[int, int]:
-    """The number that starts at `at`, of at most 64 bits and a few, and where it ends. Raises `WireError`."""
+    """The number of at most 64 bits that starts at `at`, and where it ends. Raises `WireError`.
+
+    Numbers of needless bytes are refused, as no exporter writes them and parsers cut them off at different places.
+    """
     value = shift = 0
-    while True:
-        if at >= len(view) or shift > 63:
-            raise WireError("the ONNX file is truncated or damaged")
+    while at < len(view) and shift < 70:
         byte = view[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
+            if value >> 64 or (shift and not byte):
+                raise WireError("the ONNX file is damaged (a number of too many bytes)")
             return value, at
         shift += 7
+    raise WireError("the ONNX file is truncated or damaged")
 
 
-def view_of(value: Value) -> memoryview:
-    """The bytes of a value. Raises `WireError` for a number."""
-    if isinstance(value, int):
-        raise WireError("the ONNX file is damaged (a number where bytes should be)")
+def one(fields: Fields, number: int, default: Any = None) -> Any:
+    """The value of a singular field, `default` if it is absent."""
+    return fields[number][0] if number in fields else default
+
+
+def joined(views: list[memoryview]) -> memoryview:
+    """The bytes of a repeated field of floats, packed or not."""
+    return views[0] if len(views) == 1 else memoryview(b"".join(views))
+
+
+def _signed(value: int, kind: Kind) -> int:
+    value -= value >> 63 << 64
+    if kind.type == "int32" and not -(1 << 31) <= value < 1 << 31:
+        raise WireError("the ONNX file is damaged (a number over 32 bits)")
     return value
 
 
-def one(fields: Fields, number: int) -> Optional[Value]:
-    """The value of a singular field, None if it is absent. Raises `WireError` for a repeated one.
-
-    Protobuf merges repeated singular messages. They are refused, so that every reader sees the same graph.
-    """
-    found = fields.get(number, [])
-    if len(found) > 1:
-        raise WireError(f"the ONNX file is damaged (field {number} stands {len(found)} times)")
-    return found[0] if found else None
-
-
-def integer(fields: Fields, number: int, default: int = 0) -> int:
-    """A signed 64-bit field. Raises `WireError`."""
-    value = one(fields, number)
-    if value is None:
-        return default
-    if not isinstance(value, int):
-        raise WireError("the ONNX file is damaged (bytes where a number should be)")
-    return value - (1 << 64) if value >> 63 else value
-
-
-def integers(fields: Fields, number: int) -> list[int]:
-    """A repeated unsigned field, packed or not. Raises `WireError`."""
-    result: list[int] = []
-    for value in fields.get(number, []):
-        if isinstance(value, int):
-            result.append(value)
-            continue
-        at = 0
-        while at < len(value):
-            item, at = varint(value, at)
-            result.append(item)
-    return result
-
-
-def text(fields: Fields, number: int) -> str:
-    """A text field, empty if it is absent. Raises `WireError`."""
-    value = one(fields, number)
-    return "" if value is None else _text(value)
-
-
-def texts(fields: Fields, number: int) -> list[str]:
-    """A repeated text field. Raises `WireError`."""
-    return [_text(value) for value in fields.get(number, [])]
-
-
-def _text(value: Value) -> str:
-    return bytes(view_of(value)).decode("utf-8", "replace")
+def _text(value: memoryview) -> str:
+    try:
+        text = str(value, "utf-8")
+    except UnicodeDecodeError as error:
+        raise WireError("the ONNX file is damaged (a text that is not UTF-8)") from error
+    if "\0" in text:
+        raise WireError("the ONNX file is damaged (a text with a NUL)")
+    return text
