@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from t2v_edge.bundle import wire
 from t2v_edge.bundle.wire import Schema, WireError, WireReader, joined, one, varint
+from tests.t2v_edge.wire_samples import encode, encode_varint
 
 whole = st.integers(-(1 << 63), (1 << 63) - 1)
 SCHEMA = Schema(
@@ -22,23 +23,6 @@ SCHEMA = Schema(
     pair="10*",
     double="11*",
 )
-
-
-def encode_varint(value: int) -> bytes:
-    groups = []
-    while True:
-        value, low = value >> 7, value & 0x7F
-        groups.append(low | (0x80 if value else 0))
-        if not value:
-            return bytes(groups)
-
-
-def encode(number: int, value: int | bytes, kind: int | None = None) -> bytes:
-    if isinstance(value, int):
-        return encode_varint(number << 3) + encode_varint(value % (1 << 64))
-    if kind is not None:
-        return encode_varint(number << 3 | kind) + value
-    return encode_varint(number << 3 | wire.BYTES) + encode_varint(len(value)) + value
 
 
 def message(data: bytes) -> wire.Fields:
