@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from t2v_edge.bundle import onnx_schema
-from t2v_edge.bundle.wire import Fields, WireError, WireReader, joined, one
+from t2v_edge.bundle.wire import Fields, WireError, WireReader, one
 from t2v_edge.errors import BundleError, SpecError
 from t2v_edge.spec import MAX_ELEMENTS, TensorSpec
 
@@ -136,16 +136,15 @@ class _GraphReader:
             raise self.fail(f"operator {operator} is of the custom domain {domain!r}", "express it in standard ONNX")
         self.operators[operator] += 1
         attributes = [self.reader.message(entry, onnx_schema.ATTRIBUTE) for entry in fields.get(5, [])]
-        self.distinct((one(attribute, 1, "") for attribute in attributes), f"attributes of a {operator}")
+        self.distinct([one(attribute, 1, "") for attribute in attributes], f"attributes of a {operator}")
         for attribute in attributes:
             self.attribute(attribute, operator, depth)
         for name in filter(None, fields.get(2, [])):
             self.define(name)
 
-    def distinct(self, names: Iterable[str], what: str) -> None:
-        name, count = next(iter(Counter(names).most_common(1)), ("", 0))
-        if count > 1:
-            raise self.fail(f"two {what} are named {name!r}")
+    def distinct(self, names: list[str], what: str) -> None:
+        if len(set(names)) < len(names):
+            raise self.fail(f"two {what} are named {Counter(names).most_common(1)[0][0]!r}")
 
     def attribute(self, fields: Fields, operator: str, depth: int) -> None:
         name = f"{operator}.{one(fields, 1, '')}"
@@ -154,9 +153,7 @@ class _GraphReader:
         kind, held = one(fields, 20, 0), [number for number in range(2, 12) if number in fields]
         if held != [kind + 1] and (held or kind not in _LISTS):
             raise self.fail(f"attribute {name} is of type {kind} and has its value in {held or 'no field'}")
-        for number in (2, 7):
-            if number in fields:
-                self.check_finite(np.frombuffer(joined(fields[number]), "<f4"), f"attribute {name}")
+        self.check_floats(fields.get(2, []) + fields.get(7, []), "<f4", f"attribute {name}")
         for tensor in fields.get(5, []) + fields.get(10, []):
             self.tensor(tensor, f"attribute {name}")
         for graph in fields.get(6, []) + fields.get(11, []):
@@ -209,26 +206,32 @@ class _GraphReader:
         """Check weights in a typed field: numbers, or views of floats."""
         count, expected = len(values), (elements + 1) // 2 if _BITS[kind] == 4 else elements
         if kind in (1, 11):
-            floats = np.frombuffer(joined(values), _FLOATS[kind])
-            self.check_finite(floats, label, elements)
-            count = floats.size
+            count = self.check_floats(values, _FLOATS[kind], label)
         elif kind in (10, _BFLOAT16):
             self.check_raw(memoryview(np.array([item & 0xFFFF for item in values], "<u2").tobytes()), kind, label)
         if count != expected:
             raise self.fail(f"{label} has {count} values, its shape needs {expected}")
 
-    def check_finite(self, values: npt.NDArray[np.floating], label: str, elements: int = 0) -> None:
+    def check_floats(self, views: list[memoryview], layout: str, label: str) -> int:
+        """Check the floats of a repeated field, packed or not. Returns how many there are."""
+        data = views[0] if len(views) == 1 else b"".join(views)
+        if len(data) % np.dtype(layout).itemsize:
+            raise self.fail(f"{label} is damaged (ragged floats)")
+        self.check_finite(np.frombuffer(data, layout), label)
+        return len(data) // np.dtype(layout).itemsize
+
+    def check_finite(self, values: npt.NDArray[np.floating], label: str) -> None:
         if np.isfinite(values).all():
             return
         if np.isnan(values).any():
             raise self.fail(f"{label} holds NaN", "train or export again; the checkpoint is broken")
-        if max(values.size, elements) > 1:
+        if values.size > 1:
             raise self.fail(f"{label} holds infinite values", "train or export again; the checkpoint is broken")
 
     def values(self, entries: list[memoryview]) -> list[_Value]:
         """Read inputs, outputs or typed names, no two of one name."""
         values = [self.value(entry) for entry in entries]
-        self.distinct((value.name for value in values), "inputs, outputs or typed tensors")
+        self.distinct([value.name for value in values], "inputs, outputs or typed tensors")
         return values
 
     def value(self, view: memoryview) -> _Value:

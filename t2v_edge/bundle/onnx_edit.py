@@ -115,7 +115,6 @@ def _first_size(reader: WireReader, value: memoryview) -> memoryview:
     for number, schema in ((_TYPE, onnx_schema.VALUE), (_TENSOR, onnx_schema.TYPE), (_SHAPE, onnx_schema.TENSOR_TYPE)):
         value = _required(reader.message(value, schema), number)
     for dimension in reader.message(value, onnx_schema.SHAPE).get(_DIM, [])[:1]:
-        for field in list(reader.fields(dimension, onnx_schema.DIMENSION)):
-            if field.number == _DIM_VALUE:
-                return memoryview(dimension[field.at :])
+        if _DIM_VALUE in reader.message(dimension, onnx_schema.DIMENSION) and dimension[0] == _DIM_VALUE << 3:
+            return memoryview(dimension[1:])
     raise WireError("the first size is not a number")

@@ -18,7 +18,7 @@ _SIZES = {FIXED64: 8, FIXED32: 4}
 _WIRES = {"int32": VARINT, "int64": VARINT, "double": FIXED64, "float": FIXED32}
 
 Fields = dict[int, list[Any]]
-"""The values of a message by field number, in order: numbers, texts, and views of the bytes of any other kind."""
+"""The values of a message by field number, in order: integers, texts, and views of the bytes of floats and all else."""
 
 
 class WireError(ValueError):
@@ -28,38 +28,30 @@ class WireError(ValueError):
         super().__init__(f"{problem}; {remedy}")
 
 
-class Field(NamedTuple):
-    """One field of a message. at: where its value starts in the message's bytes."""
+class Kind(NamedTuple):
+    """What a field holds, and how it stands in the bytes."""
 
     number: int
-    value: Any
-    at: int
-
-
-class Kind(NamedTuple):
-    """What a field holds. slot: a singular field's number; fields that exclude each other share one."""
-
     type: str
     wire: int
     repeated: bool
-    slot: int
 
 
 class Schema:
     """The fields of a message by type, such as ``Schema("NodeProto", text="1* 2* 3")``. A star marks a repeated field.
 
-    The types are int32, int64, float, double, text, bytes, message, and pair for a message of two texts. Fields of
-    `oneof` exclude each other.
+    The types are int32, int64, float, double, text, bytes, message, and pair for a message of two texts. At most one of
+    the fields `oneof` may be present.
     """
 
     def __init__(self, name: str, oneof: tuple[int, ...] = (), **types: str) -> None:
-        self.name = name
+        self.name, self.oneof = name, frozenset(oneof)
         self.kinds: dict[int, Kind] = {}
         for kind, items in types.items():
             for item in items.split():
-                number = int(item.rstrip("*"))
-                slot = 0 if number in oneof else number
-                self.kinds[number] = Kind(kind, _WIRES.get(kind, BYTES), item.endswith("*"), slot)
+                number, repeated, wire = int(item.rstrip("*")), item.endswith("*"), _WIRES.get(kind, BYTES)
+                for form in {wire, BYTES} if repeated else {wire}:
+                    self.kinds[number << 3 | form] = Kind(number, kind, form, repeated)
 
 
 _PAIR = Schema("StringStringEntryProto", text="1 2")
@@ -71,59 +63,49 @@ class WireReader:
     def __init__(self) -> None:
         self._read = 0
 
-    def fields(self, message: memoryview, schema: Schema) -> Iterator[Field]:
-        """The fields of a message in order. A varint's value is a number, any other a view. Raises `WireError`."""
-        at, seen = 0, set()
-        if len(message) > MAX_BYTES:
-            raise WireError(f"the ONNX file has more than {MAX_BYTES} bytes", "simplify the graph")
-        while at < len(message):
-            self._count()
-            tag, at = varint(message, at)
-            number, wire = tag >> 3, tag & 7
-            kind = schema.kinds.get(number)
-            if kind is None:
-                raise WireError(f"the ONNX file has the unsupported field {number} in a {schema.name}")
-            if wire != kind.wire and not (kind.repeated and wire == BYTES):
-                raise WireError(f"the ONNX file is damaged (wire type {wire} of field {number} in a {schema.name})")
-            if not kind.repeated and kind.slot in seen:
-                alike = "" if kind.slot else " or beside another"
-                raise WireError(f"the ONNX file is damaged (field {number} stands 2 times{alike} in a {schema.name})")
-            seen.add(kind.slot)
-            value: Any = None
-            if wire == VARINT:
-                start = at
-                value, at = varint(message, at)
-            else:
-                size, start = varint(message, at) if wire == BYTES else (_SIZES[wire], at)
-                at = start + size
-                if at > len(message):
-                    raise WireError("the ONNX file is truncated or damaged")
-                value = message[start:at]
-            yield Field(number, value, start)
-
     def message(self, message: memoryview, schema: Schema) -> Fields:
         """The values of a message by field number. Pairs are checked and left empty. Raises `WireError`."""
         found: Fields = {}
-        for number, value, _ in self.fields(message, schema):
-            kind, values = schema.kinds[number], found.setdefault(number, [])
-            if kind.type == "text":
-                values.append(_text(value))
-            elif kind.type == "pair":
-                self.message(value, _PAIR)
-            elif kind.wire == VARINT:
-                values.extend(self._packed(value, kind) if isinstance(value, memoryview) else [_signed(value, kind)])
-            elif len(value) % _SIZES.get(kind.wire, 1):
-                raise WireError("the ONNX file is damaged (ragged floats)")
+        at, end, kinds = 0, len(message), schema.kinds
+        if end > MAX_BYTES:
+            raise WireError(f"the ONNX file has more than {MAX_BYTES} bytes", "simplify the graph")
+        while at < end:
+            self._count()
+            tag, at = varint(message, at)
+            kind = kinds.get(tag)
+            if kind is None:
+                raise WireError(f"unsupported field {tag >> 3} of wire type {tag & 7} in a {schema.name}")
+            number, form, wire, repeated = kind
+            values = found.setdefault(number, [])
+            if values and not repeated:
+                raise WireError(f"the ONNX file is damaged (field {number} stands 2 times in a {schema.name})")
+            if wire == VARINT:
+                value, at = varint(message, at)
+                values.append(_signed(value, form))
+                continue
+            size, start = varint(message, at) if wire == BYTES else (_SIZES[wire], at)
+            at = start + size
+            if at > end:
+                raise WireError("the ONNX file is truncated or damaged")
+            view = message[start:at]
+            if form == "text":
+                values.append(_text(view))
+            elif form == "pair":
+                self.message(view, _PAIR)
+            elif _WIRES.get(form) == VARINT:
+                values.extend(self._packed(view, form))
             else:
-                values.append(value)
+                values.append(view)
+        if schema.oneof and len(schema.oneof & found.keys()) > 1:
+            raise WireError(f"the ONNX file is damaged (a {schema.name} has two values)")
         return found
 
-    def _packed(self, values: memoryview, kind: Kind) -> Iterator[int]:
+    def _packed(self, values: memoryview, form: str) -> Iterator[int]:
         at = 0
         while at < len(values):
             self._count()
             value, at = varint(values, at)
-            yield _signed(value, kind)
+            yield _signed(value, form)
 
     def _count(self) -> None:
         self._read += 1
@@ -136,6 +118,8 @@ def varint(view: memoryview, at: int) -> tuple[int, int]:
 
     Numbers of needless bytes are refused, as no exporter writes them and parsers cut them off at different places.
     """
+    if at < len(view) and view[at] < 0x80:
+        return view[at], at + 1
     value = shift = 0
     while at < len(view) and shift < 70:
         byte = view[at]
@@ -154,14 +138,9 @@ def one(fields: Fields, number: int, default: Any = None) -> Any:
     return fields[number][0] if number in fields else default
 
 
-def joined(views: list[memoryview]) -> memoryview:
-    """The bytes of a repeated field of floats, packed or not."""
-    return views[0] if len(views) == 1 else memoryview(b"".join(views))
-
-
-def _signed(value: int, kind: Kind) -> int:
+def _signed(value: int, form: str) -> int:
     value -= value >> 63 << 64
-    if kind.type == "int32" and not -(1 << 31) <= value < 1 << 31:
+    if form == "int32" and not -(1 << 31) <= value < 1 << 31:
         raise WireError("the ONNX file is damaged (a number over 32 bits)")
     return value
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from t2v_edge.bundle import wire
-from t2v_edge.bundle.wire import Schema, WireError, WireReader, joined, one, varint
+from t2v_edge.bundle.wire import Schema, WireError, WireReader, one, varint
 from tests.t2v_edge.wire_samples import encode, encode_varint
 
 whole = st.integers(-(1 << 63), (1 << 63) - 1)
@@ -49,18 +49,8 @@ def test_arbitrary_bytes_are_read_or_a_typed_error(data):
 def test_floats_are_views_of_their_bytes_packed_or_not(number, kind, size):
     values = [bytes(range(size)), bytes(range(size, 2 * size))]
     apart = message(b"".join(encode(number, value, kind) for value in values))
-    assert apart == {number: values} and joined(apart[number]) == b"".join(values)
+    assert apart == {number: values}
     assert message(encode(number, b"".join(values))) == {number: [b"".join(values)]}
-    with pytest.raises(WireError, match="ragged floats"):
-        message(encode(number, bytes(size + 1)))
-
-
-def test_a_value_is_changed_in_place_through_its_offset():
-    data = bytearray(encode(6, b"before") + encode(1, 1) + encode(6, b"after"))
-    view = memoryview(data)
-    (at,) = (field.at for field in WireReader().fields(view, SCHEMA) if field.number == 1)
-    view[at] = 7
-    assert message(bytes(data)) == {6: [b"before", b"after"], 1: [7]}
 
 
 @pytest.mark.parametrize(
@@ -71,21 +61,21 @@ def test_a_value_is_changed_in_place_through_its_offset():
         (encode_varint(1 << 3), "truncated"),
         (b"\x08" + b"\xff" * 11, "truncated"),
         (encode_varint(6 << 3 | 2) + encode_varint(1 << 31) + b"short", "truncated"),
-        (encode(0, b"zero"), "unsupported field 0 in a Sample"),
-        (encode(1, b"", 3), "wire type 3 of field 1 in a Sample"),
-        (encode(1, b"", 7), "wire type 7 of field 1 in a Sample"),
-        (encode(12, 1), "unsupported field 12 in a Sample"),
-        (encode(1 | 1 << 29, 1), "unsupported field 536870913 in a Sample"),
-        (encode(1 | 1 << 58, 1), "unsupported field .* in a Sample"),
+        (encode(0, b"zero"), "unsupported field 0 of .* in a Sample"),
+        (encode(1, b"", 3), "unsupported field 1 of wire type 3 in a Sample"),
+        (encode(1, b"", 7), "unsupported field 1 of wire type 7 in a Sample"),
+        (encode(12, 1), "unsupported field 12 of .* in a Sample"),
+        (encode(1 | 1 << 29, 1), "unsupported field 536870913 of .* in a Sample"),
+        (encode(1 | 1 << 58, 1), "unsupported field .* of .* in a Sample"),
         (b"\x88\x00\x01", "too many bytes"),
         (b"\x08\x81\x00", "too many bytes"),
         (b"\x32\x82\x00ab", "too many bytes"),
         (b"\x08" + b"\xff" * 9 + b"\x02", "too many bytes"),
-        (encode(1, b"number"), "wire type 2 of field 1"),
-        (encode(4, 1), "wire type 0 of field 4"),
-        (encode(7, b"12345678", wire.FIXED64), "wire type 1 of field 7"),
+        (encode(1, b"number"), "unsupported field 1 of wire type 2 in a"),
+        (encode(4, 1), "unsupported field 4 of wire type 0 in a"),
+        (encode(7, b"12345678", wire.FIXED64), "unsupported field 7 of wire type 1 in a"),
         (encode(1, 1) * 2, "field 1 stands 2 times in a Sample"),
-        (encode(8, b"") + encode(9, b""), "field 9 stands 2 times or beside another in a Sample"),
+        (encode(8, b"") + encode(9, b""), "a Sample has two values"),
         (encode(3, 1 << 31), "over 32 bits"),
         (encode(3, 1 << 32), "over 32 bits"),
         (encode(2, b"\x01\xff"), "truncated"),
