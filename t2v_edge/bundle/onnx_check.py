@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional, Union
 
@@ -111,7 +111,9 @@ class _GraphReader:
         for tensor in fields.get(5, []):
             self.define(self.tensor(tensor))
         weights = frozenset(self.scopes[-1])
-        inputs, outputs, _ = (self.values(fields.get(number, [])) for number in (11, 12, 13))
+        inputs, outputs, typed = (list(map(self.value, fields.get(number, []))) for number in (11, 12, 13))
+        for values in (inputs, outputs, typed):
+            self.distinct([value.name for value in values], "inputs, outputs or typed tensors")
         inputs = [value for value in inputs if value.name not in weights]
         for value in inputs:
             self.define(value.name)
@@ -153,7 +155,8 @@ class _GraphReader:
         kind, held = one(fields, 20, 0), [number for number in range(2, 12) if number in fields]
         if held != [kind + 1] and (held or kind not in _LISTS):
             raise self.fail(f"attribute {name} is of type {kind} and has its value in {held or 'no field'}")
-        self.check_floats(fields.get(2, []) + fields.get(7, []), "<f4", f"attribute {name}")
+        if kind in (1, 6):
+            self.check_floats(fields.get(kind + 1, []), "<f4", f"attribute {name}")
         for tensor in fields.get(5, []) + fields.get(10, []):
             self.tensor(tensor, f"attribute {name}")
         for graph in fields.get(6, []) + fields.get(11, []):
@@ -187,13 +190,13 @@ class _GraphReader:
         self.weight_bytes += size
         return name
 
-    def elements(self, sizes: Iterable[int], label: str, most: int, limit: str) -> int:
+    def elements(self, sizes: list[int], label: str, most: int, limit: str) -> int:
         """How many elements a shape has. No product of its sizes is over `most`, in any order."""
-        sizes, product = list(sizes), 1
+        product = 1
         for size in sizes:
             product *= max(size, 1)
             if size < 0 or product > most or len(sizes) > MAX_RANK:
-                raise self.fail(f"{label} claims more than {MAX_RANK} sizes, one below 0 or more than {limit}")
+                raise self.fail(f"{label} claims more than {limit}, a size below 0 or more than {MAX_RANK} sizes")
         return 0 if 0 in sizes else product
 
     def check_raw(self, data: memoryview, kind: int, label: str) -> None:
@@ -228,12 +231,6 @@ class _GraphReader:
         if values.size > 1:
             raise self.fail(f"{label} holds infinite values", "train or export again; the checkpoint is broken")
 
-    def values(self, entries: list[memoryview]) -> list[_Value]:
-        """Read inputs, outputs or typed names, no two of one name."""
-        values = [self.value(entry) for entry in entries]
-        self.distinct([value.name for value in values], "inputs, outputs or typed tensors")
-        return values
-
     def value(self, view: memoryview) -> _Value:
         fields = self.reader.message(view, onnx_schema.VALUE)
         name, typed = one(fields, 1, ""), Fields()
@@ -244,7 +241,7 @@ class _GraphReader:
             return _Value(name, one(typed, 1, 0), None)
         shape = self.reader.message(one(typed, 2), onnx_schema.SHAPE).get(1, [])
         sizes = [one(self.reader.message(entry, onnx_schema.DIMENSION), 1) for entry in shape]
-        known = (0 if size is None else size for size in sizes)
+        known = [0 if size is None else size for size in sizes]
         self.elements(known, f"graph tensor {name!r}", MAX_ELEMENTS, f"{MAX_ELEMENTS} elements")
         return _Value(name, one(typed, 1, 0), sizes)
 

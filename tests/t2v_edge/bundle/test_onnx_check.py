@@ -296,10 +296,10 @@ REFUSED = {
     ),
     "a weight of too many elements": (weight(dims=[1 << 40] * 9), "more than the file holds"),
     "no elements by a huge size": (weight(dims=[0, 1 << 40]), "more than the file holds"),
-    "a negative size": (weight(dims=[-1, -2], raw_data=EIGHT), "one below 0"),
+    "a negative size": (weight(dims=[-1, -2], raw_data=EIGHT), "a size below 0"),
     "too many sizes": (weight(dims=[1] * 33, raw_data=bytes(4)), "more than 32 sizes"),
     "a typed tensor of too many elements": (typed("a", [1 << 14, 1 << 15]), "more than 268435456 elements"),
-    "a negative size of a typed tensor": (typed("a", [-1]), "one below 0"),
+    "a negative size of a typed tensor": (typed("a", [-1]), "a size below 0"),
     "inputs of too many elements": (
         lambda model: [
             model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1 << 27])) for name in "ab"

@@ -236,3 +236,17 @@ def test_what_our_reader_accepts_is_what_onnx_reads(data):
 def test_sound_models_are_accepted_and_written_back(data):
     assert write(split(data, ModelProto.DESCRIPTOR)) == data
     assert sum(read_graph(data, "g.onnx").operators.values()) == 6
+
+
+def test_ragged_floats_are_refused():
+    attribute = encode(1, b"scales") + encode(20, AttributeProto.FLOATS) + encode(7, bytes(5))
+    weight = encode(1, 1) + encode(2, TensorProto.FLOAT) + encode(4, bytes(5)) + encode(8, b"w")
+    for graph in (encode(1, encode(4, b"Resize") + encode(5, attribute)), encode(5, weight)):
+        with pytest.raises(BundleError, match="ragged floats.*; "):
+            read_graph(encode(8, encode(2, 17)) + encode(7, graph), "g.onnx")
+
+
+def test_numbers_over_32_bits_are_refused_where_engines_keep_32():
+    weight = encode(1, 1) + encode(2, TensorProto.FLOAT | 1 << 32) + encode(8, b"w") + encode(9, bytes(4))
+    with pytest.raises(BundleError, match="a number over 32 bits.*; "):
+        read_graph(encode(8, encode(2, 17)) + encode(7, encode(5, weight)), "g.onnx")
