@@ -1,18 +1,24 @@
-"""A bounded reader of protobuf's wire format (https://protobuf.dev/programming-guides/encoding/). It copies no data."""
+"""A bounded reader of protobuf's wire format (https://protobuf.dev/programming-guides/encoding/). It copies only texts.
+
+Parsers differ in what they skip, cut off or merge. So only what all of them read alike is accepted: numbers of no
+needless bytes, known fields of their wire type, and singular fields once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple
 
-MAX_FIELDS = 2_000_000
+MAX_FIELDS = 500_000
+"""Fields and packed numbers of a file. The largest graph that we made has 5,816."""
+MAX_BYTES = (1 << 31) - 1
+"""Bytes of a message. Protobuf reads no larger one."""
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _SIZES = {FIXED64: 8, FIXED32: 4}
+_WIRES = {"int32": VARINT, "int64": VARINT, "double": FIXED64, "float": FIXED32}
 
-Value = Union[int, memoryview]
-"""A varint's number, or a view of any other value's bytes."""
-Fields = dict[int, list[Value]]
-"""The values of a message by field number, in order."""
+Fields = dict[int, list[Any]]
+"""The values of a message by field number, in order: integers, texts, and views of the bytes of floats and all else."""
 
 
 class WireError(ValueError):
@@ -22,12 +28,33 @@ class WireError(ValueError):
         super().__init__(f"{problem}; {remedy}")
 
 
-class Field(NamedTuple):
-    """One field of a message. at: where its value starts in the message's bytes."""
+class Kind(NamedTuple):
+    """What a field holds, and how it stands in the bytes."""
 
     number: int
-    value: Value
-    at: int
+    type: str
+    wire: int
+    repeated: bool
+
+
+class Schema:
+    """The fields of a message by type, such as ``Schema("NodeProto", text="1* 2* 3")``. A star marks a repeated field.
+
+    The types are int32, int64, float, double, text, bytes, message, and pair for a message of two texts. At most one of
+    the fields `oneof` may be present.
+    """
+
+    def __init__(self, name: str, oneof: tuple[int, ...] = (), **types: str) -> None:
+        self.name, self.oneof = name, frozenset(oneof)
+        self.kinds: dict[int, Kind] = {}
+        for kind, items in types.items():
+            for item in items.split():
+                number, repeated, wire = int(item.rstrip("*")), item.endswith("*"), _WIRES.get(kind, BYTES)
+                for form in {wire, BYTES} if repeated else {wire}:
+                    self.kinds[number << 3 | form] = Kind(number, kind, form, repeated)
+
+
+_PAIR = Schema("StringStringEntryProto", text="1 2")
 
 
 class WireReader:
@@ -36,105 +63,93 @@ class WireReader:
     def __init__(self) -> None:
         self._read = 0
 
-    def fields(self, message: Value) -> Iterator[Field]:
-        """The fields of a message in order. Raises `WireError`."""
-        view, at = view_of(message), 0
-        while at < len(view):
-            self._read += 1
-            if self._read > MAX_FIELDS:
-                raise WireError(f"the ONNX file has more than {MAX_FIELDS} fields", "simplify the graph")
-            key, at = varint(view, at)
-            number, wire = key >> 3, key & 7
-            if wire == VARINT:
-                value, end = varint(view, at)
-                yield Field(number, value, at)
-                at = end
-                continue
-            if wire == BYTES:
-                size, at = varint(view, at)
-            elif wire in _SIZES:
-                size = _SIZES[wire]
-            else:
-                raise WireError("the ONNX file is damaged (unknown wire type)")
-            if size > len(view) - at or number == 0:
-                raise WireError("the ONNX file is truncated or damaged")
-            yield Field(number, view[at : at + size], at)
-            at += size
-
-    def message(self, message: Value) -> Fields:
-        """The values of a message by field number. Raises `WireError`."""
+    def message(self, message: memoryview, schema: Schema) -> Fields:
+        """The values of a message by field number. Pairs are checked and left empty. Raises `WireError`."""
         found: Fields = {}
-        for number, value, _ in self.fields(message):
-            found.setdefault(number, []).append(value)
+        at, end, kinds = 0, len(message), schema.kinds
+        if end > MAX_BYTES:
+            raise WireError(f"the ONNX file has more than {MAX_BYTES} bytes", "simplify the graph")
+        while at < end:
+            self._count()
+            tag, at = varint(message, at)
+            kind = kinds.get(tag)
+            if kind is None:
+                raise WireError(f"unsupported field {tag >> 3} of wire type {tag & 7} in a {schema.name}")
+            number, form, wire, repeated = kind
+            values = found.setdefault(number, [])
+            if values and not repeated:
+                raise WireError(f"the ONNX file is damaged (field {number} stands 2 times in a {schema.name})")
+            if wire == VARINT:
+                value, at = varint(message, at)
+                values.append(_signed(value, form))
+                continue
+            size, start = varint(message, at) if wire == BYTES else (_SIZES[wire], at)
+            at = start + size
+            if at > end:
+                raise WireError("the ONNX file is truncated or damaged")
+            view = message[start:at]
+            if form == "text":
+                values.append(_text(view))
+            elif form == "pair":
+                self.message(view, _PAIR)
+            elif _WIRES.get(form) == VARINT:
+                values.extend(self._packed(view, form))
+            else:
+                values.append(view)
+        if schema.oneof and len(schema.oneof & found.keys()) > 1:
+            raise WireError(f"the ONNX file is damaged (a {schema.name} has two values)")
         return found
+
+    def _packed(self, values: memoryview, form: str) -> Iterator[int]:
+        at = 0
+        while at < len(values):
+            self._count()
+            value, at = varint(values, at)
+            yield _signed(value, form)
+
+    def _count(self) -> None:
+        self._read += 1
+        if self._read > MAX_FIELDS:
+            raise WireError(f"the ONNX file has more than {MAX_FIELDS} fields", "simplify the graph")
 
 
 def varint(view: memoryview, at: int) -> tuple[int, int]:
-    """The number that starts at `at`, of at most 64 bits and a few, and where it ends. Raises `WireError`."""
+    """The number of at most 64 bits that starts at `at`, and where it ends. Raises `WireError`.
+
+    Numbers of needless bytes are refused, as no exporter writes them and parsers cut them off at different places.
+    """
+    if at < len(view) and view[at] < 0x80:
+        return view[at], at + 1
     value = shift = 0
-    while True:
-        if at >= len(view) or shift > 63:
-            raise WireError("the ONNX file is truncated or damaged")
+    while at < len(view) and shift < 70:
         byte = view[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
+            if value >> 64 or (shift and not byte):
+                raise WireError("the ONNX file is damaged (a number of too many bytes)")
             return value, at
         shift += 7
+    raise WireError("the ONNX file is truncated or damaged")
 
 
-def view_of(value: Value) -> memoryview:
-    """The bytes of a value. Raises `WireError` for a number."""
-    if isinstance(value, int):
-        raise WireError("the ONNX file is damaged (a number where bytes should be)")
+def one(fields: Fields, number: int, default: Any = None) -> Any:
+    """The value of a singular field, `default` if it is absent."""
+    return fields[number][0] if number in fields else default
+
+
+def _signed(value: int, form: str) -> int:
+    value -= value >> 63 << 64
+    if form == "int32" and not -(1 << 31) <= value < 1 << 31:
+        raise WireError("the ONNX file is damaged (a number over 32 bits)")
     return value
 
 
-def one(fields: Fields, number: int) -> Optional[Value]:
-    """The value of a singular field, None if it is absent. Raises `WireError` for a repeated one.
-
-    Protobuf merges repeated singular messages. They are refused, so that every reader sees the same graph.
-    """
-    found = fields.get(number, [])
-    if len(found) > 1:
-        raise WireError(f"the ONNX file is damaged (field {number} stands {len(found)} times)")
-    return found[0] if found else None
-
-
-def integer(fields: Fields, number: int, default: int = 0) -> int:
-    """A signed 64-bit field. Raises `WireError`."""
-    value = one(fields, number)
-    if value is None:
-        return default
-    if not isinstance(value, int):
-        raise WireError("the ONNX file is damaged (bytes where a number should be)")
-    return value - (1 << 64) if value >> 63 else value
-
-
-def integers(fields: Fields, number: int) -> list[int]:
-    """A repeated unsigned field, packed or not. Raises `WireError`."""
-    result: list[int] = []
-    for value in fields.get(number, []):
-        if isinstance(value, int):
-            result.append(value)
-            continue
-        at = 0
-        while at < len(value):
-            item, at = varint(value, at)
-            result.append(item)
-    return result
-
-
-def text(fields: Fields, number: int) -> str:
-    """A text field, empty if it is absent. Raises `WireError`."""
-    value = one(fields, number)
-    return "" if value is None else _text(value)
-
-
-def texts(fields: Fields, number: int) -> list[str]:
-    """A repeated text field. Raises `WireError`."""
-    return [_text(value) for value in fields.get(number, [])]
-
-
-def _text(value: Value) -> str:
-    return bytes(view_of(value)).decode("utf-8", "replace")
+def _text(value: memoryview) -> str:
+    try:
+        text = str(value, "utf-8")
+    except UnicodeDecodeError as error:
+        raise WireError("the ONNX file is damaged (a text that is not UTF-8)") from error
+    if "\0" in text:
+        raise WireError("the ONNX file is damaged (a text with a NUL)")
+    return text

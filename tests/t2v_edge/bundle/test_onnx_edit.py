@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from t2v_edge.bundle.onnx_edit import MAX_BATCH, float16_tensors, opset_of, with_batch
 from t2v_edge.errors import EngineError
+from tests.t2v_edge.wire_samples import encode
 
 
 def graph(*first_sizes: int, padding: str = "") -> bytes:
@@ -58,6 +59,19 @@ def test_sizes_that_are_open_are_refused():
     made = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [value])
     with pytest.raises(EngineError, match="no static shapes"):
         with_batch(helper.make_model(made).SerializeToString(), 4)
+
+
+def test_a_size_behind_its_denotation_is_refused_and_not_overwritten():
+    shape = encode(1, encode(3, b"\1") + encode(1, 1))
+    value = encode(1, b"x") + encode(2, encode(1, encode(1, TensorProto.FLOAT) + encode(2, shape)))
+    with pytest.raises(EngineError, match="no static shapes"):
+        with_batch(encode(7, encode(11, value)), 4)
+
+
+def test_the_opset_is_that_of_the_default_domain():
+    model = onnx.load_from_string(graph(1, 1, 1))
+    model.opset_import.add(domain="com.microsoft", version=30)
+    assert opset_of(model.SerializeToString()) == 17
 
 
 def test_opset_is_read_from_the_bytes():
