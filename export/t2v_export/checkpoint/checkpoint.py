@@ -14,6 +14,7 @@ import tokenizers
 import torch
 from torch import nn
 
+from t2v_edge.bundle.tokenizer import tokenizer_errors
 from t2v_edge.errors import CheckpointError
 from t2v_edge.spec import STAGES, StageSpec, TensorSpec, check_stages
 from t2v_edge.util.files import atomic_folder
@@ -97,11 +98,9 @@ def _load_stage(root: Path, config: CheckpointConfig, stage: str, allow_code: bo
 
 def _read_tokenizer(root: Path) -> str:
     path = needed_file(root, "encoder/tokenizer.json", MAX_TOKENIZER_BYTES, "save a fast tokenizer there")
-    try:
+    with tokenizer_errors(CheckpointError, "encoder/tokenizer.json is damaged or no tokenizer", "save it again"):
         text = path.read_text("utf-8")
         tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"encoder/tokenizer.json is damaged or no tokenizer: {error}; save it again") from error
     return text
 
 
