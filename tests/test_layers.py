@@ -22,7 +22,7 @@ ROOMS = {
     ).split(),
     "t2v_export": (
         "commands fake_quant compare exporter compress quantize evaluate verify precision graph checkpoint models "
-        "recipe store errors __init__"
+        "weights recipe store errors __init__"
     ).split(),
     "t2v_calibration": "__init__ ranges calibration_set captions".split(),
 }

@@ -24,11 +24,11 @@ from t2v_edge.errors import UsageError
 from t2v_edge.spec import STAGES
 from t2v_export.checkpoint.checkpoint import MAX_CONFIG_BYTES, Checkpoint, load_checkpoint
 from t2v_export.checkpoint.config import parse_config
-from t2v_export.checkpoint.files import needed_file
 from t2v_export.checkpoint.tokenizer import caption_tokenizer
 from t2v_export.exporter.captions import DEFAULT_CAPTIONS
 from t2v_export.graph.from_torch import PixelFrames
 from t2v_export.verify.reference import FRAME_STEPS, ReferenceRollout, play_references
+from t2v_export.weights.folder import needed_file
 
 ROLLED = 4
 """Captions rolled out; four frames of each, so that 16 inputs of motion and render are rotated."""

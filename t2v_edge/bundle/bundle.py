@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Union
-
-import numpy as np
-import numpy.typing as npt
 
 from t2v_edge.bundle.archive import Archive, open_archive
 from t2v_edge.bundle.manifest import (
@@ -141,23 +137,6 @@ class Bundle(Closing):
     @property
     def tokenizer_json(self) -> bytes:
         return self.read(self.manifest.tokenizer.file)
-
-    def golden(self) -> dict[str, npt.NDArray[np.generic]]:
-        """The golden vectors by name, empty if the bundle has none. It never unpickles."""
-        if self.manifest.golden is None:
-            return {}
-        try:
-            with np.load(io.BytesIO(self.read(self.manifest.golden)), allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise BundleError(f"{self.manifest.golden} cannot be read ({error}); export the bundle again") from error
-
-    def verify(self) -> None:
-        """Check every graph of every variant and the golden vectors, beyond what opening checks."""
-        for variant, graphs in self.manifest.variants.items():
-            for stage in graphs:
-                self.graph(variant, stage)
-        self.golden()
 
     def close(self) -> None:
         self._archive.close()

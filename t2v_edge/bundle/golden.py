@@ -134,6 +134,11 @@ class Golden:
         except _DAMAGED as error:
             raise BundleError(f"{manifest.golden} cannot be read ({error}); export the bundle again") from error
 
+    @property
+    def arrays(self) -> Mapping[str, Array]:
+        """All arrays by name."""
+        return self._arrays
+
     def check(self, stage: str, run: Run) -> GoldenDifference:
         """Run a stage with the inputs that torch had, and compare the results.
 
@@ -208,6 +213,14 @@ class Golden:
         motion = self._arrays["motion"]
         frames = [run({"motion": motion[step : step + 1], **feeds})["frame"] for step in self._arrays["frame_steps"]]
         return {"frame": (np.concatenate(frames), self._arrays["frames"])}
+
+
+def verify_bundle(bundle: Bundle) -> None:
+    """Check every graph of every variant and the golden vectors, beyond what opening checks. Raises `BundleError`."""
+    for variant, graphs in bundle.manifest.variants.items():
+        for stage in graphs:
+            bundle.graph(variant, stage)
+    Golden.read(bundle)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from t2v_edge.errors import BundleError, CaptionError
+from t2v_edge.errors import BundleError, CaptionError, T2VError
 from t2v_edge.util.limits import MAX_CAPTION_CHARACTERS
 
 _DROPPED = ("Cc", "Cf", "Cs", "Co")
@@ -58,6 +60,17 @@ def _check_length(text: str) -> None:
         )
 
 
+@contextmanager
+def tokenizer_errors(kind: type[T2VError], problem: str, remedy: str) -> Iterator[None]:
+    """Raise `kind` for whatever the library `tokenizers` raises. Its panics are not even `Exception`s."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, T2VError):
+        raise
+    except BaseException as error:
+        raise kind(f"{problem} ({error}); {remedy}") from error
+
+
 class CaptionTokenizer:
     """A converter of captions to the text stage's inputs. It is immutable, and threads may share it.
 
@@ -66,12 +79,15 @@ class CaptionTokenizer:
     """
 
     def __init__(self, tokenizer_json: bytes, tokens: int, pad_id: int) -> None:
-        try:
+        with tokenizer_errors(BundleError, "tokenizer.json cannot be read", "export the bundle again"):
             tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
+            added = tokenizer.num_special_tokens_to_add(False)
+            if added >= tokens:
+                raise BundleError(
+                    f"tokenizer.json adds {added} tokens to a caption, the text stage takes {tokens}; export with more"
+                )
             tokenizer.no_padding()
             tokenizer.enable_truncation(max_length=tokens)
-        except Exception as error:  # tokenizers raises plain Exception for a malformed file
-            raise BundleError(f"tokenizer.json cannot be read ({error}); export the bundle again") from error
         if not 0 <= pad_id < tokenizer.get_vocab_size():
             raise BundleError(f"pad_id {pad_id} is not in the tokenizer's vocabulary; export the bundle again")
         self._tokenizer = tokenizer
@@ -84,8 +100,9 @@ class CaptionTokenizer:
 
     def tokenise(self, text: str) -> TokenizedCaption:
         """Tokenise a text that `normalise` gave. Raises `CaptionError` for a text without tokens."""
-        encoding = self._tokenizer.encode(text)
-        if not encoding.ids:
+        with tokenizer_errors(CaptionError, f"the caption {text[:40]!r} cannot be tokenised", "reword it"):
+            encoding = self._tokenizer.encode(text)
+        if not 0 < len(encoding.ids) <= self._tokens:
             raise CaptionError(f"the caption {text[:40]!r} has no tokens in this model's vocabulary; reword it")
         ids = np.full((1, self._tokens), self._pad_id, np.int64)
         mask = np.zeros((1, self._tokens), np.int64)

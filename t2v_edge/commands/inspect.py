@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from t2v_edge.bundle.bundle import Bundle
+    from t2v_edge.bundle.golden import verify_bundle
 
     with Bundle.open(args.bundle) as bundle:
         manifest = bundle.manifest
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         for variant, entries in manifest.variants.items():
             graphs[variant] = {stage: describe_graph(bundle, variant, stage, args.verify) for stage in entries}
         if args.verify:
-            bundle.verify()
+            verify_bundle(bundle)
     data = {
         **manifest.to_json(),
         "path": str(args.bundle),

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Optional, Union
 
 from t2v_edge.bundle.bundle import Bundle
-from t2v_edge.bundle.golden import Golden
+from t2v_edge.bundle.golden import Golden, verify_bundle
 from t2v_edge.device.profile import DeviceProfile
 from t2v_edge.device.system import System
 from t2v_edge.doctor.checks import examine, examine_bundle, examine_device, guess_profile, usable_engines
@@ -93,7 +93,7 @@ def diagnose(
         try:
             with Bundle.open(bundle) as opened:
                 name = opened.manifest.name
-                opened.verify()
+                verify_bundle(opened)
                 findings.append(Finding("bundle", OK, f"{name} is whole: every hash and graph was checked"))
                 findings += examine_bundle(system, opened.manifest)
                 more, trials = _run(opened, _engines_of(system) if engines is None else engines, advance)

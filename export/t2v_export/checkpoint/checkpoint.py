@@ -14,14 +14,15 @@ import tokenizers
 import torch
 from torch import nn
 
+from t2v_edge.bundle.tokenizer import tokenizer_errors
 from t2v_edge.errors import CheckpointError
 from t2v_edge.spec import STAGES, StageSpec, TensorSpec, check_stages
 from t2v_edge.util.files import atomic_folder
 from t2v_export.checkpoint.config import CheckpointConfig, StageConfig, parse_config
-from t2v_export.checkpoint.files import folder_sha256, needed_file, plain_file
-from t2v_export.checkpoint.weights import MAX_FILE_BYTES, load_weights, pack_weights, read_weights, tensors_sha256
 from t2v_export.models import build_stage
 from t2v_export.models.contract import spec_of
+from t2v_export.weights.folder import folder_sha256, needed_file, plain_file
+from t2v_export.weights.tensors import MAX_FILE_BYTES, load_weights, pack_weights, read_weights, tensors_sha256
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TOKENIZER_BYTES = 64 << 20
@@ -69,23 +70,17 @@ def load_checkpoint(path: Path | str, allow_code: bool = False) -> Checkpoint:
     config = parse_config(written.read_bytes())
     for name in EVALUATOR_FILES:
         plain_file(root, name, MAX_FILE_BYTES)
+    digest = folder_sha256(root)
     tokenizer = _read_tokenizer(root)
     modules = {stage: _load_stage(root, config, stage, allow_code) for stage in STAGES}
     card = plain_file(root, "README.md", MAX_CONFIG_BYTES)
     text = card.read_text("utf-8", "replace") if card else ""
-    digest = folder_sha256(root)
     checkpoint = Checkpoint(config, **modules, tokenizer=tokenizer, card=text, sha256=digest, folder=root.resolve())
     _check_specs(checkpoint)
     return checkpoint
 
 
 def _load_stage(root: Path, config: CheckpointConfig, stage: str, allow_code: bool) -> nn.Module:
-    if stage == "text":
-        # transformers opens these by itself: they are checked before it does
-        for name in ("config.json", "generation_config.json"):
-            plain_file(root, f"encoder/{name}", MAX_CONFIG_BYTES)
-        if read_weights(root, "encoder/model") is None and config.stages[stage].class_name == "transformers":
-            raise CheckpointError("encoder/model.safetensors is missing; save the encoder with save_pretrained")
     name, options = config.stages[stage].class_name, config.stages[stage].options
     code = root if allow_code else None
     module = build_stage(stage, name, options, **config.sizes, folder=root / "encoder", code=code)
@@ -103,11 +98,9 @@ def _load_stage(root: Path, config: CheckpointConfig, stage: str, allow_code: bo
 
 def _read_tokenizer(root: Path) -> str:
     path = needed_file(root, "encoder/tokenizer.json", MAX_TOKENIZER_BYTES, "save a fast tokenizer there")
-    try:
+    with tokenizer_errors(CheckpointError, "encoder/tokenizer.json is damaged or no tokenizer", "save it again"):
         text = path.read_text("utf-8")
         tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"encoder/tokenizer.json is damaged or no tokenizer: {error}; save it again") from error
     return text
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from t2v_edge.bundle.tokenizer import normalise
+from t2v_edge.bundle.tokenizer import normalise, tokenizer_errors
+from t2v_edge.errors import CheckpointError
 from t2v_export.checkpoint.checkpoint import Checkpoint
 from t2v_export.models.text import TransformersText
 
@@ -29,7 +30,8 @@ def near_words(checkpoint: Checkpoint, captions: Sequence[str], count: int) -> d
     tokenizer.no_padding()
     vocabulary = {i: token for token, i in tokenizer.get_vocab().items() if i < len(table)}
     words = torch.tensor([i for i, t in vocabulary.items() if t.isalpha() and t.isascii() and len(t) > 2])
-    encodings = tokenizer.encode_batch([normalise(caption) for caption in captions])
+    with tokenizer_errors(CheckpointError, "the tokenizer refuses a caption", "give captions of its vocabulary"):
+        encodings = tokenizer.encode_batch([normalise(caption) for caption in captions])
     seen = {i for encoding in encodings for i in encoding.ids}
     used = torch.tensor(sorted(seen.intersection(words.tolist())), dtype=torch.int64)
     found: dict[str, tuple[str, ...]] = {}

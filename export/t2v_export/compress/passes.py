@@ -17,13 +17,13 @@ from t2v_calibration.captions import load_captions
 from t2v_edge.errors import CheckpointError, UsageError
 from t2v_edge.spec import STAGES
 from t2v_export.checkpoint.checkpoint import Checkpoint, load_checkpoint, save_loaded, with_stages
-from t2v_export.checkpoint.weights import pack_weights, read_weights
 from t2v_export.compress.distill import LOSSES, DistillOptions, distill_stage
 from t2v_export.compress.grid import round_checkpoint
 from t2v_export.compress.prune import prune_checkpoint
 from t2v_export.compress.rebuild import rebuild_checkpoint
 from t2v_export.recipe import Distill, Prune, Rebuild, Recipe, Round
 from t2v_export.store import Files, PassStore, content_key
+from t2v_export.weights.tensors import pack_weights, read_weights
 
 T = TypeVar("T")
 Log = Sequence[Mapping[str, Any]]

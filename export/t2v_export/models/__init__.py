@@ -13,10 +13,9 @@ from torch import nn
 
 from t2v_edge.errors import CheckpointError, SpecError
 from t2v_edge.spec import StageSpec
+from t2v_export.models.encoder import MAX_WEIGHTS
 from t2v_export.models.user_code import load_user_class
 
-# An ONNX file without external data ends at 2 GiB.
-MAX_WEIGHTS = 1 << 29
 BUILT_IN: dict[str, dict[str, str]] = {
     "text": {
         "transformers": "t2v_export.models.text:TransformersText",

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t2v_edge.errors import CheckpointError
 from t2v_edge.spec import StageSpec
 from t2v_export.models.contract import text_spec
+from t2v_export.models.encoder import open_encoder
 from t2v_export.models.recurrent import make_cell
 
 POOLINGS = ("mean", "cls", "attention")
@@ -95,7 +95,7 @@ class TransformersText(PooledText):
     Options: `tokens`, captions' padded length; `pooling` mean, cls or attention with `queries` learned queries;
     `groups`, sizes that sum to condition_size: each group's logits go through a softmax, and the condition is
     their concatenation. Of an encoder-decoder the encoder is taken, of a two-tower model the text tower. Code
-    in the folder is never run. `encoder/head.safetensors` holds the rest of this module's weights.
+    in the folder is never run, see `open_encoder`. `encoder/head.safetensors` holds the rest of this module's weights.
     """
 
     loads_itself = ("encoder.",)
@@ -151,62 +151,6 @@ class TransformersText(PooledText):
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         vector: Tensor = self.pooling(states, attention_mask)
         return vector
-
-
-def open_encoder(folder: Path) -> tuple[nn.Module, str]:
-    """A transformers encoder in float32 with plain ("eager") attention, and its weights' prefix in the file.
-
-    Raises `CheckpointError` where the folder asks for code, or weights are absent.
-    """
-    from transformers import AutoModel
-    from transformers.utils import logging
-
-    try:
-        settings = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"encoder/config.json cannot be read: {error}; save the encoder with save_pretrained"
-        ) from error
-    for refused in ("auto_map", "quantization_config"):
-        if refused in settings:
-            raise CheckpointError(
-                f"encoder/config.json has {refused!r}, which runs other code; save a plain float encoder"
-            )
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # its report of missing weights names the unused pooler; ours follows
-    logging.disable_progress_bar()
-    try:
-        model, loading = AutoModel.from_pretrained(
-            str(folder),
-            attn_implementation="eager",
-            dtype=torch.float32,
-            trust_remote_code=False,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # transformers raises many kinds; each means that this folder does not open
-        raise CheckpointError(f"encoder/ does not open with transformers: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
-    prefix = ""
-    if getattr(model.config, "is_encoder_decoder", False):
-        model, prefix = model.get_encoder(), "encoder."
-    elif getattr(model, "text_model", None) is not None:
-        model, prefix = model.text_model, "text_model."
-    # The pooler is not used; its weights are often random, and unused weights only grow a checkpoint.
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    kept = {prefix + name for name, _ in model.named_parameters()}
-    wrong = sorted(kept & set(loading["missing_keys"])) or sorted(str(key) for key in loading["mismatched_keys"])
-    if wrong:
-        raise CheckpointError(
-            f"encoder/model.safetensors: {len(wrong)} weights are missing or of another shape, first {wrong[0]}"
-        )
-    encoder: nn.Module = model.eval()
-    return encoder, prefix
 
 
 class ConvText(PooledText):

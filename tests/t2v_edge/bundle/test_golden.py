@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.bundle.golden import Golden, GoldenDifference, Tolerance
+from t2v_edge.cli import main
 from t2v_edge.engine.base import EngineOptions
 from t2v_edge.engine.registry import open_engine
 from t2v_edge.errors import BundleError, EngineError
@@ -220,3 +221,21 @@ def test_damaged_files_are_refused_and_nothing_else_is_raised(data, tiny, arrays
         except BundleError:
             return
     assert golden.steps == STEPS
+
+
+def test_inspect_reads_no_more_than_the_contracts_allow(tiny, tmp_path, capsys):
+    """Declared sizes are refused before anything of that size is read or made, as when an engine is checked."""
+    huge = io.BytesIO()
+    with zipfile.ZipFile(huge, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in golden_arrays(tiny).items():
+            with archive.open(f"{name}.npy", "w") as file:
+                if name == "motion":  # claims 4 TB, holds nothing
+                    header = {"descr": "<f4", "fortran_order": False, "shape": (10**12, 1)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                else:
+                    np.lib.format.write_array(file, array, (1, 0))
+    tiny.files["golden.npz"] = huge.getvalue()
+    path = tiny.write(tmp_path / "b")
+    assert main(["inspect", str(path)]) == 0
+    assert main(["inspect", str(path), "--verify"]) == 1
+    assert "golden.npz cannot be read (motion has the shape (1000000000000, 1)" in capsys.readouterr().err

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from t2v_edge.bundle.tokenizer import CaptionTokenizer, normalise
 from t2v_edge.errors import BundleError, CaptionError
@@ -64,3 +65,43 @@ def test_a_broken_tokenizer_file_is_a_bundle_error(broken):
 def test_a_pad_id_outside_the_vocabulary_is_refused(tiny):
     with pytest.raises(BundleError, match="pad_id"):
         CaptionTokenizer(tiny.files["tokenizer.json"], 8, 9999)
+
+
+class Panic(BaseException):
+    """Stands in for a panic of the library, which is no `Exception`."""
+
+
+@pytest.mark.parametrize("error", [Exception("no unknown token"), Panic("a broken map"), ValueError("a long template")])
+def test_whatever_the_library_raises_is_a_caption_error(tokenizer, error):
+    class Failing:
+        def encode(self, text):
+            raise error
+
+    tokenizer._tokenizer = Failing()
+    with pytest.raises(CaptionError, match=r"'a person' cannot be tokenised .*; reword it"):
+        tokenizer("a person")
+
+
+def test_ctrl_c_is_not_taken_for_an_error_of_the_tokenizer(tokenizer):
+    class Interrupted:
+        def encode(self, text):
+            raise KeyboardInterrupt
+
+    tokenizer._tokenizer = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer("a person")
+
+
+def test_a_word_that_the_vocabulary_lacks_is_a_caption_error():
+    model = models.WordLevel({"[PAD]": 0, "a": 1}, unk_token="[UNK]")  # which the vocabulary does not have
+    tokenizer = CaptionTokenizer(Tokenizer(model).to_str().encode(), tokens=8, pad_id=0)
+    assert tokenizer("a").ids[0, 0] == 1
+    with pytest.raises(CaptionError, match="reword it"):
+        tokenizer("b")
+
+
+def test_a_tokenizer_that_adds_more_tokens_than_fit_is_a_bundle_error(tiny):
+    for tokens in (1, 2):
+        with pytest.raises(BundleError, match=f"adds 2 tokens to a caption, the text stage takes {tokens}"):
+            CaptionTokenizer(tiny.files["tokenizer.json"], tokens, pad_id=0)
+    assert CaptionTokenizer(tiny.files["tokenizer.json"], 3, pad_id=0)("a person").ids.shape == (1, 3)

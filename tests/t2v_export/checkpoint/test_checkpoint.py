@@ -12,7 +12,7 @@ import torch
 
 from t2v_edge.errors import CheckpointError, T2VError
 from t2v_export.checkpoint.checkpoint import load_checkpoint
-from t2v_export.checkpoint.weights import pack_weights
+from t2v_export.weights.tensors import pack_weights
 
 
 def edit_config(folder: Path, change: object) -> None:

@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from t2v_edge.bundle.bundle import Bundle
+from t2v_edge.bundle.golden import verify_bundle
 from t2v_edge.device.profile import load_profile
 from t2v_edge.errors import EngineError, UsageError
 from t2v_edge.pipeline import Pipeline
@@ -93,7 +94,7 @@ def test_export_drops_what_lost_and_a_bundle_of_the_chosen_alone_plays(make_chec
     )  # fmt: skip
     exported = export_checkpoint(make_checkpoint(), tmp_path / "faster", cpu)
     with Bundle.open(tmp_path / "faster") as bundle:
-        bundle.verify()
+        verify_bundle(bundle)
         assert {v: set(s) for v, s in bundle.manifest.variants.items()} == {"fp32": {*STAGES}, "fp16": {"render"}}
         assert set(bundle.manifest.quality["fp16"]) == {"render"}
         report = json.loads(bundle.read("report.json"))

@@ -12,6 +12,7 @@ from onnx import TensorProto
 from torch import nn
 
 from t2v_edge.bundle.bundle import Bundle
+from t2v_edge.bundle.golden import verify_bundle
 from t2v_edge.spec import TensorSpec
 from t2v_export.checkpoint.config import StageConfig
 from t2v_export.commands.export import summary, table
@@ -230,7 +231,7 @@ def test_export_names_the_layers_it_kept_and_gives_the_same_bytes(make_checkpoin
     made = export_checkpoint(folder, tmp_path / "one", cpu, ExportOptions(measure=False))
     export_checkpoint(folder, tmp_path / "two", cpu, ExportOptions(measure=False))
     with Bundle.open(tmp_path / "one") as one, Bundle.open(tmp_path / "two") as two:
-        one.verify()
+        verify_bundle(one)
         assert one.manifest == two.manifest  # hashes of every file among it
         kept = one.manifest.variants["fp16"]["render"].float32_layers
         assert "float32_layers" not in one.manifest.variants["fp32"]["render"].to_json()

@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from t2v_edge.bundle.bundle import Bundle
+from t2v_edge.bundle.golden import verify_bundle
 from t2v_edge.device.profile import load_profile
 from t2v_edge.errors import SpecError
 from t2v_edge.pipeline import Pipeline
@@ -143,7 +144,7 @@ def test_export_for_a_jetson_has_it_for_quantized_stages_alone(make_checkpoint, 
     jetson = load_profile("jetson-orin-nano-8gb")
     exported = export_checkpoint(make_checkpoint(), tmp_path / "bundle", jetson, tiny_options())
     with Bundle.open(tmp_path / "bundle") as bundle:
-        bundle.verify()
+        verify_bundle(bundle)
         manifest = bundle.manifest
     made = manifest.variants["int8-fp16"]
     assert set(made) == {"text", "render"} == set(manifest.variants["int8"])

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from t2v_calibration.calibration_set import CalibrationError
 from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.bundle.draws import Draws
+from t2v_edge.bundle.golden import verify_bundle
 from t2v_edge.engine.base import EngineOptions
 from t2v_edge.engine.registry import open_engine
 from t2v_edge.pipeline import Pipeline
@@ -255,7 +256,7 @@ def tiny_options(**changes) -> ExportOptions:
 def test_export_with_a_recipe_adds_int8_variants_and_says_what_they_lose(make_checkpoint, cpu, tmp_path):
     exported = export_checkpoint(make_checkpoint(), tmp_path / "one", cpu, tiny_options())
     with Bundle.open(tmp_path / "one") as bundle:
-        bundle.verify()
+        verify_bundle(bundle)
         manifest = bundle.manifest
     assert list(manifest.variants) == ["fp32", "fp16", "int8", "int8-u8"]
     for variant in INT8_VARIANTS:

@@ -15,8 +15,8 @@ from typing import Any
 import tokenizers
 import torch
 
-from t2v_edge.bundle.tokenizer import normalise
-from t2v_edge.errors import UsageError
+from t2v_edge.bundle.tokenizer import normalise, tokenizer_errors
+from t2v_edge.errors import CheckpointError, UsageError
 from t2v_export.checkpoint.checkpoint import Checkpoint, with_stages
 from t2v_export.checkpoint.tokenizer import tokenizer_spec
 from t2v_export.compress.near import near_words
@@ -83,8 +83,9 @@ def kept_tokens(tokenizer_json: str, captions: Sequence[str], pad_id: int) -> li
         kept.add(data["model"]["unk_id"])
     prefix = data["model"].get("continuing_subword_prefix") or ""
     kept.update(i for token, i in vocabulary.items() if len(token.removeprefix(prefix) if prefix else token) == 1)
-    for encoding in tokenizer.encode_batch([normalise(caption) for caption in captions]):
-        kept.update(encoding.ids)
+    with tokenizer_errors(CheckpointError, "the tokenizer refuses a caption", "give captions of its vocabulary"):
+        for encoding in tokenizer.encode_batch([normalise(caption) for caption in captions]):
+            kept.update(encoding.ids)
     for part in _processors(data.get("post_processor")):
         kept.update(i for special in part.get("special_tokens", {}).values() for i in special["ids"])
         kept.update(part[name][1] for name in ("sep", "cls") if name in part)

@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from t2v_edge.bundle.bundle import write_bundle
-from t2v_export.checkpoint.files import folder_sha256
 from t2v_export.exporter.budget import keep_budget
 from t2v_export.exporter.choose import VariantChoice, choose
 from t2v_export.exporter.describe import bundle_files, make_manifest
@@ -16,6 +15,7 @@ from t2v_export.exporter.pack import pack_json
 from t2v_export.exporter.results import PassResults
 from t2v_export.exporter.runner import Advance, PassContext
 from t2v_export.store import Files
+from t2v_export.weights.folder import folder_sha256
 
 
 def choose_default(context: PassContext, results: PassResults) -> PassResults:

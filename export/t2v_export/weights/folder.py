@@ -51,8 +51,8 @@ def folder_sha256(root: Path) -> str:
     found = [p for p in root.rglob("*") if "__pycache__" not in p.parts]
     for path in found:
         if path.is_symlink() or not (path.is_dir() or path.is_file()):
-            shown = path.relative_to(root)
-            raise CheckpointError(f"{shown} is a symbolic link or no regular file; keep plain files in a checkpoint")
+            what = "a symbolic link" if path.is_symlink() else "not a regular file"
+            raise CheckpointError(f"{path.relative_to(root)} is {what}; keep plain files in a checkpoint")
     names = sorted(p.relative_to(root).as_posix() for p in found if p.is_file())
     if len(names) > MAX_FILES:
         raise CheckpointError(

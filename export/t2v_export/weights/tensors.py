@@ -14,29 +14,30 @@ import torch
 from torch import Tensor, nn
 
 from t2v_edge.errors import CheckpointError
-from t2v_export.checkpoint.files import plain_file
+from t2v_export.weights.folder import MAX_FILES, needed_file, plain_file
 
 MAX_FILE_BYTES = 2 << 30
 MAX_HEADER_BYTES = 16 << 20
+INDEX = ".index.json"
+SUFFIXES = (".safetensors", ".pt", ".bin", f".safetensors{INDEX}", f".bin{INDEX}")
+"""Of weights files: safetensors, and a state_dict that torch saved. The last two name shards of these."""
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 DTYPES = (*FLOATS, torch.int64, torch.int32, torch.bool, torch.uint8)
 
 
 def read_weights(root: Path, stem: str) -> dict[str, Tensor] | None:
-    """Tensors of `stem`.safetensors, or `stem`.pt, in folder `root`; floats become float32; None where neither is.
+    """The tensors of `stem` in folder `root`, with a suffix of `SUFFIXES`. Floats become float32. None if it is absent.
 
-    Raises `CheckpointError` for a file that is truncated, altered, too large or no weights file, and for NaN or
-    infinite weights, which are named.
+    An index names shards, files beside it. Raises `CheckpointError` for a file that is truncated, altered, too large or
+    no weights file, for shards outside the folder, and for NaN or infinite weights, which are named.
     """
-    file, pickled = (plain_file(root, stem + suffix, MAX_FILE_BYTES) for suffix in (".safetensors", ".pt"))
-    if file is not None and pickled is not None:
-        raise CheckpointError(f"both {stem}.safetensors and {stem}.pt are there; remove one")
-    if file is not None:
-        tensors = _read_safetensors(file, stem + ".safetensors")
-    elif pickled is not None:
-        tensors = _read_pt(pickled, stem + ".pt")
-    else:
+    found = [suffix for suffix in SUFFIXES if plain_file(root, stem + suffix, MAX_FILE_BYTES) is not None]
+    if len(found) > 1:
+        raise CheckpointError(f"both {stem}{found[0]} and {stem}{found[1]} are there; remove one")
+    if not found:
         return None
+    name = stem + found[0]
+    tensors = _read_shards(root, name) if name.endswith(INDEX) else _read_file(root, name)
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             raise CheckpointError(
@@ -49,6 +50,42 @@ def read_weights(root: Path, stem: str) -> dict[str, Tensor] | None:
                 "earlier checkpoint"
             )
     return {name: t.float() if t.dtype in FLOATS else t for name, t in tensors.items()}
+
+
+def _read_file(root: Path, name: str) -> dict[str, Tensor]:
+    path = needed_file(root, name, MAX_FILE_BYTES, "copy the whole checkpoint again")
+    return _read_safetensors(path, name) if name.endswith(".safetensors") else _read_pt(path, name)
+
+
+def _read_shards(root: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of the shards that an index names. Each must hold exactly what the index says."""
+    damaged = f"{name} is no index of weights; save the model again, or in one file"
+    path = needed_file(root, name, MAX_HEADER_BYTES, "copy the whole checkpoint again")
+    try:
+        places = json.loads(path.read_text("utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(damaged) from error
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise CheckpointError(damaged)
+    shards = sorted(set(places.values()))
+    kind = name.removesuffix(INDEX)[name.rfind(".", 0, -len(INDEX)) :]
+    for shard in shards:
+        if "/" in shard or "\\" in shard or not shard.endswith(kind):
+            raise CheckpointError(f"{name} names {shard[:80]!r}; shards must be {kind} files beside it")
+    if len(shards) > MAX_FILES:
+        raise CheckpointError(f"{name} names {len(shards)} shards, at most {MAX_FILES} are allowed; save fewer")
+    tensors: dict[str, Tensor] = {}
+    total = 0
+    for shard in shards:
+        file = str(Path(name).with_name(shard))
+        held = _read_file(root, file)
+        total += (root / file).stat().st_size
+        if total > MAX_FILE_BYTES:
+            raise CheckpointError(f"the shards of {name} have more than {MAX_FILE_BYTES} bytes; is it the right model?")
+        if held.keys() != {key for key, where in places.items() if where == shard}:
+            raise CheckpointError(f"{file} does not hold the weights that {name} says; copy all shards again")
+        tensors.update(held)
+    return tensors
 
 
 def _read_safetensors(path: Path, shown: str) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Files of an untrusted folder, and weights files in and out."""
