@@ -40,24 +40,39 @@ class PendingConnections:
         self._held: dict[str, dict[Any, Callable[[], None]]] = {}
         self._rates: OrderedDict[str, RateLimit] = OrderedDict()
         self._logged_s = float("-inf")
-        self._logged = 0
+        self._logged = self._aside = 0
 
     def __len__(self) -> int:
         return sum(map(len, self._held.values()))
 
-    def add(self, address: str, connection: Any, cut: Callable[[], None], now_s: float) -> None:
-        """Note a new connection. Cut it off, or another, if there are too many."""
+    def add(self, address: str, connection: Any, transport: Any) -> None:
+        """Note a new connection. Cut it off, or another, if there are too many. Call it on the event loop."""
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
         if not self._rate(address, now_s).take(now_s):
-            cut()
             self._count(now_s)
+            self.set_aside(transport)
             return
-        self._held.setdefault(address, {})[connection] = cut
+        self._held.setdefault(address, {})[connection] = transport.abort
         if len(self) > self._limits.waiting:
             crowded = max(self._held, key=lambda one: len(self._held[one]))
             oldest = next(iter(self._held[crowded]))
             self._held[crowded][oldest]()
             self.discard(crowded, oldest)
             self._count(now_s)
+
+    def set_aside(self, transport: Any) -> None:
+        """Read nothing more of a connection, and cut it off later. Cut off at once, it would come back at once."""
+        if self._aside >= self._limits.waiting:
+            transport.abort()
+            return
+        self._aside += 1
+        transport.pause_reading()
+        asyncio.get_running_loop().call_later(self._limits.penalty_s, self._end, transport)
+
+    def _end(self, transport: Any) -> None:
+        self._aside -= 1
+        transport.abort()
 
     def discard(self, address: str, connection: Any) -> None:
         """Forget a connection that was admitted, or is gone."""
@@ -97,13 +112,13 @@ class GuardedConnection(ServerConnection):  # type: ignore[misc]
         now_s = self.loop.time()
         self.address = ""
         self.known = False
-        self._on_excess: Callable[[ProtocolError], None] = lambda _: self.transport.abort()
+        self._on_excess: Callable[[ProtocolError], object] = lambda _: pending.set_aside(self.transport)
         self._pending, self._limits = pending, limits
         self._excess = False
         self._frames = RateLimit(limits.messages_per_s, FIRST_FRAMES, now_s)
         self._bytes = RateLimit(limits.messages_per_s, FIRST_BYTES, now_s)
 
-    def admit(self, on_excess: Callable[[ProtocolError], None]) -> None:
+    def admit(self, on_excess: Callable[[ProtocolError], object]) -> None:
         """Let it send as much as a session may. on_excess: gets the error when more comes."""
         self._pending.discard(self.address, self)
         self._on_excess = on_excess
@@ -114,7 +129,7 @@ class GuardedConnection(ServerConnection):  # type: ignore[misc]
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.address = address_of(transport)
-        self._pending.add(self.address, self, self.transport.abort, self.loop.time())
+        self._pending.add(self.address, self, self.transport)
 
     def connection_lost(self, exc: Any) -> None:
         self._pending.discard(self.address, self)

@@ -111,7 +111,7 @@ class MjpegListener:
         task, address = asyncio.current_task(), address_of(writer.transport)
         assert task is not None
         self._tasks.add(task)
-        self._host.pending.add(address, writer, writer.transport.abort, asyncio.get_running_loop().time())
+        self._host.pending.add(address, writer, writer.transport)
         try:
             await self._answer(reader, writer)
         except (OSError, asyncio.CancelledError):

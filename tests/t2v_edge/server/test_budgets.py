@@ -134,37 +134,53 @@ def test_silent_connections_do_not_keep_a_client_with_the_token_out(silent, capl
     assert not any(record.exc_info for record in caplog.records)
 
 
+class Transport:
+    """A transport that says what becomes of it."""
+
+    def __init__(self, name, gone):
+        self.abort = lambda: gone.append(name)
+        self.pause_reading = lambda: None
+
+
 def test_of_an_address_that_crowds_the_waiting_room_the_oldest_goes():
-    gone = []
-    pending = PendingConnections(Limits(waiting=3), Metrics())
-    for address, name in (("a", 1), ("b", 2), ("b", 3), ("b", 4), ("c", 5)):
-        pending.add(address, name, lambda name=name: gone.append(name), 0.0)
-    assert gone == [2, 3] and len(pending) == 3
-    pending.discard("a", 1)
-    pending.discard("nobody", 9)
-    assert len(pending) == 2
+    async def scenario():
+        gone = []
+        pending = PendingConnections(Limits(waiting=3), Metrics())
+        for address, name in (("a", 1), ("b", 2), ("b", 3), ("b", 4), ("c", 5)):
+            pending.add(address, name, Transport(name, gone))
+        assert gone == [2, 3] and len(pending) == 3
+        pending.discard("a", 1)
+        pending.discard("nobody", 9)
+        assert len(pending) == 2
+
+    asyncio.run(scenario())
 
 
 def test_an_address_that_connects_without_end_is_cut_off_and_another_is_not():
-    gone = []
-    pending = PendingConnections(Limits(waiting=1000, connections_per_s=5), Metrics())
-    for number in range(30):
-        pending.add("a", number, lambda number=number: gone.append(number), 0.0)
-    assert gone == list(range(10, 30))
-    pending.add("b", 100, lambda: gone.append(100), 0.0)
-    pending.add("a", 101, lambda: gone.append(101), 1.0)
-    assert 100 not in gone and 101 not in gone
+    async def scenario():
+        gone = []
+        pending = PendingConnections(Limits(waiting=5, connections_per_s=5, penalty_s=0.3), Metrics())
+        for number in range(30):
+            pending.add("a", number, Transport(number, gone))
+        assert gone == [*range(5), *range(15, 30)], "ten are let in, five of them wait, and five more are not read"
+        pending.add("b", 100, Transport(100, gone))
+        await asyncio.sleep(0.5)
+        assert gone == [*range(5), *range(15, 30), 5, *range(10, 15)]
+        pending.add("a", 101, Transport(101, gone))
+        assert 100 not in gone and 101 not in gone
+
+    asyncio.run(scenario())
 
 
 def test_an_address_is_a_host_or_the_network_of_a_site():
-    class Transport:
+    class Peer:
         def __init__(self, peer):
             self.get_extra_info = {"peername": peer}.get
 
-    assert address_of(Transport(("10.0.0.7", 5))) == "10.0.0.7"
-    one, other = (address_of(Transport((f"2001:db8::{last}%eth0", 5, 0, 0))) for last in ("1", "ffff"))
+    assert address_of(Peer(("10.0.0.7", 5))) == "10.0.0.7"
+    one, other = (address_of(Peer((f"2001:db8::{last}%eth0", 5, 0, 0))) for last in ("1", "ffff"))
     assert one == other == "2001:db8::/64"
-    assert address_of(Transport(None)) == ""
+    assert address_of(Peer(None)) == ""
 
 
 # Pixels.
