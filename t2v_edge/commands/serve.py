@@ -66,6 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"messages a second that a client may send (default: {Limits.messages_per_s:g})",
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=float,
+        metavar="N",
+        help="pixels a second of one client; it gets smaller or fewer frames than it asks for, if they are more "
+        "(default: 8 million for each core, and at least what the defaults below need)",
+    )
     defaults = parser.add_argument_group("defaults for clients, who may ask for others")
     add_fps(defaults, "30")
     add_size(defaults)
@@ -101,7 +108,10 @@ def run(args: argparse.Namespace) -> int:
     check_format(args.format)
     access = Access(args.host, read_token(args.token_file), tuple(args.origin))
     limits = Limits(
-        clients=args.max_clients, messages_per_s=args.max_messages, burst=max(1, int(2 * args.max_messages))
+        clients=args.max_clients,
+        messages_per_s=args.max_messages,
+        burst=max(1, int(2 * args.max_messages)),
+        **({} if args.max_pixels is None else {"pixels_per_s": args.max_pixels}),
     )
     tls = open_tls(args.tls_cert, args.tls_key)
 

@@ -116,6 +116,7 @@ class Welcome(Readable):
     version: the protocol's version from here on.
     bundle: the model's name.
     base_fps: the model's own frames a second.
+    pixels_per_s: a client gets at most so many, see docs/protocol.md. None from an older server.
     """
 
     type: ClassVar[str] = "welcome"
@@ -124,6 +125,7 @@ class Welcome(Readable):
     bundle: str = field(metadata=_by(Fields.text, 256))
     base_fps: Fraction = field(metadata=_by(Fields.fraction, MIN_FPS, MAX_FPS))
     settings: Settings = field(metadata=_SETTINGS)
+    pixels_per_s: Optional[int] = field(default=None, metadata=_by(Fields.optional_whole, 1, MAX_WHOLE))
 
 
 @dataclass(frozen=True)

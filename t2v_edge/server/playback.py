@@ -60,6 +60,7 @@ class Playback:
     Its methods raise what `open_stream` and the stream raise.
 
     open_stream: makes a stream of the given settings.
+    grant: the settings that the server gives for those asked for.
     take: gets each frame.
     wanted: while it is not set, no frame is made.
     settings: the settings in force. None of them is None.
@@ -72,11 +73,13 @@ class Playback:
         self,
         open_stream: Callable[[Settings], PlayableStream],
         callers: Executor,
+        grant: Callable[[Settings], Settings],
         settings: Settings,
         take: Callable[[SessionFrame], None],
         wanted: asyncio.Event,
     ) -> None:
-        self.settings = settings
+        self.settings = grant(settings)
+        self._grant, self._asked = grant, settings
         self.generation = 0
         self.paused = False
         self.made = 0
@@ -170,13 +173,20 @@ class Playback:
             self.settings = replace(self.settings, seed=seed)
 
     async def _set(self, wanted: Settings) -> None:
+        asked = self._asked.changed_by(wanted)
+        check_format(asked.format or "")
         settings = self.settings.changed_by(wanted)
-        check_format(settings.format or "")
+        if (wanted.fps, wanted.size, wanted.format) != (None, None, None):
+            settings = self._grant(asked)
         if (settings.fps, settings.size) != (self.settings.fps, self.settings.size):
-            await self._restart(settings)
+            try:
+                await self._restart(settings)
+            except BaseException:
+                self._grant(self._asked)
+                raise
         elif settings.seed != self.settings.seed:
             await self._reset(settings.seed)
-        self.settings = settings
+        self.settings, self._asked = settings, asked
 
     async def _restart(self, settings: Settings) -> None:
         """Replace the stream by a new one. If that cannot be made, the old one goes on."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Callable, Optional
 
@@ -21,6 +21,8 @@ from t2v_edge.errors import ProtocolError, ServerError
 from t2v_edge.live.stats import LiveCounts
 from t2v_edge.remote import protocol
 from t2v_edge.server.access import Access
+from t2v_edge.server.budget import PixelBudget
+from t2v_edge.server.connection import GuardedConnection, PendingConnections
 from t2v_edge.server.limits import Limits
 from t2v_edge.server.metrics import CONTENT_TYPE, Labels, Metrics, frame_gauges, process_gauges
 from t2v_edge.server.mjpeg.listener import MjpegListener
@@ -32,6 +34,9 @@ from t2v_edge.server.sockets import keep_short
 PATH = "/live"
 FLOOD_CLOSE_S = 0.5
 _LOG = logging.getLogger(__name__)
+_WIRE_LOG = logging.getLogger(f"{__name__}.websockets")
+# A trace for each connection that is cut off in its handshake, by versions of websockets before 17.
+_WIRE_LOG.addFilter(lambda record: record.msg != "opening handshake failed")
 _STOPPING = ProtocolError("stopping", "the server stops", "connect again later")
 
 
@@ -77,7 +82,8 @@ class LiveServer:
         self._base_fps = base_fps
         self._sessions: set[Session] = set()
         self._running: set[asyncio.Future[Any]] = set()
-        self._waiting = 0
+        self.pending = PendingConnections(options.limits, self.metrics)
+        self._budget = PixelBudget(options.limits.pixels_per_s, options.settings)
         # Of the sessions that ended: the counts of their streams, and the frames not sent.
         self._past, self._past_unsent = LiveCounts(), 0
         self._stopping = False
@@ -87,10 +93,9 @@ class LiveServer:
 
     async def __aenter__(self) -> LiveServer:
         limits, access = self.options.limits, self.options.access
-        workers = max(2, min(8, os.cpu_count() or 2))
-        self._services = SharedServices(
-            self._open, ThreadPoolExecutor(workers, "encode"), ThreadPoolExecutor(workers, "call"), limits, self.metrics
-        )
+        # A client has at most one encoding and one call at a time. With a thread for each, none waits for another's.
+        encoders, callers = (ThreadPoolExecutor(limits.clients, name) for name in ("encode", "call"))
+        self._services = SharedServices(self._open, encoders, callers, limits, self.metrics, self._budget)
         try:
             # Frames are compressed already. With a write limit of one byte, `send` waits until the kernel has it all.
             self._server = await serve(
@@ -98,6 +103,8 @@ class LiveServer:
                 access.host,
                 self.options.port,
                 ssl=self.options.tls,
+                create_connection=partial(GuardedConnection, pending=self.pending, limits=limits),
+                logger=_WIRE_LOG,
                 compression=None,
                 server_header=None,
                 process_request=only_reading(self._answer),
@@ -144,7 +151,7 @@ class LiveServer:
     @property
     def waiting_count(self) -> int:
         """The number of connections without a hello yet."""
-        return self._waiting
+        return len(self.pending)
 
     @property
     def port(self) -> int:
@@ -198,11 +205,11 @@ class LiveServer:
             return self._refuse(connection, HTTPStatus.FORBIDDEN, "origin", why)
         if self._stopping:
             return self._refuse(connection, HTTPStatus.SERVICE_UNAVAILABLE, "stopping", "the server stops")
-        if len(self._sessions) >= self.options.limits.clients or self._waiting >= self.options.limits.waiting:
+        if len(self._sessions) >= self.options.limits.clients:
             response = self._refuse(connection, HTTPStatus.SERVICE_UNAVAILABLE, "capacity", str(self._full()))
             response.headers["Retry-After"] = "5"
             return response
-        connection.t2v_known = known
+        connection.known = known
         return None
 
     def _refuse(self, connection: Any, status: HTTPStatus, code: str, why: str) -> Any:
@@ -238,7 +245,6 @@ class LiveServer:
 
     async def _handle(self, socket: Any) -> None:
         keep_short(socket.transport.get_extra_info("socket"))
-        self._waiting += 1
         try:
             opened = await self._welcome(socket)
         except ProtocolError as error:
@@ -246,8 +252,6 @@ class LiveServer:
             return
         except ConnectionClosed:
             return
-        finally:
-            self._waiting -= 1
         await self.play(socket, *opened)
 
     async def play(self, socket: Any, session: Session, version: int) -> None:
@@ -267,6 +271,7 @@ class LiveServer:
                 await asyncio.sleep(self.options.limits.penalty_s)
         finally:
             self._sessions.discard(session)
+            self._budget.release(session)
             self._past = session.live.after(self._past)
             self._past_unsent += session.counts[1]
         _LOG.info("session %s ended: %s", session.name, why.code)
@@ -281,10 +286,12 @@ class LiveServer:
         hello = protocol.read_client(data)
         if not isinstance(hello, protocol.Hello):
             raise ProtocolError("hello", f"the first message is a {hello.type}", "send a hello first")
-        if not socket.t2v_known and not self.options.access.knows(hello.token):
+        if not socket.known and not self.options.access.knows(hello.token):
             raise ProtocolError("token", "the token is missing or wrong", "send the server's token in hello")
         version = protocol.negotiate(hello.versions)
-        return self.admit(socket, hello.settings), version
+        session = self.admit(socket, hello.settings)
+        socket.admit(session.stop)
+        return session, version
 
     def admit(self, socket: Any, asked: protocol.Settings) -> Session:
         """A new session. It holds its place from here on. Raises `ProtocolError`."""

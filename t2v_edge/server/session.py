@@ -17,6 +17,7 @@ from t2v_edge.errors import CaptionError, ProtocolError, T2VError, UsageError
 from t2v_edge.live.stats import LiveCounts
 from t2v_edge.remote import protocol
 from t2v_edge.remote.frame_header import FrameHeader
+from t2v_edge.server.budget import PixelBudget
 from t2v_edge.server.encode import encode
 from t2v_edge.server.limits import Limits, RateLimit
 from t2v_edge.server.metrics import EventRate, Metrics
@@ -49,6 +50,7 @@ class SharedServices:
     callers: Executor
     limits: Limits
     metrics: Metrics
+    budget: PixelBudget
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,14 @@ class Session:
         self._outbox: Outbox[SessionFrame] = Outbox()
         self._reads = asyncio.Event()
         self._reads.set()
-        self._playback = Playback(services.open_stream, services.callers, settings, self._outbox.put_frame, self._reads)
+        self._playback = Playback(
+            services.open_stream,
+            services.callers,
+            lambda asked: services.budget.grant(self, socket.address, asked),
+            settings,
+            self._outbox.put_frame,
+            self._reads,
+        )
         self._rate = RateLimit(services.limits.messages_per_s, services.limits.burst, self._start_s)
         self._merger = CaptionMerger()
         self._newest = (0, 0)
@@ -100,7 +109,8 @@ class Session:
         tasks: list[asyncio.Future[Any]] = []
         try:
             await self._playback.open()
-            self._queue(protocol.Welcome(version, self.name, bundle, base_fps, self._playback.settings))
+            most = int(self._services.budget.per_client)
+            self._queue(protocol.Welcome(version, self.name, bundle, base_fps, self._playback.settings, most))
             tasks = [asyncio.ensure_future(work) for work in (self._receive(), self._send(), self._take_captions())]
             ends: list[asyncio.Future[Any]] = [self._end, self._playback.failed]
             await asyncio.wait([*ends, *tasks], return_when=asyncio.FIRST_COMPLETED)

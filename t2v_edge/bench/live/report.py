@@ -108,6 +108,7 @@ class LiveLimits:
     drift_frames: Optional[float] = None
     missed: Optional[float] = None
     slowdown_percent: Optional[float] = None
+    loss_percent: Optional[float] = None
     growth_mib_per_hour: Optional[float] = None
 
     def broken_by(self, report: LiveReport) -> list[str]:
@@ -124,6 +125,7 @@ class LiveLimits:
             ("drift", drift, self.drift_frames, "frames"),
             ("missed and dropped", float(run.received.missed + run.received.dropped), self.missed, "frames"),
             ("p95 with adversaries", report.slowdown_percent, self.slowdown_percent, "% longer"),
+            ("frames with adversaries", report.loss_percent, self.loss_percent, "% fewer"),
             ("memory", run.server.trend.slope_mib_per_hour, self.growth_mib_per_hour, "MiB an hour"),
         ):
             if most is not None and value is None:
@@ -162,6 +164,16 @@ class LiveReport:
         after = self.run.latency.p95_ms
         return None if before is None or after is None else 100 * (after / before - 1)
 
+    @property
+    def loss_percent(self) -> Optional[float]:
+        """By how much hostile clients lower the frames a second, of the client that loses most."""
+        if self.alone is None:
+            return None
+        return max(
+            (100 * (1 - after / before) for before, after in zip(self.alone.rates, self.run.rates) if before > 0),
+            default=None,
+        )
+
     def to_json(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
@@ -181,6 +193,7 @@ class LiveReport:
             "run": self.run.to_json(),
             "alone": None if self.alone is None else self.alone.to_json(),
             "slowdown_percent": self.slowdown_percent,
+            "loss_percent": self.loss_percent,
             "failed": list(self.failed),
         }
 
@@ -205,6 +218,9 @@ class LiveReport:
         lines = []
         if self.slowdown_percent is not None:
             lines.append(f"with adversaries the p95 is {self.slowdown_percent:+.0f} %")
+        if self.loss_percent is not None and self.alone is not None:
+            rates = ", ".join(f"{rate:.1f}" for rate in self.alone.rates)
+            lines.append(f"without adversaries: {rates} frames a second; at most {self.loss_percent:.0f} % are lost")
         return lines + [f"not kept: {what}" for what in self.failed]
 
 
@@ -250,7 +266,9 @@ def _sentences(run: LiveRun) -> list[str]:
         hostile = run.hostile
         lines.append(
             f"adversaries: {hostile.flood_captions} captions in {hostile.flood_sessions} floods, "
-            f"{hostile.mute_sessions} mute sessions, {hostile.refused} times refused"
+            f"{hostile.mute_sessions} mute sessions, {hostile.greedy_frames} frames in {hostile.greedy_sessions} "
+            f"greedy ones, {hostile.wire_flood_sessions} floods without a hello, {hostile.silent_sessions} silent "
+            f"connections; {hostile.refused} times refused"
         )
     return lines
 

@@ -10,15 +10,16 @@ import contextlib
 import gc
 import ssl
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Callable, Optional
 
 from t2v_edge.bench.frames import describe_machine
 from t2v_edge.bench.live.client import BenchClient
-from t2v_edge.bench.live.hostile import HostileClients, HostileCounts
+from t2v_edge.bench.live.hostile import KINDS, HostileClients, HostileCounts
 from t2v_edge.bench.live.record import ClientRecord, cue_offset, jitter_ms, latency, total
 from t2v_edge.bench.live.report import LiveReport, LiveRun, ServerSide
 from t2v_edge.bench.live.script import CAPTIONS, Script
@@ -40,7 +41,7 @@ from t2v_edge.remote.protocol import MAX_FPS, MAX_SIDE, MIN_FPS
 from t2v_edge.util.machine import versions
 from t2v_edge.util.signals import stop_signals
 
-MAX_CLIENTS = 256
+MAX_CLIENTS = 2048
 WARM_S = 2.0
 """Time before counting starts: processors reach their clocks, and streams learn how early to begin a frame."""
 FIRST_S = 30.0
@@ -56,16 +57,15 @@ Advance = Callable[[str, float], object]
 class LiveBenchOptions:
     """What to measure. Raises `UsageError`.
 
-    script: the clients' captions. clients: viewers that are measured. mute: clients besides that read nothing. flood:
-    clients besides that send a thousand captions a second. fps, size, format: of the streams, None for the server's.
-    server: the address of a running server, None to start one. arguments: of ``t2v-edge serve``, for a server that is
-    started. cafile: certificates to trust, for wss. seed: of the first client's stream; each further one adds 1.
+    script: the clients' captions. clients: viewers that are measured. hostile: other clients, by kind (`KINDS`). fps,
+    size, format: of the streams, None for the server's. server: the address of a running server, None to start one.
+    arguments: of ``t2v-edge serve``, for a server that is started. cafile: certificates to trust, for wss. seed: of the
+    first client's stream; each further one adds 1.
     """
 
     script: Script
     clients: int = 1
-    mute: int = 0
-    flood: int = 0
+    hostile: Mapping[str, int] = field(default_factory=dict)
     fps: Optional[str] = None
     size: Optional[tuple[int, int]] = None
     format: Optional[str] = None
@@ -78,9 +78,9 @@ class LiveBenchOptions:
     def __post_init__(self) -> None:
         if not 1 <= self.clients <= MAX_CLIENTS:
             raise UsageError(f"--clients is {self.clients}, expected 1 to {MAX_CLIENTS}")
-        for name in ("mute", "flood"):
-            if not 0 <= getattr(self, name) <= MAX_CLIENTS:
-                raise UsageError(f"--{name} is {getattr(self, name)}, expected 0 to {MAX_CLIENTS}")
+        for kind, count in self.hostile.items():
+            if not 0 <= count <= MAX_CLIENTS:
+                raise UsageError(f"--{kind.replace('_', '-')} is {count}, expected 0 to {MAX_CLIENTS}")
         if not 0 < self.script.seconds <= 31_536_000:
             raise UsageError(f"--seconds is {self.script.seconds:g}, expected more than 0 and at most a year")
         if not self.script.every_s > 0:
@@ -98,8 +98,7 @@ class LiveBenchOptions:
             "switches": script.switches,
             "timed": script.is_timed,
             "clients": self.clients,
-            "mute": self.mute,
-            "flood": self.flood,
+            **{kind: self.hostile.get(kind, 0) for kind in KINDS},
             "fps": self.fps,
             "size": None if self.size is None else list(self.size),
             "format": self.format,
@@ -144,9 +143,9 @@ class _Bench:
         with stop_signals(stop):
             async with self._server() as target:
                 alone = None
-                if options.mute or options.flood:
+                if any(options.hostile.values()):
                     alone, _ = await self._run(target, "without adversaries")
-                run, viewer = await self._run(target, "live", options.mute, options.flood)
+                run, viewer = await self._run(target, "live", options.hostile)
                 welcome = viewer.welcome
         return LiveReport(
             bundle=welcome.bundle,
@@ -175,14 +174,14 @@ class _Bench:
             return
         assert self._bundle is not None
         self._advance("starting the server", 0.0)
-        everyone = options.clients + options.mute + options.flood
+        everyone = options.clients + sum(options.hostile.values())
         arguments = ("--max-clients", str(max(8, everyone)), *options.arguments)
         async with serving(self._bundle, arguments, options.token) as target:
             self._advance("starting the server", 1.0)
             yield target
 
     async def _run(
-        self, target: ServerTarget, phase: str, mute: int = 0, flood: int = 0
+        self, target: ServerTarget, phase: str, clients: Mapping[str, int] = MappingProxyType({})
     ) -> tuple[LiveRun, BenchClient]:
         """Connect, warm up, play the script and sum up. Hostile clients join after the viewers, and leave before."""
         async with contextlib.AsyncExitStack() as stack:
@@ -193,9 +192,9 @@ class _Bench:
                 *(viewer.start(CAPTIONS[-1 - n % len(CAPTIONS)], FIRST_S) for n, viewer in enumerate(viewers))
             )
             hostile = None
-            if mute or flood:
+            if any(clients.values()):
                 hostile = await stack.enter_async_context(
-                    HostileClients(target.url, target.token, self._options.cafile, mute, flood)
+                    HostileClients(target.url, target.token, self._options.cafile, clients)
                 )
             loop = asyncio.get_running_loop()
             await self._progress(loop.time(), WARM_S, f"{phase}: warming up")

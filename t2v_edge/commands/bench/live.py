@@ -17,12 +17,22 @@ _LIMITS = {
     "max_jitter_ms": ("jitter_ms", "MS", "jitter of frames, 95th percentile"),
     "max_drift": ("drift_frames", "FRAMES", "drift over the run"),
     "max_missed": ("missed", "FRAMES", "missed and dropped frames of all clients"),
-    "max_slowdown": ("slowdown_percent", "PERCENT", "longer p95 with --mute and --flood than without"),
+    "max_slowdown": ("slowdown_percent", "PERCENT", "longer p95 beside hostile clients than without"),
+    "max_loss": ("loss_percent", "PERCENT", "fewer frames a second beside hostile clients than without"),
     "max_growth": ("growth_mib_per_hour", "MIB", "growth of the server's memory an hour"),
 }
 """Argument -> field of `LiveLimits`, unit, meaning."""
+_HOSTILE = {
+    "mute": "never read",
+    "flood": "send 1,000 captions a second",
+    "greedy": "ask for 4096x4096 at 240 fps",
+    "wire_flood": "send empty frames without end, and no hello",
+    "silent": "connect and send nothing",
+}
+"""Argument -> what clients of the kind do."""
 _ONLY_LIVE = (
-    *"server clients size format switches every captions mute flood token_file tls_ca".split(),
+    *"server clients size format switches every captions token_file tls_ca".split(),
+    *_HOSTILE,
     *_LIMITS,
 )
 _NOT_LIVE = {"batch": 1, "ahead": False}
@@ -44,13 +54,10 @@ def add_live_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".txt: a caption a line, in turn; .vtt, .srt: played at their times (default: built in)",
     )
-    live.add_argument("--mute", type=int, metavar="N", help="add clients that never read; first measures without them")
-    live.add_argument(
-        "--flood",
-        type=int,
-        metavar="N",
-        help="add clients that send 1,000 captions a second; first measures without them",
-    )
+    for name, what in _HOSTILE.items():
+        live.add_argument(
+            _flag(name), type=int, metavar="N", help=f"add clients that {what}; first measures without them"
+        )
     add_token_file(live, "the server's token")
     live.add_argument("--tls-ca", type=Path, metavar="PEM", help="for wss: the certificates to trust")
     limits = parser.add_argument_group(
@@ -92,8 +99,7 @@ def run_live(args: argparse.Namespace) -> int:
     options = LiveBenchOptions(
         script=make_script(args.captions, args.seconds, args.every, args.switches),
         clients=1 if args.clients is None else args.clients,
-        mute=args.mute or 0,
-        flood=args.flood or 0,
+        hostile={name: getattr(args, name) or 0 for name in _HOSTILE},
         fps=args.fps,
         size=args.size,
         format=args.format,

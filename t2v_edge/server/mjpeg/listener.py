@@ -18,12 +18,15 @@ from t2v_edge.bundle.tokenizer import tidy
 from t2v_edge.errors import ProtocolError, ServerError
 from t2v_edge.remote.protocol import JPEG, MAX_TEXT, VERSION, Settings
 from t2v_edge.server.access import Access
+from t2v_edge.server.connection import address_of
 from t2v_edge.server.mjpeg.reader import MjpegReader, answer, refusal
 from t2v_edge.server.mjpeg.request import MAX_HEAD_BYTES, HttpRequest, parse_head
 from t2v_edge.server.session import Session
 from t2v_edge.server.sockets import keep_alive, keep_short
 from t2v_edge.util.fields import Fields
 
+MAX_UNREAD_BYTES = 1 << 20
+"""Bytes that are read and dropped after an answer."""
 STREAM, CAPTION = "/stream.mjpg", "/caption"
 _KEYS = ("caption", "fps", "size", "seed", "quality", "name")
 _NAME = re.compile("[A-Za-z0-9_-]{1,32}")
@@ -45,6 +48,7 @@ class MjpegHost(Protocol):
 
     options: Any
     metrics: Any
+    pending: Any
 
     def admit(self, socket: Any, wanted: Settings) -> Session: ...
 
@@ -61,7 +65,6 @@ class MjpegListener:
         self._wanted_port = port
         self._readers: dict[str, MjpegReader] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
-        self._waiting = 0
         self._server: Optional[asyncio.AbstractServer] = None
 
     async def open(self) -> None:
@@ -105,15 +108,17 @@ class MjpegListener:
         return f"{'http' if self._host.options.tls is None else 'https'}://{shown}:{self.port}{STREAM}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
+        task, address = asyncio.current_task(), address_of(writer.transport)
         assert task is not None
         self._tasks.add(task)
+        self._host.pending.add(address, writer, writer.transport)
         try:
             await self._answer(reader, writer)
         except (OSError, asyncio.CancelledError):
             pass  # the reader is gone, or the server stops
         finally:
             self._tasks.discard(task)
+            self._host.pending.discard(address, writer)
             writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -131,6 +136,7 @@ class MjpegListener:
             else:
                 mjpeg, session = opened
                 self._readers[mjpeg.name] = mjpeg
+                self._host.pending.discard(mjpeg.address, writer)
                 try:
                     await self._host.play(mjpeg, session, VERSION)
                 finally:
@@ -145,20 +151,16 @@ class MjpegListener:
         await writer.drain()
         if writer.can_write_eof():
             writer.write_eof()
-        while await reader.read(MAX_HEAD_BYTES):
-            pass
+        for _ in range(MAX_UNREAD_BYTES // MAX_HEAD_BYTES):
+            if not await reader.read(MAX_HEAD_BYTES):
+                break
 
     async def _open(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Any:
         """A whole answer, or an `MjpegReader` and its session. Raises `ProtocolError`."""
-        if self._waiting >= self._limits.waiting:
-            raise ProtocolError("capacity", "too many connections wait", "try again later")
-        self._waiting += 1
         try:
             request, body = await asyncio.wait_for(self._read(reader), self._limits.hello_s)
         except asyncio.TimeoutError as error:
             raise ProtocolError("hello", "no whole request came in time", "send it at once") from error
-        finally:
-            self._waiting -= 1
         return self._take_caption(request, body) if request.method == "POST" else self._admit(request, reader, writer)
 
     async def _read(self, reader: asyncio.StreamReader) -> tuple[HttpRequest, bytes]:

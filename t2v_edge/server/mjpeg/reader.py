@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosedError
 from t2v_edge.errors import ProtocolError
 from t2v_edge.remote.frame_header import FrameHeader
 from t2v_edge.remote.protocol import Caption, Error, Showing, Welcome, read_server, write
+from t2v_edge.server.connection import address_of
 from t2v_edge.server.limits import Limits, RateLimit
 
 BOUNDARY = "t2v-edge-frame"
@@ -63,6 +64,7 @@ class MjpegReader:
     ) -> None:
         self.name = name
         self.transport = writer.transport
+        self.address = address_of(self.transport)
         self._reader, self._writer = reader, writer
         self._headers = headers
         self._loop = asyncio.get_running_loop()

@@ -237,19 +237,6 @@ def test_at_capacity_clients_are_told_so_and_a_free_place_is_given_again():
     asyncio.run(scenario())
 
 
-def test_connections_that_wait_to_say_hello_are_limited_as_well():
-    async def scenario():
-        async with serving(limits=Limits(waiting=2)) as server, a_neighbour(server):
-            waiting = [await knock(server) for _ in range(2)]
-            assert [answer.split()[1] for _, _, answer in waiting] == ["101", "101"]
-            assert (await knock(server))[2].split()[1] == "503"
-            for _, writer, _ in waiting:
-                writer.close()
-            await until(lambda: server.waiting_count == 0)
-
-    asyncio.run(scenario())
-
-
 def test_a_client_that_reads_nothing_loses_its_own_frames_and_is_cut_off():
     async def scenario():
         big = Hello(settings=Settings(size=(640, 480)))

@@ -207,8 +207,8 @@ def test_cues_come_at_their_times_and_lines_in_turn(tmp_path):
     "wrong, words",
     [
         ({"clients": 0}, "--clients is 0"),
-        ({"mute": -1}, "--mute is -1"),
-        ({"flood": 999}, "--flood is 999"),
+        ({"hostile": {"mute": -1}}, "--mute is -1"),
+        ({"hostile": {"wire_flood": 9999}}, "--wire-flood is 9999"),
         ({"fps": "900"}, "--fps is 900"),
         ({"fps": "fast"}, "fps is 'fast'"),
         ({"size": (0, 5)}, "--size is 0x5"),

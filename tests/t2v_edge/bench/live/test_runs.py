@@ -11,7 +11,7 @@ import time
 import pytest
 
 from t2v_edge.bench.live import run as module
-from t2v_edge.bench.live.hostile import HostileClients
+from t2v_edge.bench.live.hostile import KINDS, HostileClients
 from t2v_edge.cli import main
 from t2v_edge.server.limits import Limits
 from t2v_edge.server.session import Playback
@@ -161,6 +161,8 @@ def test_beside_adversaries_the_others_are_measured_twice(capsys):
             "1",
             "--max-slowdown",
             "1000000",
+            "--max-loss",
+            "100",
         )
         refused = server.metrics.value("t2v_refused_total", code="too_fast")
     hostile = found["run"]["adversaries"]
@@ -168,14 +170,25 @@ def test_beside_adversaries_the_others_are_measured_twice(capsys):
     assert refused >= 1 and hostile["flood_sessions"] > refused - 1, "thrown out, it comes back"
     assert hostile["flood_captions"] >= 60 and hostile["mute_sessions"] >= 1
     assert found["slowdown_percent"] is not None and found["run"]["answered"] >= 8
+    rates = zip(found["alone"]["client_fps"], found["run"]["client_fps"])
+    assert found["loss_percent"] == pytest.approx(max(100 * (1 - after / before) for before, after in rates))
+
+
+def sizes(server):
+    return [stream.settings.size for stream in server.made]
 
 
 def test_foes_of_each_kind_are_borne_and_leave_when_they_are_told():
     async def scenario():
         async with serving(limits=Limits(stall_s=0.3, penalty_s=0.1)) as server, a_neighbour(server):
-            async with HostileClients(server.url, None, None, mute=1, flood=1) as hostile:
+            async with HostileClients(server.url, None, None, dict.fromkeys(KINDS, 1)) as hostile:
                 await until(lambda: server.metrics.value("t2v_refused_total", code="too_fast") >= 2)
-            assert hostile.counts.flood_sessions >= 2 and hostile.counts.mute_sessions >= 1
+                await until(lambda: any(size[0] > 100 for size in sizes(server)))
+                await asyncio.sleep(0.5)
+            counts = hostile.counts
+            assert counts.flood_sessions >= 2 and counts.mute_sessions >= 1 and counts.silent_sessions >= 1
+            assert counts.greedy_sessions >= 1 and counts.greedy_frames >= 1 and counts.wire_flood_sessions >= 2
+            assert all(width * height < 1 << 23 for width, height in sizes(server))
             await until(lambda: server.client_count == 1)
 
     asyncio.run(scenario())
