@@ -185,13 +185,15 @@ def _describe(tensors: tuple[TensorSpec, ...]) -> str:
     return ", ".join(f"{t.name} {t.dtype}{list(t.shape)}" for t in tensors) or "nothing"
 
 
-def write_bundle(path: Union[str, os.PathLike[str]], manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
+def write_bundle(
+    path: Union[str, os.PathLike[str]], manifest: Manifest, files: Mapping[str, bytes], late: bool = False
+) -> Manifest:
     """Write a bundle atomically. Returns its manifest with the SHA-256 and size of each file.
 
     A `path` ending with ``.zip`` makes a zip, any other a folder. The same input gives the same bytes. Graphs are
     checked as in `Bundle.graph` before anything is written. An existing bundle stays whole until the new one is
     complete on the disk, and is then replaced in one step. Anything else at `path` is kept, and raises `BundleError`
-    (`bundle_target`).
+    (`bundle_target`). late: see `atomic_file`.
     """
     target = Path(path)
     for name, data in files.items():
@@ -208,10 +210,10 @@ def write_bundle(path: Union[str, os.PathLike[str]], manifest: Manifest, files: 
     contents = {FILE_NAME: complete.to_bytes(), **{name: files[name] for name in entries}}
     kind = bundle_target(target)
     if kind.folder:
-        with atomic_folder(target, kind) as temporary:
+        with atomic_folder(target, kind, late) as temporary:
             _write_folder(temporary, contents)
     else:
-        with atomic_file(target, kind) as temporary:
+        with atomic_file(target, kind, late) as temporary:
             _write_zip(temporary, contents)
     return complete
 

@@ -27,7 +27,7 @@ def print_result(data: Any, text: str, as_json: bool, out: Optional[TextIO] = No
 
 def write_report(data: Any, path: Path) -> None:
     """Write `data` as JSON, whole or not at all. Raises `SinkError`."""
-    write_atomic(path, dumps(data), REPORT)
+    write_atomic(path, dumps(data), REPORT, late=True)
 
 
 class Progress:

@@ -199,8 +199,8 @@ def play_into(stream: FrameStream, target: Optional[str], sheet: Optional[Path],
         except KeyboardInterrupt:
             if stream.frame_count is not None:
                 raise
-        if collected is not None and sheet is not None:
-            collected.save(sheet)
+    if collected is not None and sheet is not None:
+        collected.save(sheet)
 
 
 def _open_sheet(stream: FrameStream) -> Any:

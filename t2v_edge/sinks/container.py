@@ -19,7 +19,7 @@ from t2v_edge.util.files import atomic_file
 
 class ContainerSink(Sink):
     """The base of the sinks that mux with PyAV. A subclass has `_start`, which adds the stream,
-    `_packets` and `_mark`.
+    `_packets`, and `_mark`.
     """
 
     def __init__(self, target: str, size: tuple[int, int], options: Mapping[str, str]) -> None:

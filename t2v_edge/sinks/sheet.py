@@ -56,7 +56,7 @@ class ContactSheet:
 
     def save(self, path: Path) -> None:
         """Write the sheet as a PNG, atomically."""
-        write_atomic(path, encode_png(self.pixels()), PICTURE)
+        write_atomic(path, encode_png(self.pixels()), PICTURE, late=True)
 
 
 def contact_sheet(

@@ -31,30 +31,32 @@ _AT_FDCWD = -100
 
 
 @contextmanager
-def atomic_file(target: Path, kind: TargetKind) -> Iterator[Path]:
+def atomic_file(target: Path, kind: TargetKind, late: bool = False) -> Iterator[Path]:
     """Yield a temporary file beside `target`. Rename it into place on success, remove it on any exception.
 
-    Raises the kind's error for a target that is not ours, now or at the end. In the latter case the file stays under
-    another name. An `OSError` becomes the kind's error too, except in caches.
+    Raises the kind's error for a target that is not ours, now or at the end. At the end the file stays, under another
+    name. An `OSError` becomes the kind's error too, except in caches.
+
+    late: the work is done already, and the target was checked before it. Then it is checked at the end alone.
     """
-    with _atomic(target, kind, _new_file, fsync_path, os.replace) as temporary:
+    with _atomic(target, kind, late, _new_file, fsync_path, os.replace) as temporary:
         yield temporary
 
 
-def write_atomic(target: Path, data: bytes, kind: TargetKind) -> None:
+def write_atomic(target: Path, data: bytes, kind: TargetKind, late: bool = False) -> None:
     """Write `data` to `target` atomically, see `atomic_file`."""
-    with atomic_file(target, kind) as temporary:
+    with atomic_file(target, kind, late) as temporary:
         temporary.write_bytes(data)
 
 
 @contextmanager
-def atomic_folder(target: Path, kind: TargetKind) -> Iterator[Path]:
+def atomic_folder(target: Path, kind: TargetKind, late: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `target`, and swap it into place on success. Else as `atomic_file`.
 
     On Linux the swap is one atomic exchange (renameat2), so `target` is always whole. Elsewhere it is two renames. A
     run killed between them leaves the old folder as a temporary, which the next writer puts back.
     """
-    with _atomic(target, kind, lambda path: path.mkdir(0o700), fsync_tree, _swap) as temporary:
+    with _atomic(target, kind, late, lambda path: path.mkdir(0o700), fsync_tree, _swap) as temporary:
         yield temporary
 
 
@@ -62,13 +64,15 @@ def atomic_folder(target: Path, kind: TargetKind) -> Iterator[Path]:
 def _atomic(
     shown: Path,
     kind: TargetKind,
+    late: bool,
     create: Callable[[Path], Any],
     flush: Callable[[Path], None],
     move: Callable[[Path, Path], Any],
 ) -> Iterator[Path]:
     target = Path(os.path.realpath(shown))
     try:
-        check_target(shown, kind)
+        if not late:
+            check_target(shown, kind)
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(target)
         temporary = _sibling(target)
@@ -103,7 +107,7 @@ def _set_modes(temporary: Path, target: Path, kind: TargetKind) -> None:
     if kind.private:
         for path in temporary.rglob("*") if kind.folder else ():
             path.chmod(0o700 if path.is_dir() else 0o600)
-    elif target.exists():
+    elif target.exists() and target.is_dir() == kind.folder:
         temporary.chmod(stat.S_IMODE(target.stat().st_mode))
     else:
         mode = _usual_mode(target)

@@ -52,10 +52,10 @@ def check_targets(
     for path, kind in outputs:
         if path is None:
             continue
+        check_target(path, kind)
         for other in others:
             if _overlap(path, other):
                 raise kind.error(f"{path} is left alone: {other} is used as well; give another name for {kind.name}")
-        check_target(path, kind)
         others.append(path)
 
 

@@ -155,8 +155,9 @@ def save_checkpoint(
 
     `modules` are the stages by name; `tokenizer` the text of tokenizer.json; `evaluator` the files of
     `evaluator/` by name; `code` the sources of user classes by file name. A text module that loads a part of
-    itself from `encoder/` has `save_encoder() -> (config dict, state dict)`. `kind` says what is replaced. Raises
-    `CheckpointError` for weights that are not finite, and for a path that holds anything else.
+    itself from `encoder/` has `save_encoder() -> (config dict, state dict)`. `kind` says what is replaced. A
+    `COMPRESSED` one is checked at the end alone, see `atomic_file`. Raises `CheckpointError` for weights that are not
+    finite, and for a path that holds anything else.
     """
     files: dict[str, bytes] = {"config.json": _json(config.to_json()), "README.md": card.encode()}
     files["encoder/tokenizer.json"] = tokenizer.encode()
@@ -176,7 +177,7 @@ def save_checkpoint(
         holder = max(set(files) & set(WEIGHTS_FILES))
         note = written_note({name: data for name, data in files.items() if name != holder})
         files[holder] = with_metadata(files[holder], {WRITTEN: note})
-    with atomic_folder(Path(path), kind) as folder:
+    with atomic_folder(Path(path), kind, late=kind is COMPRESSED) as folder:
         for name, data in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)

@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     measured = compare_bundle(args.bundle, options)
     report = make_report(measured, budget)
     page = make_page(report, measured)
-    with atomic_folder(target, COMPARISON) as folder:
+    with atomic_folder(target, COMPARISON, late=True) as folder:
         (folder / "report.json").write_bytes(to_bytes(report))
         (folder / "report.html").write_text(page, "utf-8")
     as_json = json.dumps(without_curves(report), indent=1, ensure_ascii=False)

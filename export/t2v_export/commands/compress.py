@@ -65,10 +65,13 @@ def run(args: argparse.Namespace) -> int:
     device = training_device(args.train_on)
     options = PassOptions(args.seed, args.allow_code, store_of(args), device, True, args.only_stage)
     made = compress(checkpoint, recipe, options)
-    if args.log:
-        write_atomic(args.log, (json.dumps({"format": LOG_FORMAT, **made.logs}, indent=1) + "\n").encode(), log)
-    if args.output is not None and args.only_stage is None:
-        save_loaded(made.checkpoint, args.output, kind=COMPRESSED)
+    try:
+        if args.log:
+            text = json.dumps({"format": LOG_FORMAT, **made.logs}, indent=1) + "\n"
+            write_atomic(args.log, text.encode(), log, late=True)
+    finally:
+        if args.output is not None and args.only_stage is None:
+            save_loaded(made.checkpoint, args.output, kind=COMPRESSED)
     shown = summary(checkpoint, made)
     sys.stdout.write((json.dumps(shown, indent=2) if args.json else table(shown)) + "\n")
     return 0

@@ -64,5 +64,5 @@ def export_checkpoint(
     results = run_plan(plan_export(options, profile), context)
     taken = shipped(results.graphs, results.choice, options.ship)
     manifest, report = make_manifest(context, results, taken), make_report(context, results, taken)
-    written = write_bundle(out, manifest, bundle_files(context, results, manifest, report))
+    written = write_bundle(out, manifest, bundle_files(context, results, manifest, report), late=True)
     return Exported(Path(out), written, results.differences, results.latencies, report)

@@ -150,6 +150,6 @@ def test_two_renames_serve_where_names_cannot_be_exchanged(tiny, tmp_path, monke
     tiny.write(path)
     assert (path / "README.md").read_bytes() == b"# new\n"
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
-    os.rename(path, tmp_path / ".b.previous")  # as a run killed between the two renames leaves it
+    os.rename(path, tmp_path / ".b.previous-0123456789ab")  # as a run killed between the two renames leaves it
     files.remove_stale(path)
     Bundle.open(path).close()
