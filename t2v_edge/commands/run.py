@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_outputs(target: Optional[str], sheet: Optional[Path], inputs: list[Optional[Path]]) -> None:
     """Check that all files to write are free or ours. Raises `SinkError`."""
-    if target is not None and sheet is not None and "%" in target and in_sequence(sheet, target):
+    if target is not None and sheet is not None and in_sequence(sheet, target):
         raise SinkError(f"the contact sheet {sheet} is a frame of {target}; give it another name")
     check_targets([*sink_targets(target), (sheet, PICTURE)], inputs)
 

@@ -9,7 +9,7 @@ from typing import Optional
 
 from t2v_edge.errors import SinkError
 from t2v_edge.sinks.base import Sink
-from t2v_edge.sinks.marks import PICTURE, VIDEO, check_pattern, sequence_files
+from t2v_edge.sinks.marks import PICTURE, VIDEO, sequence_files
 from t2v_edge.util.targets import TargetKind
 
 __all__ = ["WINDOW", "Sink", "open_sink", "sink_targets"]
@@ -41,7 +41,6 @@ def sink_targets(target: Optional[str]) -> list[tuple[Path, TargetKind]]:
         return []
     if kind != "png":
         return [(Path(target), VIDEO)]
-    check_pattern(target)
     return [(path, PICTURE) for path in (Path(target), *sequence_files(target))]
 
 

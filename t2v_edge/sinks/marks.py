@@ -11,7 +11,6 @@ import zlib
 from pathlib import Path
 from typing import Optional
 
-from t2v_edge.errors import SinkError
 from t2v_edge.util.targets import TargetKind
 
 _NUMBER = re.compile("%(?:0[1-9])?d")
@@ -55,10 +54,9 @@ VIDEO = TargetKind("the video", _flaw)
 PICTURE = TargetKind("the picture", _flaw)
 
 
-def check_pattern(pattern: str) -> None:
-    """Raises `SinkError` unless `pattern` names a PNG sequence."""
-    if _PATTERN.fullmatch(Path(pattern).name) is None or "%" in str(Path(pattern).parent):
-        raise SinkError(f"{pattern}: a PNG sequence needs a number in its name, as in frames/%04d.png")
+def is_sequence(pattern: str) -> bool:
+    """Whether `pattern` names a PNG sequence: its last part, and no other, has a place for a number."""
+    return _PATTERN.fullmatch(Path(pattern).name) is not None and "%" not in str(Path(pattern).parent)
 
 
 def sequence_files(pattern: str) -> list[Path]:
@@ -69,7 +67,7 @@ def sequence_files(pattern: str) -> list[Path]:
 
 def in_sequence(path: Path, pattern: str) -> bool:
     """Whether a PNG sequence has a frame at `path`."""
-    if path.resolve().parent != Path(pattern).resolve().parent:
+    if not is_sequence(pattern) or path.resolve().parent != Path(pattern).resolve().parent:
         return False
     before, after = _NUMBER.split(Path(pattern).name)
     number = path.name[len(before) : len(path.name) - len(after)]

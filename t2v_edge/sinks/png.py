@@ -12,7 +12,7 @@ import numpy.typing as npt
 from t2v_edge.errors import SinkError
 from t2v_edge.frame import Frame
 from t2v_edge.sinks.base import Sink, check_frame
-from t2v_edge.sinks.marks import PICTURE, check_pattern, mark_png
+from t2v_edge.sinks.marks import PICTURE, is_sequence, mark_png
 from t2v_edge.util.files import write_atomic
 
 _FAST = [cv2.IMWRITE_PNG_COMPRESSION, 3]
@@ -30,7 +30,8 @@ class PngSink(Sink):
     """A sequence with frame k in ``pattern % k``. Each file appears whole. Files stay if the run fails later."""
 
     def __init__(self, pattern: str, size: tuple[int, int]) -> None:
-        check_pattern(pattern)
+        if not is_sequence(pattern):
+            raise SinkError(f"{pattern}: a PNG sequence needs a number in its name, as in frames/%04d.png")
         self._pattern = pattern
         self._size = size
 

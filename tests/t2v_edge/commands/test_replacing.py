@@ -106,3 +106,9 @@ def test_a_report_is_replaced_by_the_next(bundle_path, tmp_path):
     for _ in range(2):
         assert main(["bench", str(bundle_path), "--seconds", "0.05", "--report", str(report)]) == 0
     assert json.loads(report.read_bytes())["format"] == "t2v-bench" and os.listdir(tmp_path) == ["x.json"]
+
+
+@pytest.mark.parametrize("name", ["x.png", "%s.png", "%d%d.png", "a%d/b%d.png", "%99d.png"])
+def test_a_pattern_without_a_number_is_an_error_beside_a_sheet_too(bundle_path, tmp_path, capsys, name):
+    assert play(bundle_path, "-o", tmp_path / name, "--sheet", tmp_path / "s.png") == 1
+    assert "frames/%04d.png" in capsys.readouterr().err and os.listdir(tmp_path) == []
