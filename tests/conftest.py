@@ -22,3 +22,11 @@ def own_cache(tmp_path_factory):
         del os.environ[VARIABLE]
     else:
         os.environ[VARIABLE] = before
+
+
+@pytest.fixture(params=[0o002, 0o022, 0o077], ids=oct)
+def umask(request):
+    """The umask of the test: a group's, the usual and a private one."""
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)

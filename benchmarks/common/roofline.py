@@ -28,6 +28,7 @@ from t2v_edge.device.roofline import GPU as GPU_CONSTANTS
 from t2v_edge.device.roofline import check_against, estimate
 from t2v_edge.spec import STAGES
 from t2v_edge.util.files import write_atomic
+from t2v_edge.util.targets import SCRIPT_FILE
 
 FORMAT, VERSION = "t2v-benchmark-roofline", 1
 RESULTS = Path(__file__).parents[1] / "results"
@@ -192,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     if args.output:
         data = {"format": FORMAT, "format_version": VERSION, "checks": rows, "whole": whole, "constants": constants()}
-        write_atomic(args.output, (json.dumps(data, indent=1) + "\n").encode())
+        write_atomic(args.output, (json.dumps(data, indent=1) + "\n").encode(), SCRIPT_FILE)
     return 0
 
 

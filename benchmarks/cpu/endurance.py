@@ -17,6 +17,7 @@ from t2v_edge.bench.frames import BenchOptions, bench
 from t2v_edge.bench.report import BenchReport
 from t2v_edge.errors import T2VError
 from t2v_edge.util.files import write_atomic
+from t2v_edge.util.targets import SCRIPT_FILE
 
 FORMAT, VERSION = "t2v-benchmark-endurance", 1
 
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = json.dumps(describe(report), indent=1)
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(options.output, (text + "\n").encode())
+        write_atomic(options.output, (text + "\n").encode(), SCRIPT_FILE)
     print(text)
     return 0
 

@@ -19,6 +19,7 @@ from t2v_edge.engine.registry import open_engine
 from t2v_edge.spec import StageSpec
 from t2v_edge.util.files import atomic_folder
 from t2v_edge.util.machine import versions
+from t2v_edge.util.targets import TargetKind
 from t2v_export.checkpoint.checkpoint import Checkpoint, load_checkpoint
 from t2v_export.checkpoint.tokenizer import caption_tokenizer
 from t2v_export.exporter.export import ExportOptions, export_checkpoint
@@ -33,6 +34,9 @@ slower, so this is to the peers' advantage."""
 PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "nncf", "t2v-edge")
 PROBES = 16
 Graphs = Mapping[str, onnx.ModelProto]
+
+
+MATERIAL = TargetKind("the material", lambda path: "it is already there", folder=True)
 
 
 def prepare(
@@ -59,7 +63,7 @@ def prepare(
     folder = work / f"{loaded.config.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if folder.is_dir():
         return folder
-    with atomic_folder(folder) as made:
+    with atomic_folder(folder, MATERIAL) as made:
         advance("our export")
         _our_bundle(checkpoint, bundle, made / "bundle", seed)
         graphs = {s: stage_to_onnx(module, loaded.specs[s]) for s, module in loaded.modules.items()}

@@ -26,6 +26,7 @@ from t2v_edge.bundle.bundle import Bundle
 from t2v_edge.errors import T2VError
 from t2v_edge.util.files import write_atomic
 from t2v_edge.util.machine import machine, versions
+from t2v_edge.util.targets import SCRIPT_FILE
 from t2v_export.graph.macs import graph_cost
 
 WORKER, CEILING = "benchmarks.cpu.worker", "benchmarks.cpu.ceiling"
@@ -202,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"benchmark failed: {error}", file=sys.stderr)
             return 1
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(chosen.output, (json.dumps(results, indent=1) + "\n").encode())
+    write_atomic(chosen.output, (json.dumps(results, indent=1) + "\n").encode(), SCRIPT_FILE)
     if chosen.plot:
         draw(results, chosen.plot)
     print(table(results))

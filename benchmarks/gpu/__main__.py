@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t2v_edge.util.files import write_atomic
+from t2v_edge.util.targets import SCRIPT_FILE
 
 ROOT = Path(__file__).parents[2]
 MISSED = 3
@@ -130,7 +131,7 @@ def run(steps: Sequence[Step], folder: Path) -> int:
                 step.command, cwd=ROOT, stdout=written, stderr=subprocess.STDOUT, check=False
             ).returncode
         if ended[step.name] == 0:
-            write_atomic(done, command.encode())
+            write_atomic(done, command.encode(), SCRIPT_FILE)
         shown = log.read_text("utf-8", errors="replace").splitlines()
         if ended[step.name] or step.again:
             print("\n".join(shown if step.again else shown[-LAST_LINES:]), flush=True)

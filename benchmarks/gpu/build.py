@@ -25,6 +25,7 @@ from t2v_edge.engine.tensorrt.build import Builder, BuildOptions
 from t2v_edge.errors import BundleError, EngineError
 from t2v_edge.spec import STAGES
 from t2v_edge.util.files import write_atomic
+from t2v_edge.util.targets import SCRIPT_FILE
 
 VARIANTS = ("fp16", "fp32", "int8")
 """In the order in which they are built: what is most likely chosen comes first."""
@@ -110,7 +111,7 @@ def main() -> int:
         for future in as_completed(waiting):
             job = waiting[future]
             done[job.key] = {**asdict(job), **future.result()}
-            write_atomic(args.output, (json.dumps(done, indent=1) + "\n").encode())
+            write_atomic(args.output, (json.dumps(done, indent=1) + "\n").encode(), SCRIPT_FILE)
             print(job.key, {k: v for k, v in done[job.key].items() if k not in asdict(job)}, flush=True)
     return 0
 

@@ -46,6 +46,7 @@ from t2v_edge.errors import EngineError, T2VError
 from t2v_edge.pipeline import Pipeline
 from t2v_edge.util.files import write_atomic
 from t2v_edge.util.machine import machine, versions
+from t2v_edge.util.targets import SCRIPT_FILE
 
 CAPTION = "a person is playing basketball"
 SEED = 7
@@ -223,7 +224,7 @@ class Results:
         except (T2VError, RuntimeError, OSError, KeyError) as error:
             found = {"failed": str(error), "traceback": traceback.format_exc()[-2000:]}
         self.data["bundles"].setdefault(bundle, {})[name] = found
-        write_atomic(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
+        write_atomic(self.path, (json.dumps(self.data, indent=1) + "\n").encode(), SCRIPT_FILE)
         shown = found if isinstance(found, dict) and "failed" in found else ""
         print(f"{bundle} {name}: {time.perf_counter() - start:.1f} s {shown}", flush=True)
         return made

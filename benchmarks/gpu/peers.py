@@ -60,6 +60,7 @@ from benchmarks.gpu.player import Place
 from t2v_edge.errors import T2VError, UsageError
 from t2v_edge.util.files import write_atomic
 from t2v_edge.util.machine import machine, versions
+from t2v_edge.util.targets import SCRIPT_FILE
 
 FORMAT, VERSION = "t2v-benchmark-gpu-peers", 1
 FAILED = "failed"
@@ -169,7 +170,7 @@ class Results:
     def write(self) -> None:
         self.data["made"] = _now()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
+        write_atomic(self.path, (json.dumps(self.data, indent=1) + "\n").encode(), SCRIPT_FILE)
 
 
 def _now() -> str:

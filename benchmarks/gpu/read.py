@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from t2v_edge.util.files import write_atomic
+from t2v_edge.util.targets import SCRIPT_FILE
 from t2v_export.evaluate.accuracy import paired_differences
 from t2v_export.evaluate.caption_set import read_slotted
 from t2v_export.evaluate.evaluator import Evaluator, read_spec
@@ -76,7 +77,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.captions is not None:
         judged = judge(json.loads(args.frames.read_text()), args.captions, args.evaluator)
-        write_atomic(args.output, (json.dumps(judged, indent=1) + "\n").encode())
+        write_atomic(args.output, (json.dumps(judged, indent=1) + "\n").encode(), SCRIPT_FILE)
         for name, found in judged.items():
             difference = found.get("from_fp32", {}).get("all")
             print(
@@ -92,7 +93,7 @@ def main() -> int:
     read = {}
     for path in sorted(args.frames.glob("*.frames")):
         read[path.stem] = read_file(path, args.evaluator, args.side, args.processes)
-        write_atomic(args.output, json.dumps(read).encode())
+        write_atomic(args.output, json.dumps(read).encode(), SCRIPT_FILE)
         print(f"{path.stem}: {len(read[path.stem])} captions", flush=True)
     return 0
 

@@ -24,6 +24,7 @@ from typing import Any, Optional
 
 from benchmarks.common.results import MEASURED, Demand
 from t2v_edge.util.files import write_atomic
+from t2v_edge.util.targets import SCRIPT_FILE
 
 OURS = "t2v-edge"
 EAGER, GRAPHS = "torch-eager-fp16", "torch-graph-fp16"
@@ -229,7 +230,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
             "rows": [row.to_json() for row in rows],
             "demands": [demand.to_json() for demand in asked],
         }
-        write_atomic(args.output, (json.dumps(data, indent=1) + "\n").encode())
+        write_atomic(args.output, (json.dumps(data, indent=1) + "\n").encode(), SCRIPT_FILE)
     return 3 if args.check and not all(demand.kept for demand in asked) else 0
 
 

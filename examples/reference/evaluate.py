@@ -33,6 +33,7 @@ from examples.reference.rolling import measure_rollouts, measure_switches, rollo
 from t2v_edge.errors import T2VError, UsageError
 from t2v_edge.util.files import write_atomic
 from t2v_edge.util.machine import machine, versions
+from t2v_edge.util.targets import SCRIPT_FILE
 from t2v_export.evaluate.readings import UNNAMED, Readings
 
 HELD_OUT = Path(__file__).resolve().parents[2] / "calibration" / "captions" / "heldout.jsonl"
@@ -155,7 +156,7 @@ def update_card(card: Path, text: str) -> None:
     _, end, after = rest.partition(MARKERS[1])
     if not begin or not end:
         raise UsageError(f"{card} lacks the lines {MARKERS[0]} and {MARKERS[1]}: put them where the table shall stand")
-    write_atomic(card, f"{before}{begin}\n{text}{end}{after}".encode())
+    write_atomic(card, f"{before}{begin}\n{text}{end}{after}".encode(), SCRIPT_FILE)
 
 
 def real_clips(evaluator: Path, described: dict[str, Any], data: Path | None) -> dict[str, Any]:
@@ -233,9 +234,9 @@ def main(arguments: list[str] | None = None) -> int:
         report = evaluate(given)
         text = to_markdown(report)
         if given.output:
-            write_atomic(given.output, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+            write_atomic(given.output, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode(), SCRIPT_FILE)
         if given.markdown:
-            write_atomic(given.markdown, text.encode())
+            write_atomic(given.markdown, text.encode(), SCRIPT_FILE)
         if given.update_card:
             update_card(given.update_card, text)
     except T2VError as error:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from examples.reference.vocabulary import SLOTS
 from t2v_edge.errors import CheckpointError
 from t2v_edge.util.files import write_atomic
+from t2v_edge.util.targets import SCRIPT_FILE
 
 FORMAT, FORMAT_VERSION = "t2v-evaluator", 1
 CHANNELS = (24, 48, 96, 128, 128)
@@ -110,7 +111,7 @@ class VideoEvaluator(nn.Module):
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    write_atomic(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomic(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode(), SCRIPT_FILE)
 
 
 def save_evaluator(folder: Path, model: VideoEvaluator, **measured: Any) -> None:
@@ -119,7 +120,7 @@ def save_evaluator(folder: Path, model: VideoEvaluator, **measured: Any) -> None
         k: v.detach().cpu().half().contiguous() if v.is_floating_point() else v.detach().cpu().contiguous()
         for k, v in model.state_dict().items()
     }
-    write_atomic(folder / "evaluator.safetensors", save(half, metadata={"format": FORMAT}))
+    write_atomic(folder / "evaluator.safetensors", save(half, metadata={"format": FORMAT}), SCRIPT_FILE)
     write_json(folder / "evaluator.json", describe(model) | measured)
 
 
@@ -185,7 +186,7 @@ def write_onnx(folder: Path) -> Path:
             dynamo=False,
         )
     path = folder / "evaluator.onnx"
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue(), SCRIPT_FILE)
     return path
 
 
@@ -203,7 +204,7 @@ def write_plots(folder: Path) -> list[Path]:
         figure.tight_layout()
         figure.savefig(buffer, format="png", dpi=110)
         plt.close(figure)
-        write_atomic(folder / name, buffer.getvalue())
+        write_atomic(folder / name, buffer.getvalue(), SCRIPT_FILE)
         written.append(folder / name)
 
     log = folder / "train.jsonl"

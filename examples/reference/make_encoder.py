@@ -16,20 +16,36 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from examples.reference.captions import LANGUAGES, characters
+from t2v_edge.util.files import atomic_folder
+from t2v_edge.util.targets import TargetKind, foreign_entry
 
 POSITIONS = 64
+MADE = {"format": "pt", "made_by": "examples.reference"}
 WORDS, POSITION = "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"
+
+
+def _flaw(folder: Path) -> str | None:
+    weights = folder / "model.safetensors"
+    try:
+        with safe_open(str(weights), "pt") as opened:
+            if opened.metadata() != MADE:
+                return "it is not an encoder of this script"
+    except (OSError, SafetensorError):
+        return "it is not an encoder of this script"
+    foreign = foreign_entry(folder, ("config.json", "tokenizer.json", "model.safetensors", "head.safetensors"))
+    return None if foreign is None else f"{foreign} in it is not the encoder's"
+
+
+ENCODER = TargetKind("the encoder", _flaw, folder=True)
 
 
 def make_encoder(source: Path, out: Path, seed: int = 0) -> int:
@@ -91,27 +107,13 @@ def write_encoder(
     head: dict[str, Tensor] | None = None,
 ) -> None:
     """Write an encoder folder whole: config.json, model.safetensors (float16), tokenizer.json, head.safetensors."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        made.chmod(0o755)
+    with atomic_folder(folder, ENCODER) as made:
         (made / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (made / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False) + "\n", encoding="utf-8")
         for name, tensors in (("model", weights), ("head", head)):
             if tensors is not None:
                 half = {key: value.detach().cpu().half().contiguous() for key, value in tensors.items()}
-                save_file(half, made / f"{name}.safetensors", metadata={"format": "pt"})
-        for path in made.iterdir():
-            path.chmod(0o644)
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        old = made.with_name(made.name + ".old")
-        if folder.exists():
-            folder.rename(old)
-        made.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+                save_file(half, made / f"{name}.safetensors", metadata=MADE)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from examples.reference.motion_graph import MotionGraph
 from examples.reference.training import load_state
 from examples.reference.vocabulary import ACTIONS, CONDITION_SIZE, FPS, JOINTS, MOTION_SIZE, PARENTS
 from t2v_edge.util.files import atomic_file, write_atomic
+from t2v_edge.util.targets import SCRIPT_FILE
 from t2v_export.models.skeletal import PRESENCE, PROP, SPIN, SkeletalMotion, travel, turn
 
 WINDOW = 32
@@ -270,7 +271,7 @@ def save_figures(poses: Tensor, actions: Tensor, path: Path, columns: int = 16, 
         name = ACTIONS[int(actions[stream, 0])]
         cv2.putText(row, name, (4, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
         rows.append(row)
-    with atomic_file(path) as temporary:
+    with atomic_file(path, SCRIPT_FILE) as temporary:
         cv2.imwrite(str(temporary), np.concatenate(rows))
 
 
@@ -297,7 +298,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if args.sheet:
         save_figures(rollout.poses[:: args.streams, args.steps // 2 :], rollout.actions[:: args.streams], args.sheet)
     if args.out:
-        write_atomic(args.out, json.dumps(figures, indent=1).encode())
+        write_atomic(args.out, json.dumps(figures, indent=1).encode(), SCRIPT_FILE)
     print(json.dumps(figures, indent=1))
     return figures
 

@@ -38,6 +38,7 @@ from examples.reference.evaluator import VideoEvaluator, save_evaluator, write_o
 from examples.reference.motion_data import Clip, features, load_clips, to_motion_vectors
 from examples.reference.vocabulary import ACTIONS, FPS, LOOK_SLOTS, PRESENCE_SLICE, SLOTS, slot_slices
 from t2v_edge.util.files import write_atomic
+from t2v_edge.util.targets import SCRIPT_FILE
 from t2v_export.evaluate.readings import proportion
 
 WINDOW = 44  # base frames a window is cut from: 31 are shown at normal speed, the rest allow 1.3 times that
@@ -302,7 +303,7 @@ class Trainer:
             },
             buffer,
         )
-        write_atomic(path, buffer.getvalue())
+        write_atomic(path, buffer.getvalue(), SCRIPT_FILE)
 
     def load(self, path: Path) -> None:
         """Go on where `save` left off. The ring of videos is drawn again."""

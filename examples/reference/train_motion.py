@@ -32,6 +32,7 @@ from examples.reference.motion_graph import MotionGraph, Sequences
 from examples.reference.training import Ema, TrainingLog, load_state, save_state, seed_everything
 from examples.reference.vocabulary import ACTIONS, CONDITION_SIZE, MOTION_SIZE
 from t2v_edge.util.files import atomic_file
+from t2v_edge.util.targets import SCRIPT_FILE
 from t2v_export.models.skeletal import POSE_SIZE, PRESENCE, PROP, SPIN, STEP, SkeletalMotion
 
 SWITCH_RATE = 1 / 80
@@ -266,7 +267,7 @@ def finish(
     first = slice(None, None, 2 * args.streams)
     rollout.save_figures(played.poses[first, args.rollout // 2 :], played.actions[first], out / "motion_sheet.png")
     vectors = played.motions[:, 1::3].flatten(0, 1).half().cpu().numpy()
-    with atomic_file(out / "motion_vectors.npy") as temporary:
+    with atomic_file(out / "motion_vectors.npy", SCRIPT_FILE) as temporary:
         np.save(temporary, vectors.astype(np.float32))
     print(json.dumps({"weights": str(out / "motion.pt"), "steps": training.step_index, **figures}, indent=1))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from t2v_edge.util.files import atomic_file
+from t2v_edge.util.targets import SCRIPT_FILE
 
 
 def seed_everything(seed: int) -> None:
@@ -25,7 +26,7 @@ def seed_everything(seed: int) -> None:
 
 def save_state(state: Any, path: Path) -> None:
     """Write with torch.save; the file is whole or not there."""
-    with atomic_file(path) as temporary:
+    with atomic_file(path, SCRIPT_FILE) as temporary:
         torch.save(state, temporary)
 
 
@@ -100,5 +101,5 @@ def save_sheet(frames: Tensor, path: Path, columns: int) -> None:
     blank = np.zeros_like(pixels[:1]).repeat(-len(pixels) % columns, 0)
     grid = np.concatenate([pixels, blank]).reshape(-1, columns, *pixels.shape[1:])
     sheet = np.concatenate([np.concatenate(list(row), 1) for row in grid], 0)
-    with atomic_file(path) as temporary:
+    with atomic_file(path, SCRIPT_FILE) as temporary:
         cv2.imwrite(str(temporary), sheet[..., ::-1])

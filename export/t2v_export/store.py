@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +18,13 @@ from typing import Any
 
 from t2v_edge.util.cache import cache_folder
 from t2v_edge.util.files import atomic_folder
+from t2v_edge.util.targets import CACHE_FOLDER
 
 FOLDER = "passes"
 MAX_BYTES = 4 << 30
 INDEX = "sha256.json"  # of an entry; no result has a file of this name
+
+_NAME = re.compile(r"[0-9a-f]{32}(\.work)?")
 
 Files = Mapping[str, bytes]
 
@@ -61,7 +65,7 @@ class PassStore:
         if folder is None:
             return
         try:
-            with atomic_folder(folder) as partial:
+            with atomic_folder(folder, CACHE_FOLDER) as partial:
                 for name, data in files.items():
                     (partial / name).parent.mkdir(parents=True, exist_ok=True)
                     (partial / name).write_bytes(data)
@@ -75,7 +79,7 @@ class PassStore:
         if self.folder is None:
             return None
         path = self.folder / f"{key[:32]}.work"
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(0o700, parents=True, exist_ok=True)
         return path
 
     def clear_workplace(self, key: str) -> None:
@@ -88,7 +92,7 @@ class PassStore:
 
     def _make_room(self, newest: Path) -> None:
         assert self.folder is not None
-        entries = [p for p in self.folder.iterdir() if p.is_dir() and p != newest and not p.name.startswith(".")]
+        entries = [p for p in self.folder.iterdir() if p.is_dir() and p != newest and _NAME.fullmatch(p.name)]
         sizes = {p: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in [*entries, newest]}
         total = sum(sizes.values())
         for path in sorted(entries, key=lambda p: p.stat().st_mtime):

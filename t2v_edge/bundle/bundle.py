@@ -24,14 +24,13 @@ from t2v_edge.bundle.manifest import (
     require,
 )
 from t2v_edge.bundle.onnx_check import GraphSummary, read_graph
+from t2v_edge.bundle.target import ZIP_TIME, bundle_target
 from t2v_edge.errors import BundleError
 from t2v_edge.spec import StageSpec, TensorSpec
 from t2v_edge.util.closing import Closing
 from t2v_edge.util.files import atomic_file, atomic_folder
 
 __all__ = ["Bundle", "FileEntry", "GraphEntry", "Manifest", "TokenizerSpec", "VideoSpec", "write_bundle"]
-
-_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 class Bundle(Closing):
@@ -165,14 +164,17 @@ def _describe(tensors: tuple[TensorSpec, ...]) -> str:
     return ", ".join(f"{t.name} {t.dtype}{list(t.shape)}" for t in tensors) or "nothing"
 
 
-def write_bundle(path: Union[str, os.PathLike[str]], manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
+def write_bundle(
+    path: Union[str, os.PathLike[str]], manifest: Manifest, files: Mapping[str, bytes], late: bool = False
+) -> Manifest:
     """Write a bundle atomically. Returns its manifest with the SHA-256 and size of each file.
 
     A `path` ending with ``.zip`` makes a zip, any other a folder. The same input gives the same bytes. Graphs are
     checked as in `Bundle.graph` before anything is written. An existing bundle stays whole until the new one is
-    complete on the disk, and is then replaced in one step. Anything else at `path` is kept, and raises `BundleError`.
+    complete on the disk, and is then replaced in one step. Anything else at `path` is kept, and raises `BundleError`
+    (`bundle_target`). late: see `atomic_file`.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(path)
     for name, data in files.items():
         check_file_name(name)
         require(
@@ -185,39 +187,14 @@ def write_bundle(path: Union[str, os.PathLike[str]], manifest: Manifest, files: 
         for stage, entry in graphs.items():
             check_graph(read_graph(files[entry.file], entry.file), complete.stages[stage], entry)
     contents = {FILE_NAME: complete.to_bytes(), **{name: files[name] for name in entries}}
-    _check_replaceable(target)
-    try:
-        if target.suffix == ".zip":
-            with atomic_file(target) as temporary:
-                _write_zip(temporary, contents)
-        else:
-            with atomic_folder(target) as temporary:
-                _write_folder(temporary, contents)
-    except OSError as error:
-        raise BundleError(f"{target} cannot be written ({error}); check the space and permissions there") from error
+    kind = bundle_target(target)
+    if kind.folder:
+        with atomic_folder(target, kind, late) as temporary:
+            _write_folder(temporary, contents)
+    else:
+        with atomic_file(target, kind, late) as temporary:
+            _write_zip(temporary, contents)
     return complete
-
-
-def _check_replaceable(target: Path) -> None:
-    if not target.exists():
-        return
-    if target.suffix == ".zip":
-        require(target.is_file(), f"{target} is a folder; give another name for the zip")
-        require(_is_bundle_zip(target), f"{target} is not a bundle and is left alone; give another name or remove it")
-        return
-    require(target.is_dir(), f"{target} is a file; give another name for the bundle's folder")
-    if any(target.iterdir()):
-        manifest = target / FILE_NAME
-        known = manifest.is_file() and b'"t2v-bundle"' in manifest.read_bytes()[:4096]
-        require(known, f"{target} is not a bundle and is left alone; give another name or empty it")
-
-
-def _is_bundle_zip(target: Path) -> bool:
-    try:
-        with zipfile.ZipFile(target) as existing:
-            return FILE_NAME in existing.namelist()
-    except (zipfile.BadZipFile, OSError):
-        return False
 
 
 def _write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -230,7 +207,7 @@ def _write_zip(path: Path, contents: Mapping[str, bytes]) -> None:
     # Stored and not deflated: weights hardly shrink, and the bytes of deflate differ between zlib versions.
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, data in contents.items():
-            entry = zipfile.ZipInfo(name, _ZIP_TIME)
+            entry = zipfile.ZipInfo(name, ZIP_TIME)
             entry.external_attr = 0o644 << 16
             entry.create_system = 3
             archive.writestr(entry, data)

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 from typing import Any, Optional, TextIO
 
-from t2v_edge.errors import SinkError
 from t2v_edge.util.files import write_atomic
 from t2v_edge.util.strict_json import dumps
+from t2v_edge.util.targets import json_target
 
+REPORT = json_target("the report", "t2v-bench", "t2v-bench-live")
 _REFRESH_S = 0.1
 _WIDTH = 28
 
@@ -26,10 +27,7 @@ def print_result(data: Any, text: str, as_json: bool, out: Optional[TextIO] = No
 
 def write_report(data: Any, path: Path) -> None:
     """Write `data` as JSON, whole or not at all. Raises `SinkError`."""
-    try:
-        write_atomic(path, dumps(data))
-    except OSError as error:
-        raise SinkError(f"the report {path} cannot be written ({error}); give another --report") from error
+    write_atomic(path, dumps(data), REPORT, late=True)
 
 
 class Progress:

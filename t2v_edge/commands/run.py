@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 from t2v_edge.commands.arguments import add_bundle, add_engine, add_fps, add_json, add_seed, add_size, add_throughput
 from t2v_edge.commands.output import Progress, print_result
 from t2v_edge.errors import CueError, SinkError, UsageError
-from t2v_edge.sinks import WINDOW, open_sink
+from t2v_edge.sinks import WINDOW, open_sink, sink_targets
+from t2v_edge.sinks.marks import PICTURE, in_sequence
+from t2v_edge.util.targets import check_targets
 
 if TYPE_CHECKING:
     from t2v_edge.commands.run_report import PixelHash
@@ -86,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("nowhere to put the video; add -o out.mp4, --show, --sheet sheet.png or --json")
     if args.sheet is not None and args.sheet.suffix.lower() != ".png":
         raise UsageError(f"the contact sheet {args.sheet} must end with .png")
+    check_outputs(target, args.sheet, [args.bundle, args.captions])
     plan = plan_captions(args)
     args.ahead = args.ahead or target not in SHOWN  # a file gets the same frames, sooner
 
@@ -116,6 +119,13 @@ def run(args: argparse.Namespace) -> int:
         )
     print_result(report.to_json(), report.to_text(), args.json, sys.stderr if target == "-" else None)
     return 0
+
+
+def check_outputs(target: Optional[str], sheet: Optional[Path], inputs: list[Optional[Path]]) -> None:
+    """Check that all files to write are free or ours. Raises `SinkError`."""
+    if target is not None and sheet is not None and in_sequence(sheet, target):
+        raise SinkError(f"the contact sheet {sheet} is a frame of {target}; give it another name")
+    check_targets([*sink_targets(target), (sheet, PICTURE)], inputs)
 
 
 def open_stream(pipeline: Pipeline, args: argparse.Namespace, plan: PlayPlan, target: Optional[str]) -> FrameStream:
@@ -189,8 +199,8 @@ def play_into(stream: FrameStream, target: Optional[str], sheet: Optional[Path],
         except KeyboardInterrupt:
             if stream.frame_count is not None:
                 raise
-        if collected is not None and sheet is not None:
-            collected.save(sheet)
+    if collected is not None and sheet is not None:
+        collected.save(sheet)
 
 
 def _open_sheet(stream: FrameStream) -> Any:

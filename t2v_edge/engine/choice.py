@@ -20,6 +20,7 @@ from t2v_edge.util.cache import cache_folder
 from t2v_edge.util.files import write_atomic
 from t2v_edge.util.machine import machine
 from t2v_edge.util.strict_json import dumps, loads
+from t2v_edge.util.targets import CACHE_FILE
 
 FOLDER = "engine-choice"
 FORMAT = 1
@@ -110,7 +111,7 @@ def _entry(folder: Path, key: Mapping[str, Any]) -> Path:
 
 def _write(path: Path, entry: Mapping[str, Any]) -> None:
     try:
-        write_atomic(path, dumps(entry))
+        write_atomic(path, dumps(entry), CACHE_FILE)
     except OSError:  # without a cache the next opening measures again
         pass
 

@@ -13,23 +13,24 @@ import av
 from t2v_edge.errors import SinkError
 from t2v_edge.frame import Frame
 from t2v_edge.sinks.base import Sink, check_frame
+from t2v_edge.sinks.marks import VIDEO
 from t2v_edge.util.files import atomic_file
 
 
 class ContainerSink(Sink):
-    """The base of the sinks that mux with PyAV. A subclass has `_start`, which adds the stream, and `_packets`."""
+    """The base of the sinks that mux with PyAV. A subclass has `_start`, which adds the stream,
+    `_packets`, and `_mark`.
+    """
 
     def __init__(self, target: str, size: tuple[int, int], options: Mapping[str, str]) -> None:
-        if Path(target).is_dir():
-            raise SinkError(f"{target} is a folder; give another name for the file")
         self._target = target
         self._size = size
         self._frames = 0
         self._exits = ExitStack()
         with ExitStack() as opened:
             try:
-                temporary = opened.enter_context(atomic_file(Path(target)))
-                self._container: Any = av.open(str(temporary), "w", options=dict(options))
+                self._temporary = opened.enter_context(atomic_file(Path(target), VIDEO))
+                self._container: Any = av.open(str(self._temporary), "w", options=dict(options))
             except (OSError, ValueError) as error:
                 raise SinkError(f"{target} cannot be written ({error}); check its folder and permissions") from error
             try:
@@ -41,6 +42,10 @@ class ContainerSink(Sink):
 
     @abstractmethod
     def _start(self, container: Any) -> None: ...
+
+    @abstractmethod
+    def _mark(self, path: Path) -> None:
+        """Mark a whole file as ours."""
 
     @abstractmethod
     def _packets(self, frame: Optional[Frame]) -> Any:
@@ -69,6 +74,7 @@ class ContainerSink(Sink):
                     self._close(quietly=error is not None)
                 if error is not None:
                     raise _Abandoned
+                self._mark(self._temporary)
         except _Abandoned:
             pass  # the temporary file is gone, and the caller's exception goes on
         except OSError as failure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Optional
 
 import av
@@ -12,6 +13,7 @@ import numpy as np
 
 from t2v_edge.frame import Frame
 from t2v_edge.sinks.container import ContainerSink
+from t2v_edge.sinks.marks import mark_gif
 
 TICKS = 100
 MIN_TICKS = 2
@@ -54,6 +56,9 @@ class GifSink(ContainerSink):
         stream.pix_fmt = "pal8"
         stream.time_base = stream.codec_context.time_base = Fraction(1, TICKS)
         self._stream = stream
+
+    def _mark(self, path: Path) -> None:
+        mark_gif(path)
 
     def _packets(self, frame: Optional[Frame]) -> Any:
         if frame is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Optional
 
 import av
@@ -12,6 +13,7 @@ import numpy as np
 from t2v_edge.errors import SinkError
 from t2v_edge.frame import Frame
 from t2v_edge.sinks.container import ContainerSink
+from t2v_edge.sinks.marks import mark_mp4
 
 _BT709 = 1
 _LIMITED = 1
@@ -44,6 +46,9 @@ class Mp4Sink(ContainerSink):
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED
         self._stream = stream
+
+    def _mark(self, path: Path) -> None:
+        mark_mp4(path)
 
     def _packets(self, frame: Optional[Frame]) -> Any:
         if frame is None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from t2v_edge.errors import SinkError
 from t2v_edge.frame import Frame
+from t2v_edge.sinks.marks import PICTURE
 from t2v_edge.sinks.png import encode_png
 from t2v_edge.util.files import write_atomic
 
@@ -55,11 +56,7 @@ class ContactSheet:
 
     def save(self, path: Path) -> None:
         """Write the sheet as a PNG, atomically."""
-        data = encode_png(self.pixels())
-        try:
-            write_atomic(path, data)
-        except OSError as error:
-            raise SinkError(f"{path} cannot be written ({error}); check its folder and permissions") from error
+        write_atomic(path, encode_png(self.pixels()), PICTURE, late=True)
 
 
 def contact_sheet(

@@ -32,15 +32,21 @@ def cache_root() -> Path:
 
 
 def cache_folder(name: str) -> Optional[Path]:
-    """The folder `name` in the cache, made with mode 0700. None if it cannot be made: then do without."""
+    """The folder `name` in the cache, made with mode 0700. None if it cannot be made or is not ours: do without.
+
+    Others may write in a shared root. They can put a folder or a link there, but it belongs to them.
+    """
     try:
         root = cache_root()
         root.parent.mkdir(parents=True, exist_ok=True)
         folder = root / name
         for path in (root, folder):
             path.mkdir(mode=0o700, exist_ok=True)
-        if stat.S_IMODE(folder.stat().st_mode) & 0o077 and sys.platform != "win32":
-            folder.chmod(0o700)
+        if sys.platform != "win32":
+            if {folder.lstat().st_uid, folder.stat().st_uid} != {os.geteuid()}:
+                return None
+            if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+                folder.chmod(0o700)
     except (OSError, RuntimeError):
         return None
     return folder

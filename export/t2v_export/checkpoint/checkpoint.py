@@ -18,16 +18,31 @@ from t2v_edge.bundle.tokenizer import tokenizer_errors
 from t2v_edge.errors import CheckpointError
 from t2v_edge.spec import STAGES, StageSpec, TensorSpec, check_stages
 from t2v_edge.util.files import atomic_folder
+from t2v_edge.util.targets import TargetKind
 from t2v_export.checkpoint.config import CheckpointConfig, StageConfig, parse_config
+from t2v_export.checkpoint.target import (
+    COMPRESSED,
+    EVALUATOR_FILES,
+    MAX_CONFIG_BYTES,
+    SAVED,
+    WEIGHTS,
+    WEIGHTS_FILES,
+    WRITTEN,
+    written_note,
+)
 from t2v_export.models import build_stage
 from t2v_export.models.contract import spec_of
 from t2v_export.weights.folder import folder_sha256, needed_file, plain_file
-from t2v_export.weights.tensors import MAX_FILE_BYTES, load_weights, pack_weights, read_weights, tensors_sha256
+from t2v_export.weights.tensors import (
+    MAX_FILE_BYTES,
+    load_weights,
+    pack_weights,
+    read_weights,
+    tensors_sha256,
+    with_metadata,
+)
 
-MAX_CONFIG_BYTES = 1 << 20
 MAX_TOKENIZER_BYTES = 64 << 20
-EVALUATOR_FILES = ("evaluator/evaluator.json", "evaluator/evaluator.safetensors", "evaluator/evaluator.onnx")
-WEIGHTS = {"text": "encoder/head", "motion": "motion", "render": "render"}
 
 
 @dataclass(frozen=True)
@@ -127,13 +142,15 @@ def save_checkpoint(
     evaluator: Mapping[str, bytes] | None = None,
     code: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float16,
+    kind: TargetKind = SAVED,
 ) -> None:
     """Write a checkpoint folder, whole or not at all, floats in `dtype`.
 
     `modules` are the stages by name; `tokenizer` the text of tokenizer.json; `evaluator` the files of
     `evaluator/` by name; `code` the sources of user classes by file name. A text module that loads a part of
-    itself from `encoder/` has `save_encoder() -> (config dict, state dict)`. Raises `CheckpointError` for
-    weights that are not finite.
+    itself from `encoder/` has `save_encoder() -> (config dict, state dict)`. `kind` says what is replaced. A
+    `COMPRESSED` one is checked at the end alone, see `atomic_file`. Raises `CheckpointError` for weights that are not
+    finite, and for a path that holds anything else.
     """
     files: dict[str, bytes] = {"config.json": _json(config.to_json()), "README.md": card.encode()}
     files["encoder/tokenizer.json"] = tokenizer.encode()
@@ -149,16 +166,22 @@ def save_checkpoint(
             files[f"{WEIGHTS[stage]}.safetensors"] = pack_weights(state, dtype)
     files |= {f"evaluator/{name}": data for name, data in (evaluator or {}).items()}
     files |= {name: source.encode() for name, source in (code or {}).items()}
-    with atomic_folder(Path(path)) as folder:
+    if kind is COMPRESSED:
+        holder = max(set(files) & set(WEIGHTS_FILES))
+        note = written_note({name: data for name, data in files.items() if name != holder})
+        files[holder] = with_metadata(files[holder], {WRITTEN: note})
+    with atomic_folder(Path(path), kind, late=kind is COMPRESSED) as folder:
         for name, data in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
 
 
-def save_loaded(checkpoint: Checkpoint, path: Path | str, dtype: torch.dtype = torch.float16) -> None:
+def save_loaded(
+    checkpoint: Checkpoint, path: Path | str, dtype: torch.dtype = torch.float16, kind: TargetKind = SAVED
+) -> None:
     """Write a loaded checkpoint, with its evaluator and its own code, whole or not at all.
 
-    Evaluator and code are read from `checkpoint.folder`. Raises `CheckpointError`.
+    Evaluator and code are read from `checkpoint.folder`. See `save_checkpoint`. Raises `CheckpointError`.
     """
     evaluator = {name: plain_file(checkpoint.folder, name, MAX_FILE_BYTES) for name in EVALUATOR_FILES}
     save_checkpoint(
@@ -170,6 +193,7 @@ def save_loaded(checkpoint: Checkpoint, path: Path | str, dtype: torch.dtype = t
         evaluator={Path(name).name: found.read_bytes() for name, found in evaluator.items() if found is not None},
         code=_own_code(checkpoint),
         dtype=dtype,
+        kind=kind,
     )
 
 

@@ -13,6 +13,7 @@ from t2v_calibration.captions import shipped_sets
 from t2v_edge.commands.arguments import LOADED
 from t2v_edge.errors import BundleError, UsageError
 from t2v_edge.util.files import atomic_folder
+from t2v_edge.util.targets import TargetKind, check_targets, foreign_entry, json_format
 from t2v_export.commands.arguments import add_allow_code
 from t2v_export.errors import AccuracyError
 from t2v_export.evaluate.caption_set import HELD_OUT, SlottedCaption, read_slotted
@@ -36,6 +37,18 @@ COUNT = 200
 """Captions to judge where none are counted."""
 LONG = 40
 """Lists longer than this are left out of what is printed."""
+
+
+def _flaw(folder: Path) -> str | None:
+    foreign = foreign_entry(folder, ("report.json", "report.html"))
+    if foreign is not None:
+        return f"{foreign} in it is not a comparison's"
+    report = folder / "report.json"
+    return None if report.is_file() and json_format(report) == "t2v-compare" else "it is not a report of compare"
+
+
+COMPARISON = TargetKind("the comparison", _flaw, BundleError, folder=True)
+"""A folder of report.json, known by its format, and report.html."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +127,8 @@ def run(args: argparse.Namespace) -> int:
 
     check_engine(args.engine)
     target = args.output or Path.cwd() / f"{args.bundle.resolve().name.removesuffix('.zip')}-compare"
-    check_target(target)
+    inputs = [args.bundle, args.against, args.evaluator, args.captions]
+    check_targets([(target, COMPARISON)], inputs)
     options = options_of(args)
     budget = CompareBudget(args.max_drop, args.min_psnr)
     if budget.max_drop is not None and not (options.evaluator and any(c.slots for c in options.captions)):
@@ -124,9 +138,10 @@ def run(args: argparse.Namespace) -> int:
         )
     measured = compare_bundle(args.bundle, options)
     report = make_report(measured, budget)
-    with atomic_folder(target) as folder:
+    page = make_page(report, measured)
+    with atomic_folder(target, COMPARISON, late=True) as folder:
         (folder / "report.json").write_bytes(to_bytes(report))
-        (folder / "report.html").write_text(make_page(report, measured), "utf-8")
+        (folder / "report.html").write_text(page, "utf-8")
     as_json = json.dumps(without_curves(report), indent=1, ensure_ascii=False)
     sys.stdout.write((as_json if args.json else to_text(report, str(target))) + "\n")
     broken = [sentence_of(demand) for demand in report["budget"]["demands"] if not demand["kept"]]
@@ -159,16 +174,6 @@ def captions_of(name: str | None, count: int | None) -> tuple[SlottedCaption, ..
         return tuple(SlottedCaption(text) for text in DEFAULT_CAPTIONS)[:count]
     captions: tuple[SlottedCaption, ...] = read_slotted(name or HELD_OUT, count)
     return captions if count is not None else captions[:COUNT]
-
-
-def check_target(target: Path) -> None:
-    """Check that `target` is free, empty or an older report; raises `BundleError`."""
-    from t2v_export.compare.report import FORMAT
-
-    report = target / "report.json"
-    written = report.is_file() and f'"format": "{FORMAT}"'.encode() in report.read_bytes()[:4096]
-    if target.exists() and not written and (not target.is_dir() or any(target.iterdir())):
-        raise BundleError(f"{target} is not a report of t2v-edge compare and is left alone; give another -o FOLDER")
 
 
 def without_curves(value: Any) -> Any:

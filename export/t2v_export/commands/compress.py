@@ -26,6 +26,8 @@ examples:
   t2v-edge compress my-model --recipe my-recipe.toml --train-on cuda:1 -o my-small --log training.json
   t2v-edge compress my-model --recipe small --only-stage render     # on one GPU, and the other stages on another"""
 
+LOG_FORMAT = "t2v-compress-log"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
@@ -49,9 +51,13 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("there is no place for the checkpoint; give -o FOLDER")
 
     from t2v_edge.util.files import write_atomic
+    from t2v_edge.util.targets import check_targets, json_target
     from t2v_export.checkpoint.checkpoint import load_checkpoint, save_loaded
+    from t2v_export.checkpoint.target import COMPRESSED
     from t2v_export.compress.passes import PassOptions, compress, training_device
 
+    log = json_target("the log", LOG_FORMAT)
+    check_targets([(args.output, COMPRESSED), (args.log, log)], [args.checkpoint, args.recipe, args.corpus])
     recipe = recipe_of(args.recipe, args.corpus)
     if not recipe.checkpoint_passes:
         raise UsageError(f"recipe {recipe.name!r} has no pass that makes a checkpoint; export with it instead")
@@ -59,10 +65,13 @@ def run(args: argparse.Namespace) -> int:
     device = training_device(args.train_on)
     options = PassOptions(args.seed, args.allow_code, store_of(args), device, True, args.only_stage)
     made = compress(checkpoint, recipe, options)
-    if args.log:
-        write_atomic(args.log, (json.dumps(made.logs, indent=1) + "\n").encode())
-    if args.output is not None and args.only_stage is None:
-        save_loaded(made.checkpoint, args.output)
+    try:
+        if args.log:
+            text = json.dumps({"format": LOG_FORMAT, **made.logs}, indent=1) + "\n"
+            write_atomic(args.log, text.encode(), log, late=True)
+    finally:
+        if args.output is not None and args.only_stage is None:
+            save_loaded(made.checkpoint, args.output, kind=COMPRESSED)
     shown = summary(checkpoint, made)
     sys.stdout.write((json.dumps(shown, indent=2) if args.json else table(shown)) + "\n")
     return 0

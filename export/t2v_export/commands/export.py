@@ -108,11 +108,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and print what was written. Returns the exit code 0; raises `T2VError`."""
+    from t2v_edge.bundle.target import bundle_target
     from t2v_edge.device.profile import load_profile
+    from t2v_edge.util.targets import check_targets
     from t2v_export.compress.passes import training_device
     from t2v_export.exporter.captions import DEFAULT_CAPTIONS, read_captions
     from t2v_export.exporter.export import VARIANTS, ExportOptions, export_checkpoint
 
+    inputs = [args.checkpoint, args.captions, args.evaluator, args.judge, args.recipe, args.corpus]
+    check_targets([(args.output, bundle_target(args.output))], inputs)
     profile = load_profile(args.device)
     listed = args.variants.split(",") if args.variants else [v for v in VARIANTS if v in profile.precisions]
     asked = tuple(v.strip() for v in listed)

@@ -9,7 +9,9 @@ from typing import Any
 
 from t2v_edge.bundle.bundle import write_bundle
 from t2v_edge.bundle.manifest import Manifest
+from t2v_edge.bundle.target import bundle_target
 from t2v_edge.device.profile import DeviceProfile
+from t2v_edge.util.targets import check_targets
 from t2v_export.checkpoint.checkpoint import load_checkpoint
 from t2v_export.checkpoint.tokenizer import caption_tokenizer
 from t2v_export.compress.passes import PassOptions, compress
@@ -50,8 +52,9 @@ def export_checkpoint(
         CheckpointError: the checkpoint cannot be read, or a stage gives NaN or infinity.
         SpecError: a graph is not valid, or an engine of the device would refuse or misread it. It names the node.
         AccuracyError: a graph is too far from torch.
-        BundleError: the bundle cannot be written.
+        BundleError: `out` is not free or a bundle, or cannot be written. This is checked before any work.
     """
+    check_targets([(Path(out), bundle_target(Path(out)))], [path])
     checkpoint = load_checkpoint(path, options.allow_code)
     if options.recipe and options.recipe.checkpoint_passes:
         passing = PassOptions(options.seed, options.allow_code, options.store, options.train_on, options.progress)
@@ -61,5 +64,5 @@ def export_checkpoint(
     results = run_plan(plan_export(options, profile), context)
     taken = shipped(results.graphs, results.choice, options.ship)
     manifest, report = make_manifest(context, results, taken), make_report(context, results, taken)
-    written = write_bundle(out, manifest, bundle_files(context, results, manifest, report))
+    written = write_bundle(out, manifest, bundle_files(context, results, manifest, report), late=True)
     return Exported(Path(out), written, results.differences, results.latencies, report)

@@ -154,10 +154,14 @@ def pack_weights(tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float
                 )
         packed[name] = tensor.contiguous().clone()
     data: bytes = safetensors.torch.save(packed, {"format": "pt", "sha256": tensors_sha256(packed)})
-    # the library writes the header's metadata in hash order; here it gets a fixed one
+    return with_metadata(data, {})
+
+
+def with_metadata(data: bytes, more: Mapping[str, str]) -> bytes:
+    """A safetensors file with more metadata, in the order of its names. The library writes them in hash order."""
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    header["__metadata__"] = dict(sorted({**header["__metadata__"], **more}.items()))
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + data[8 + length :]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from t2v_edge.commands.arguments import add_bundle, add_engine, add_fps, add_json, add_seed, add_throughput
 from t2v_edge.commands.bench.live import add_live_arguments, check_not_live, run_live
-from t2v_edge.commands.output import PhaseBar, print_result, write_report
+from t2v_edge.commands.output import REPORT, PhaseBar, print_result, write_report
 from t2v_edge.errors import UsageError
+from t2v_edge.util.targets import check_targets
 
 DESCRIPTION = "Measure a bundle here: stages, frames, first frames, caption changes, memory, power."
 EXAMPLES = """examples:
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.report is not None and args.report.suffix.lower() != ".json":
         raise UsageError(f"the report {args.report} must end with .json")
+    check_targets([(args.report, REPORT)], [args.bundle, args.captions, args.token_file, args.tls_ca])
     if args.live:
         return run_live(args)
     check_not_live(args)

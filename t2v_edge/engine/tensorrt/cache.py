@@ -20,6 +20,7 @@ from t2v_edge.errors import BundleError
 from t2v_edge.util.cache import cache_folder
 from t2v_edge.util.files import write_atomic
 from t2v_edge.util.strict_json import dumps, loads
+from t2v_edge.util.targets import CACHE_FILE
 
 if sys.platform != "win32":
     import fcntl
@@ -79,7 +80,7 @@ class EngineCache:
             return
         header = dumps({"key": dict(key), "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)})
         try:
-            write_atomic(self._path(key), MARK + len(header).to_bytes(4, "little") + header + data)
+            write_atomic(self._path(key), MARK + len(header).to_bytes(4, "little") + header + data, CACHE_FILE)
         except OSError:
             pass
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -150,6 +153,78 @@ def test_two_renames_serve_where_names_cannot_be_exchanged(tiny, tmp_path, monke
     tiny.write(path)
     assert (path / "README.md").read_bytes() == b"# new\n"
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
-    os.rename(path, tmp_path / ".b.previous")  # as a run killed between the two renames leaves it
+    os.rename(path, tmp_path / ".b.previous-0123456789ab")  # as a run killed between the two renames leaves it
     files.remove_stale(path)
+    Bundle.open(path).close()
+
+
+# -- a person's files stay --------------------------------------------------------------------------------------
+
+
+def zip_of(path: Path, files: dict, comment: bytes = b"", before: bytes = b"", time=(1980, 1, 1, 0, 0, 0)) -> None:
+    path.write_bytes(before)
+    with zipfile.ZipFile(path, "a") as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name, time), data)
+        archive.comment = comment
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "fp16/notes.txt", "my notes.txt", ".notes", "photos/"])
+def test_a_persons_file_in_a_bundle_is_named_and_nothing_is_written(tiny, tmp_path, name):
+    path = tiny.write(tmp_path / "b")
+    (path / name).mkdir() if name.endswith("/") else (path / name).write_text("a person's")
+    before = tree(tmp_path)
+    with pytest.raises(BundleError, match=f"{re.escape(name.rstrip('/'))} in it .*; give another name"):
+        tiny.write(path)
+    assert tree(tmp_path) == before and (path / name).exists() and os.listdir(tmp_path) == ["b"]
+
+
+def test_a_folder_with_another_manifest_is_no_bundle(tiny, tmp_path):
+    for number, text in enumerate(['{"format": "t2v-bundle"}', '{"name": "my extension"}', "x"]):
+        (tmp_path / f"b{number}").mkdir()
+        (tmp_path / f"b{number}" / "manifest.json").write_text(text)
+        with pytest.raises(BundleError, match="it is not a bundle"):
+            tiny.write(tmp_path / f"b{number}")
+        assert (tmp_path / f"b{number}" / "manifest.json").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {"notes.txt": b"a person's"}},
+        {"files": {"photos/": b""}},
+        {"comment": b"a person's"},
+        {"before": b"#!/bin/sh\n"},
+        {"time": (2020, 1, 1, 0, 0, 0)},
+    ],
+    ids=str,
+)
+def test_a_zip_that_an_export_did_not_write_stays(tiny, tmp_path, change):
+    files = tree(tiny.write(tmp_path / "b"))
+    ours = ["manifest.json", *sorted(set(files) - {"manifest.json"})]
+    files = {name: files[name] for name in ours}
+    zip_of(tmp_path / "ours.zip", files)
+    tiny.write(tmp_path / "ours.zip")
+    zip_of(tmp_path / "b.zip", {**files, **change.pop("files", {})}, **change)
+    before = tree(tmp_path)
+    with pytest.raises(BundleError, match=r"b\.zip is left alone: .*; give another name"):
+        tiny.write(tmp_path / "b.zip")
+    assert tree(tmp_path) == before
+
+
+def test_a_zip_that_only_has_a_manifest_stays(tiny, tmp_path):
+    for number, text in enumerate([b"{}", b'{"format": "t2v-bundle"}', b"0" * (9 << 20)]):
+        zip_of(tmp_path / f"{number}.zip", {"manifest.json": text, "photo.jpg": b"a person's"})
+        before = (tmp_path / f"{number}.zip").read_bytes()
+        with pytest.raises(BundleError, match="it is not a bundle; give another name"):
+            tiny.write(tmp_path / f"{number}.zip")
+        assert (tmp_path / f"{number}.zip").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle.zip"])
+def test_a_bundle_has_the_modes_of_the_umask_and_opens_again(tiny, tmp_path, umask, name):
+    path = tiny.write(tmp_path / name)
+    tiny.write(path)
+    for one in (path, *path.rglob("*")):
+        assert stat.S_IMODE(one.stat().st_mode) == (0o777 if one.is_dir() else 0o666) & ~umask, one
     Bundle.open(path).close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 
 import numpy as np
 import pytest
@@ -252,3 +253,10 @@ def test_the_command_line_takes_an_engine_and_reports_one_for_each_stage(bundle_
     monkeypatch.setattr(engine, "find_spec", lambda module: None)
     assert main([*arguments, "openvino"]) == 1
     assert "pip install 't2v-edge[openvino]'" in capsys.readouterr().err
+
+
+def test_a_choice_is_remembered_under_every_umask(bench, tmp_path, umask):
+    assert bench.choose() == ("openvino", True)
+    assert bench.choose() == ("openvino", False)
+    (path,) = (tmp_path / "cache" / choice.FOLDER).iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -123,13 +123,14 @@ def test_raw_is_the_pixels_and_nothing_else():
 @pytest.mark.parametrize("name", ["x.mp4", "x.gif"])
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
 def test_a_failed_run_leaves_the_previous_file_and_nothing_else(tmp_path, name, failure):
-    (tmp_path / name).write_bytes(b"previous")
+    write(tmp_path / name, make_frames(2))
+    previous = (tmp_path / name).read_bytes()
     with pytest.raises(failure), open_sink(str(tmp_path / name), Fraction(16), SIZE) as sink:
         for frame in make_frames(30):
             sink.write(frame)
         raise failure
     assert os.listdir(tmp_path) == [name]
-    assert (tmp_path / name).read_bytes() == b"previous"
+    assert (tmp_path / name).read_bytes() == previous
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.gif"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import stat
 import sys
 from pathlib import Path
@@ -55,3 +56,21 @@ def test_where_no_folder_can_be_made_there_is_none(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv(VARIABLE, str(tmp_path / "file" / "cache"))
     assert cache_folder("things") is None
+
+
+def test_the_folder_is_its_users_alone_under_every_umask(tmp_path, monkeypatch, umask):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    for root in (shared, tmp_path / "new" / "cache"):
+        monkeypatch.setenv(VARIABLE, str(root))
+        folder = cache_folder("things")
+        assert folder is not None and mode_of(folder) == 0o700
+    assert mode_of(shared) == 0o777 & ~umask, "the folder that the user named keeps its mode"
+
+
+def test_a_folder_that_someone_else_put_in_a_shared_root_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    (tmp_path / "things").mkdir(mode=0o755)
+    mine = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+    assert cache_folder("things") is None and mode_of(tmp_path / "things") == 0o755

@@ -145,7 +145,7 @@ sys.exit(main(sys.argv[1:]))"""
     killed.kill()
     killed.wait()
     assert not (tmp_path / "never").exists() and list((tmp_path / "killed").rglob("render.state.pt"))
-    assert run("killed", "resumed").wait() == run("whole", "whole").wait() == 0
+    assert run("killed", "resumed").wait() == run("fresh", "whole").wait() == 0
     files = [p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file()]
     for name in files:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes(), name

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from t2v_edge.util.files import atomic_file
+from t2v_edge.util.targets import CACHE_FILE
 from t2v_export.errors import TrainingError
 
 SAVE_EVERY_S = 30.0
@@ -132,7 +133,7 @@ def _figures(
 def _save(trainer: StageTrainer, average: Average, log: list[dict[str, Any]], done: int, file: Path) -> None:
     student, averaged = trainer.student.state_dict(), average.module.state_dict()
     state = {"done": done, "log": json.dumps(log), "student": student, "average": averaged, "lesson": trainer.state()}
-    with atomic_file(file) as temporary:
+    with atomic_file(file, CACHE_FILE) as temporary:
         torch.save(state, temporary)
 
 

@@ -158,3 +158,21 @@ def test_of_processes_that_want_an_engine_at_once_one_builds_it(tmp_path, first_
         process.join(60)
     assert [p.exitcode for p in processes] == [int(first_dies), 0, 0]
     assert log.read_text().count("made") == 1 + first_dies
+
+
+def test_an_engine_is_kept_under_every_umask(tmp_path, umask):
+    cache = EngineCache(tmp_path)
+    made = []
+    for _ in range(3):
+        assert cache.get_or_make(KEY, lambda: made.append(1) or ENGINE)[0] == ENGINE
+    assert len(made) == 1
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_an_entry_that_the_group_may_write_is_made_again_once(cache):
+    cache.put(KEY, ENGINE)
+    entry(cache).chmod(0o664)
+    made = []
+    for _ in range(3):
+        cache.get_or_make(KEY, lambda: made.append(1) or ENGINE)
+    assert len(made) == 1

@@ -71,7 +71,7 @@ def make_encoder(make_checkpoint, tmp_path):
         config = getattr(transformers, family)(
             **{**FAMILIES[family], **changes}, vocab_size=len(SPECIAL) + len(PIECES), pad_token_id=0
         )
-        folder = tmp_path / family
+        folder = tmp_path / f"{family}-encoder"
         transformers.AutoModel.from_config(config).save_pretrained(folder)
         options = {"tokens": 24, "pooling": "attention", "queries": 2, "groups": [4, 2]}
         path = make_checkpoint(family, folder=folder, text=StageConfig("transformers", options))
